@@ -1,0 +1,29 @@
+"""Typed errors, named by who must act. Each message says where, what was found, and what to do."""
+
+
+class EasyEditorError(Exception):
+    """Root of every error this library raises on purpose; scripts print it as one line and exit with 2."""
+
+
+class ConfigError(EasyEditorError):
+    """A hyper-parameter file, key, value or flag is wrong: the user changes the configuration."""
+
+
+class DataError(EasyEditorError):
+    """A request, dataset record or sentence file is wrong: the user changes the data."""
+
+
+class StatsError(EasyEditorError):
+    """A second-moment statistics file is missing, corrupt, or belongs to another model."""
+
+
+class ModelError(EasyEditorError):
+    """A model or tokenizer cannot be fetched, loaded, or is not of a kind the library can edit."""
+
+
+class NumericalError(EasyEditorError):
+    """An edit came out non-finite. A tiny denominator alone never raises: collapse stays observable."""
+
+
+class OutputError(EasyEditorError):
+    """A result could not be written (disk full, read-only folder, a file in the way)."""

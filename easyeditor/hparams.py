@@ -1,0 +1,238 @@
+"""Hyper-parameters: YAML to a typed dataclass. Unknown or duplicate keys and wrong types are errors with the near name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from easyeditor.errors import ConfigError
+
+H = TypeVar("H", bound="HyperParams")
+
+
+@dataclass(kw_only=True)
+class HyperParams:
+    """What every method shares. Attributes may be assigned; the library works on its own validated copy."""
+
+    alg_name: str
+    """Method, as the registry knows it."""
+    model_name: Any
+    """Folder, hub name, `smollm2-135m` (the embedded model), or a loaded (model, tokenizer) pair."""
+    device: int | str = 0
+    """GPU number, or a torch device such as `cpu` or `cuda:1`. A number on a machine without GPU means CPU, with a warning."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = "float32"
+    """Dtype the weights are loaded in; `auto` keeps the checkpoint's."""
+    fp16: bool = False
+    """EasyEdit's switch: load in float16."""
+    model_parallel: bool = False
+    """Spread the layers over all GPUs (`device_map="auto"`)."""
+    seed: int = 0
+    """Seed of everything sampled: contexts and the test-time prefix."""
+    replay: bool = True
+    """Run only what an edit can change; false gives the plain full forwards (same numbers, several times slower)."""
+    batch_tokens: int = 8192
+    """Most tokens in one forward; bounds memory."""
+    max_length: int = 2048
+    """Longest text in tokens that is accepted for a prompt or a perplexity sentence."""
+    ppl_sentence_num: int = 50
+    """Sentences in the perplexity probe after each edit: 50 (ours or the papers'), 1000 or 10000 (the papers' files); 0 = off."""
+    ppl_batch_size: int = 10
+    """Sentences in one forward on the plain path (the fast path batches by tokens)."""
+    collapse_threshold: float = 1000.0
+    """Perplexity above which an edited model counts as collapsed (the papers' value)."""
+    collapse_ratio: float = 5.0
+    """Collapse also needs perplexity above this many times the unedited model's: for models whose base is already high."""
+
+    loaded_from: ClassVar[str] = "hparams"
+
+    @classmethod
+    def from_hparams(cls: type[H], name: str | Path) -> H:
+        """Read one YAML file; `.yaml` is appended unless the name ends in it.
+
+        Raises:
+            ConfigError: missing, empty or binary file; unknown, duplicate or missing key; wrong type.
+        """
+        path = yaml_path(name)
+        return cls.from_dict(read_yaml(path), where=str(path))
+
+    @classmethod
+    def from_dict(cls: type[H], values: Mapping[str, Any], where: str = "hparams") -> H:
+        """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a list)."""
+        known = field_types(cls)
+        problems = [unknown_key(key, known, cls) for key in values if key not in known]
+        missing = [f.name for f in dataclasses.fields(cls) if _is_required(f) and f.name not in values]
+        problems += [f"key {name!r} is missing; {cls.__name__} needs it" for name in missing]
+        typed: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in known:
+                try:
+                    typed[key] = coerce(value, known[key], key)
+                except ConfigError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ConfigError(f"{where}: " + "; ".join(problems))
+        hparams = cls(**typed)
+        hparams.validate(where)
+        return hparams
+
+    def override(self: H, settings: Iterable[str]) -> H:
+        """A copy with `key=value` texts applied, each typed by its field (values are read as YAML)."""
+        known = field_types(type(self))
+        changed: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            key = key.strip()
+            if not equals:
+                raise ConfigError(f"--set {setting}: write key=value")
+            if key not in known:
+                raise ConfigError(f"--set {setting}: {unknown_key(key, known, type(self))}")
+            try:
+                value = yaml.safe_load(text) if text.strip() else None
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--set {setting}: the value is not readable as YAML ({_one_line(error)})") from error
+            try:
+                changed[key] = coerce(value, known[key], key)
+            except ConfigError as error:
+                raise ConfigError(f"--set {setting}: {error}") from error
+        copy = dataclasses.replace(self, **changed)
+        copy.validate("--set")
+        return copy
+
+    def checked(self: H) -> H:
+        """The library's own copy: attributes may have been assigned since loading, so types are checked again."""
+        pair = self.model_name
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_name"}
+        return type(self).from_dict({**values, "model_name": pair}, where=type(self).__name__)
+
+    def validate(self, where: str) -> None:
+        """Cross-checks between fields. Raises ConfigError."""
+        require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
+        require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")
+        require(self.batch_tokens > 0, where, "batch_tokens", self.batch_tokens, "1 or more")
+        require(self.max_length > 0, where, "max_length", self.max_length, "1 or more")
+        require(self.collapse_threshold > 0, where, "collapse_threshold", self.collapse_threshold, "a number above 0")
+        require(self.collapse_ratio >= 1, where, "collapse_ratio", self.collapse_ratio, "a number of at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the run folder; a (model, tokenizer) pair is named by its config."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.model_name, str):
+            model = self.model_name[0]
+            values["model_name"] = f"<loaded {type(model).__name__} {model.config.name_or_path!r}>"
+        return values
+
+
+def require(condition: bool, where: str, key: str, found: Any, allowed: str) -> None:
+    """Raise ConfigError in the house form unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{where}: {key} is {found!r}; allowed: {allowed}")
+
+
+def yaml_path(name: str | Path) -> Path:
+    """The file a user means by `hparams/ROME/qwen2.5-7b`: `.yaml` appended unless it is there (or is `.yml`)."""
+    text = str(name)
+    return Path(text if text.endswith((".yaml", ".yml")) else text + ".yaml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML mapping; a duplicate key is an error rather than the last one winning."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file{_neighbours(path)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name -> declared type of a dataclass."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def coerce(value: Any, declared: Any, key: str) -> Any:
+    """Bring a YAML value to its declared type. Raises ConfigError naming the key, the value and what is allowed."""
+    if declared is Any:
+        return value
+    if isinstance(value, bool) and declared in (int, float):
+        raise ConfigError(f"{key} is {value!r} (bool); allowed: {describe_type(declared)}")
+    try:
+        return TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        wanted = describe_type(declared)
+        raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); allowed: {wanted}") from error
+
+
+def describe_type(declared: Any) -> str:
+    """A type as a user reads it: `int | str`, `one of 'a', 'b'`."""
+    options = getattr(declared, "__args__", ())
+    if getattr(declared, "__origin__", None) is Literal:
+        return "one of " + ", ".join(repr(option) for option in options)
+    if declared is type(None):
+        return "null"
+    if options and type(declared).__name__ in ("UnionType", "_UnionGenericAlias", "Union"):
+        return " or ".join(describe_type(option) for option in options)
+    return declared.__name__ if isinstance(declared, type) and not options else str(declared)
+
+
+def unknown_key(key: str, known: Iterable[str], cls: type) -> str:
+    """The message for a key no field has, with the nearest field name."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"unknown key {key!r} for {cls.__name__}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def read_json_list(path: Path, what: str) -> list[Any]:
+    """Read a JSON list, as a ConfigError when it is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {what} must be a JSON list ({_one_line(error)})") from error
+    if not isinstance(values, list):
+        raise ConfigError(f"{path}: {what} must be a JSON list, found {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain text", key_node.start_mark)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _neighbours(path: Path) -> str:
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
+    return f"; in {path.parent} there are: {', '.join(near)}" if near else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

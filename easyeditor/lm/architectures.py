@@ -1,0 +1,167 @@
+"""Every model-specific fact, keyed by `config.model_type` and by layer class. Nothing elsewhere knows a model's name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from easyeditor.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Where a decoder keeps its parts; `{}` stands for the layer number.
+
+    `replay` says that the blocks pass one hidden state on and attend through a key-value cache, so that a run
+    can start at any block and any token (lm/replay.py).
+    """
+
+    block: str
+    mlp: str
+    rewrite: str
+    replay: bool = True
+
+
+_LLAMA = Architecture(
+    block="model.layers.{}", mlp="model.layers.{}.mlp", rewrite="model.layers.{}.mlp.down_proj"
+)
+_GPT2 = Architecture(
+    block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.c_proj"
+)
+_GPTJ = Architecture(
+    block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.fc_out"
+)
+_NEOX = Architecture(
+    block="gpt_neox.layers.{}", mlp="gpt_neox.layers.{}.mlp", rewrite="gpt_neox.layers.{}.mlp.dense_4h_to_h"
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "gptj": _GPTJ,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """The parts of one model that editing touches, resolved and checked."""
+
+    model: PreTrainedModel
+    architecture: Architecture
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder blocks, first to last."""
+        parent, _, _ = self.architecture.block.rpartition(".")
+        return list(self.model.get_submodule(parent).children())
+
+    def block(self, layer: int) -> nn.Module:
+        """Decoder block `layer`."""
+        return self.model.get_submodule(self.architecture.block.format(layer))
+
+    def mlp(self, layer: int) -> nn.Module:
+        """MLP of block `layer`: its output is the value ROME searches."""
+        return self.model.get_submodule(self.architecture.mlp.format(layer))
+
+    def rewrite(self, layer: int) -> nn.Module:
+        """The projection whose weight is edited; its input is the key."""
+        return self.model.get_submodule(self.architecture.rewrite.format(layer))
+
+    def rewrite_name(self, layer: int) -> str:
+        """Module path of `rewrite(layer)`."""
+        return self.architecture.rewrite.format(layer)
+
+    def weight_name(self, layer: int) -> str:
+        """Parameter name of the edited weight."""
+        return self.rewrite_name(layer) + ".weight"
+
+    def check_layers(self, layers: list[int], key: str = "layers") -> None:
+        """Raise ConfigError unless every layer exists."""
+        count = len(self.blocks)
+        for layer in layers:
+            if not 0 <= layer < count:
+                raise ConfigError(
+                    f"{key}: layer {layer} is out of range; {type(self.model).__name__} has layers 0 to {count - 1}"
+                )
+
+    def layer_of(self, parameter: str) -> int | None:
+        """The block a parameter name belongs to, or None when it lies outside the blocks."""
+        before, _, after = self.architecture.block.partition("{}")
+        match = re.match(re.escape(before) + r"(\d+)" + re.escape(after) + r"\.", parameter)
+        return int(match.group(1)) if match else None
+
+
+def anatomy(
+    model: PreTrainedModel, *, block: str | None = None, mlp: str | None = None, rewrite: str | None = None
+) -> Anatomy:
+    """Find a model's parts: by its type, or by the templates a YAML gives (which win and must exist in the model).
+
+    Raises:
+        ConfigError: unknown model type without templates, or a template that names no module of this model.
+        ModelError: the rewrite module is not a Linear or Conv1D layer.
+    """
+    kind = model.config.model_type
+    known = ARCHITECTURES.get(kind)
+    if known is None and not (block and mlp and rewrite):
+        raise ConfigError(
+            f"model type {kind!r} is not known ({', '.join(sorted(ARCHITECTURES))} are); set layer_module_tmp, "
+            "mlp_module_tmp and rewrite_module_tmp in the YAML"
+        )
+    found = Architecture(
+        block=block or _of(known).block,
+        mlp=mlp or _of(known).mlp,
+        rewrite=rewrite or _of(known).rewrite,
+        replay=known is not None and block in (None, known.block),
+    )
+    parts = Anatomy(model=model, architecture=found)
+    for key, template in (
+        ("layer_module_tmp", found.block),
+        ("mlp_module_tmp", found.mlp),
+        ("rewrite_module_tmp", found.rewrite),
+    ):
+        _check_template(model, key, template)
+    weight_is_transposed(parts.rewrite(0))
+    return parts
+
+
+def weight_is_transposed(module: nn.Module) -> bool:
+    """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs). By class, never by shape."""
+    if isinstance(module, Conv1D):
+        return True
+    if isinstance(module, nn.Linear):
+        return False
+    raise ModelError(
+        f"cannot edit a {type(module).__name__}; the rewrite module must be an unquantised torch Linear or a GPT-2 Conv1D"
+    )
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Longest sequence the model has positions for, or None when its config does not say."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _of(known: Architecture | None) -> Architecture:
+    assert known is not None
+    return known
+
+
+def _check_template(model: PreTrainedModel, key: str, template: str) -> None:
+    modules = {name for name, _ in model.named_modules()}
+    if template.format(0) in modules:
+        return
+    near = difflib.get_close_matches(template.format(0), sorted(modules), n=1)
+    hint = f"; near: {near[0].replace('.0', '.{}', 1)!r}" if near else ""
+    raise ConfigError(f"{key}: {template!r} names no module of {type(model).__name__} ({model.config.model_type}){hint}")

@@ -1,0 +1,138 @@
+"""Watch and change what flows through modules: context managers, undone in `finally`, always (batch, time, width).
+
+    tapped(module, on_input=, on_output=)   see or replace a module's hidden-state input or output
+    watched(block)                          collect what a block is given
+    skipped(modules)                        let modules pass their input on unchanged
+    selected_head(model, rows, positions)   send only some positions through the output head
+    stopping()                              end a forward early from inside a tap (raise StopForward)
+
+Nobody else touches `register_*hook` or a module's `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Tap = Callable[[Tensor], "Tensor | None"]
+
+
+class StopForward(Exception):
+    """Raised inside a tap to end the forward; `stopping` swallows it."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Swallow a StopForward raised by a tap inside the block."""
+    with suppress(StopForward):
+        yield
+
+
+@contextmanager
+def tapped(module: nn.Module, *, on_input: Tap | None = None, on_output: Tap | None = None) -> Iterator[None]:
+    """Call `on_input` / `on_output` with the hidden states (batch, time, width); a returned tensor replaces them."""
+    handles = []
+    try:
+        if on_input is not None:
+            handles.append(module.register_forward_pre_hook(_pre_hook(on_input), with_kwargs=True))
+        if on_output is not None:
+            handles.append(module.register_forward_hook(_post_hook(on_output)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One forward of one block: the hidden states it was given, and whether it answered with a tuple."""
+
+    hidden_BTD: Tensor
+    tuple_output: bool
+
+
+@contextmanager
+def watched(block: nn.Module) -> Iterator[list[Passage]]:
+    """Collect one Passage for every forward of `block` inside the context."""
+    passages: list[Passage] = []
+    inputs: list[Tensor] = []
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        passages.append(Passage(inputs.pop(), isinstance(output, tuple)))
+
+    handle = block.register_forward_hook(after)
+    try:
+        with tapped(block, on_input=lambda hidden: inputs.append(hidden.detach())):
+            yield passages
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def skipped(modules: Sequence[nn.Module], *, tuple_output: bool) -> Iterator[None]:
+    """Replace the forward of `modules` by "return the hidden states you were given".
+
+    `tuple_output` says how these blocks answer: a bare tensor, or a tuple whose first entry is the hidden states.
+    """
+
+    def passed_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, None) if tuple_output else hidden
+
+    with ExitStack() as undo:
+        for module in modules:
+            undo.callback(_restore_forward, module, module.__dict__.get("forward"))
+            module.forward = passed_on
+        yield
+
+
+@contextmanager
+def selected_head(model: PreTrainedModel, rows_S: Tensor, positions_S: Tensor) -> Iterator[None]:
+    """Send only the hidden states at (row, position) pairs through the output head: logits come out (1, S, vocabulary).
+
+    Works for any model with an output head, tied or renamed; what the model does after its head (soft caps, scales) it
+    does to the selected logits.
+    """
+    head = model.get_output_embeddings()
+
+    def gather(hidden_BTD: Tensor) -> Tensor:
+        device = hidden_BTD.device
+        return hidden_BTD[rows_S.to(device), positions_S.to(device)].unsqueeze(0)
+
+    with tapped(head, on_input=gather):
+        yield
+
+
+def _pre_hook(tap: Tap) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        replaced = tap(hidden)
+        if replaced is None:
+            return None
+        if args:
+            return (replaced, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": replaced}
+
+    return hook
+
+
+def _post_hook(tap: Tap) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            replaced = tap(output[0])
+            return None if replaced is None else (replaced, *output[1:])
+        return tap(output)
+
+    return hook
+
+
+def _restore_forward(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.__dict__["forward"]
+    else:
+        module.forward = forward

@@ -1,0 +1,95 @@
+"""One door for models: a name, a folder or a (model, tokenizer) pair; one door each for device and dtype."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import ConfigError, ModelError
+from easyeditor.lm import embedded
+
+LOG = logging.getLogger(__name__)
+
+_WARNED: set[str] = set()
+
+
+def load(
+    name: Any, *, device: int | str = 0, dtype: str = "float32", fp16: bool = False, model_parallel: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer; a given pair is passed through as it is.
+
+    `name` may be `smollm2-135m` or its folder (fetched on first use), a folder, or a hub name.
+
+    Raises:
+        ModelError: nothing loadable there, or a corrupt file. ConfigError: no such device or dtype.
+    """
+    if not isinstance(name, (str, Path)):
+        return _pair(name)
+    if embedded.is_embedded(str(name)):
+        name = embedded.ensure()
+    target = None if model_parallel else resolve_device(device)
+    kind: Any = torch.float16 if fp16 else ("auto" if dtype == "auto" else getattr(torch, dtype))
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
+    if model_parallel:
+        options["device_map"] = "auto"
+    path = str(name)
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ModelError(f"{path}: no such model folder; put the checkpoint there or give a hub name")
+    try:
+        tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds
+        raise ModelError(f"{path}: cannot be loaded as a causal language model ({_reason(error)})") from error
+    if target is not None:
+        model = model.to(target)
+    return model.eval(), tok
+
+
+def resolve_device(device: int | str) -> torch.device:
+    """A GPU number or torch device text to a device. A number without any GPU means CPU, with one warning."""
+    if isinstance(device, int) or str(device).isdigit():
+        if not torch.cuda.is_available():
+            _warn_once(f"device: {device} asks for a GPU and there is none; using the CPU")
+            return torch.device("cpu")
+        device = f"cuda:{device}"
+    try:
+        found = torch.device(device)
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("no GPU is available")
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"there are {torch.cuda.device_count()} GPUs")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used ({_reason(error)}); try cpu or a GPU number") from error
+    return found
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the device of the embedding, whatever the device map."""
+    return model.get_input_embeddings().weight.device
+
+
+def _pair(pair: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model, tok = pair
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model_name must be a text or a (model, tokenizer) pair, found {type(pair).__name__}") from error
+    if not isinstance(model, PreTrainedModel) or not isinstance(tok, PreTrainedTokenizerBase):
+        found = f"({type(model).__name__}, {type(tok).__name__})"
+        raise ConfigError(f"model_name must be a (model, tokenizer) pair from transformers, found {found}")
+    return model, tok
+
+
+def _warn_once(text: str) -> None:
+    if text not in _WARNED:
+        _WARNED.add(text)
+        LOG.warning(text)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,209 @@
+"""Run only what an edit can change: the plain full forward, and the replay that gives the same numbers for less.
+
+Both answer one question: given an offset per row, added to a module's output at the row's lookup token, what are the
+logits at the positions that are scored? Three facts make replay cheap:
+  1. before the lookup token nothing changes: keys and values of that prefix are computed once;
+  2. below the edited block nothing changes: its input is captured once, the blocks below are skipped;
+  3. only the scored positions go through the output head.
+
+Axes: B rows, T tokens of the longest row, P longest prefix, S longest suffix, N scored positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.hooks import Passage, StopForward, selected_head, skipped, stopping, tapped, watched
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.tokens import Row, model_inputs
+
+
+class RowForward(Protocol):
+    """Logits of a fixed set of rows as a function of what is added at their lookup tokens."""
+
+    initial_BD: Tensor
+    """The module's own output at each row's lookup token."""
+    tokens_per_call: int
+    """Token positions computed in one call, pads included."""
+
+    def __call__(self, offset_BD: Tensor) -> Tensor:
+        """Logits (N, V) at the scored positions, rows in order, each row's positions in order."""
+        ...
+
+
+class PlainForward:
+    """The oracle: every call runs the whole model on whole, padded rows."""
+
+    def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
+        self._model, self._module = parts.model, module
+        device = input_device(parts.model)
+        self._inputs = model_inputs([row.ids for row in rows], device)
+        self._lookup_B = torch.tensor([row.lookup for row in rows])
+        self._rows_N, self._positions_N = _scored(rows, start=0)
+        self.tokens_per_call = self._inputs["input_ids"].numel()
+        self.initial_BD = self._read_initial()
+
+    def __call__(self, offset_BD: Tensor) -> Tensor:
+        with tapped(self._module, on_output=_adder(self._lookup_B, offset_BD)):
+            logits_BTV = self._model(**self._inputs, use_cache=False).logits
+        return logits_BTV[self._rows_N.to(logits_BTV.device), self._positions_N.to(logits_BTV.device)]
+
+    def _read_initial(self) -> Tensor:
+        found: list[Tensor] = []
+
+        def read(output_BTD: Tensor) -> None:
+            found.append(_at(output_BTD, self._lookup_B).detach().clone())
+            raise StopForward
+
+        with torch.no_grad(), stopping(), tapped(self._module, on_output=read):
+            self._model(**self._inputs, use_cache=False)
+        return found[0]
+
+
+class ReplayForward:
+    """Calls run only the suffix of each row (lookup token to end), only from the edited block up, only the scored logits."""
+
+    def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
+        self._model, self._module, self._layer = parts.model, module, layer
+        self._blocks = parts.blocks
+        self._device = input_device(parts.model)
+        suffixes = [row.ids[row.lookup :] for row in rows]
+        self._lookup_B = torch.tensor([row.lookup for row in rows])
+        self._rows_N, self._positions_N = _scored(rows, start=1)
+        self._first_B = torch.zeros(len(rows), dtype=torch.long)
+        cache, passage, self.initial_BD = self._record(rows)
+        self._prefix = _Prefix.cut(cache, self._lookup_B)
+        self._passage = Passage(_tail(passage.hidden_BTD, self._lookup_B, suffixes), passage.tuple_output)
+        self._inputs = self._suffix_inputs(suffixes)
+        self.tokens_per_call = self._inputs["input_ids"].numel()
+
+    def __call__(self, offset_BD: Tensor) -> Tensor:
+        with (
+            resumed(self._blocks, self._layer, self._passage),
+            tapped(self._module, on_output=_adder(self._first_B, offset_BD)),
+            selected_head(self._model, self._rows_N, self._positions_N),
+        ):
+            cache = self._prefix.fresh()
+            return self._model(**self._inputs, past_key_values=cache, use_cache=True).logits[0]
+
+    @torch.no_grad()
+    def _record(self, rows: Sequence[Row]) -> tuple[DynamicCache, Passage, Tensor]:
+        """One full forward: key-value cache, what the edited block was given, the module's output at the lookup tokens."""
+        cache = DynamicCache()  # no config: full-length layers also where the model slides its window
+        initial: list[Tensor] = []
+
+        def read(output_BTD: Tensor) -> None:
+            initial.append(_at(output_BTD, self._lookup_B).detach().clone())
+
+        with watched(self._blocks[self._layer]) as passages, tapped(self._module, on_output=read):
+            inputs = model_inputs([row.ids for row in rows], self._device)
+            self._model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        return cache, passages[0], initial[0]
+
+    def _suffix_inputs(self, suffixes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        inputs = model_inputs(suffixes, self._device)
+        lookup_B1 = self._lookup_B.to(self._device).unsqueeze(1)
+        last_B1 = inputs["attention_mask"].sum(1, keepdim=True) - 1
+        steps_BS = torch.minimum(inputs["position_ids"], last_B1)  # pads repeat the last position: never out of range
+        return {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": torch.cat([self._prefix.mask_BP.to(self._device), inputs["attention_mask"]], dim=1),
+            "position_ids": lookup_B1 + steps_BS,
+        }
+
+
+def row_forward(parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row], *, replay: bool) -> RowForward:
+    """Replay where it is asked for and applies, else the plain forward: the numbers are the same."""
+    if replay and parts.architecture.replay:
+        return ReplayForward(parts, module, layer, rows)
+    return PlainForward(parts, module, layer, rows)
+
+
+@contextmanager
+def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterator[None]:
+    """Start forwards at block `layer` from the hidden states it was given before; the blocks below are not computed."""
+    with (
+        skipped(blocks[:layer], tuple_output=passage.tuple_output),
+        tapped(blocks[layer], on_input=lambda _hidden: passage.hidden_BTD),
+    ):
+        yield
+
+
+class _Prefix:
+    """Keys and values of what comes before each lookup token, moved to the right edge (left-padded), never grown."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], mask_BP: Tensor) -> None:
+        self._keys, self._values, self.mask_BP = keys, values, mask_BP
+
+    @staticmethod
+    def cut(cache: DynamicCache, lookup_B: Tensor) -> _Prefix:
+        width = int(lookup_B.max())
+        source_BP = torch.arange(width) - (width - lookup_B).unsqueeze(1)
+        mask_BP = (source_BP >= 0).long()
+        keys, values = [], []
+        for layer in cache.layers:
+            assert layer.keys is not None and layer.values is not None
+            keys.append(_move(layer.keys, source_BP))
+            values.append(_move(layer.values, source_BP))
+        return _Prefix(keys, values, mask_BP)
+
+    def fresh(self) -> Cache:
+        """A cache whose layers answer with prefix + new, and keep nothing."""
+        return Cache(layers=[_FrozenLayer(k, v) for k, v in zip(self._keys, self._values, strict=True)])
+
+
+class _FrozenLayer(DynamicLayer):
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def _move(states_BHTd: Tensor, source_BP: Tensor) -> Tensor:
+    """Gather prefix positions to the right edge; pads become zeros, so that nothing non-finite can leak through a mask."""
+    source = source_BP.to(states_BHTd.device)
+    index = source.clamp(min=0)[:, None, :, None].expand(-1, states_BHTd.shape[1], -1, states_BHTd.shape[3])
+    moved = states_BHTd.gather(2, index)
+    return moved.masked_fill((source < 0)[:, None, :, None], 0)
+
+
+def _tail(hidden_BTD: Tensor, lookup_B: Tensor, suffixes: Sequence[Sequence[int]]) -> Tensor:
+    """Hidden states of the suffixes (B, S, D), cut out of those of whole rows."""
+    width = max(len(suffix) for suffix in suffixes)
+    index = (lookup_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1).to(hidden_BTD.device)
+    return hidden_BTD.gather(1, index.unsqueeze(2).expand(-1, -1, hidden_BTD.shape[2]))
+
+
+def _scored(rows: Sequence[Row], *, start: int) -> tuple[Tensor, Tensor]:
+    """(row, position) of every scored position; `start=1` counts positions from the lookup token."""
+    pairs = [(i, p - start * row.lookup) for i, row in enumerate(rows) for p in row.scored]
+    return torch.tensor([i for i, _ in pairs]), torch.tensor([p for _, p in pairs])
+
+
+def _adder(position_B: Tensor, offset_BD: Tensor) -> Any:
+    """A tap that adds `offset_BD` at `position_B` of each row, differentiably."""
+
+    def add(output_BTD: Tensor) -> Tensor:
+        device = output_BTD.device
+        rows = torch.arange(len(position_B), device=device)
+        offset = offset_BD.to(device, output_BTD.dtype)
+        return output_BTD.index_put((rows, position_B.to(device)), offset, accumulate=True)
+
+    return add
+
+
+def _at(states_BTD: Tensor, position_B: Tensor) -> Tensor:
+    rows = torch.arange(len(position_B), device=states_BTD.device)
+    return states_BTD[rows, position_B.to(states_BTD.device)]

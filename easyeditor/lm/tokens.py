@@ -1,0 +1,124 @@
+"""Text to token ids: the one place for target spacing, lookup tokens, special tokens and padding.
+
+Prompts and targets are joined as ids, never as decoded text, so a target may be cut inside a character. Rows are padded
+on the right here whatever the tokenizer's own side, and positions are explicit, so neither matters to any number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from easyeditor.errors import DataError, ModelError
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token sequence; `lookup` is the token an edit is about, `scored` the positions whose logits are wanted."""
+
+    ids: tuple[int, ...]
+    lookup: int
+    scored: tuple[int, ...] = ()
+
+
+def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that starts a sequence: the tokenizer's leading special tokens (BOS) kept, trailing ones (EOS) not."""
+    encoded = tok(text, return_special_tokens_mask=True)
+    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    while len(ids) > 1 and special[-1]:
+        ids.pop()
+        special.pop()
+    return ids
+
+
+def spaced(target: str) -> str:
+    """The target with one space before it, unless it brings whitespace of its own: one rule for every method and metric."""
+    return target if target[:1].isspace() else " " + target
+
+
+def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> list[int]:
+    """Ids of `target` as they follow `prompt`: the tail of the tokenised whole, so no BOS can stand between them.
+
+    Where the tokenizer merges across the border, the target is encoded alone instead.
+
+    Raises:
+        DataError: the target has no tokens.
+    """
+    whole, head = encode(tok, prompt + spaced(target)), encode(tok, prompt)
+    ids = whole[len(head) :] if whole[: len(head)] == head else None
+    if not ids:
+        ids = list(tok(spaced(target), add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise DataError(f"target {target!r} has no tokens in this tokenizer")
+    return ids
+
+
+def lookup_index(tok: PreTrainedTokenizerBase, before: str, subject: str, after: str, fact_token: str) -> int:
+    """Index of the token an edit is about in `before + subject + after`, special tokens counted.
+
+    `subject_last` and `subject_first` are the tokens that hold the subject's last and first character,
+    `subject_first_after_last` the one after (the last one if nothing follows), `last` the prompt's last token.
+    """
+    text = before + subject + after
+    ids = encode(tok, text)
+    if fact_token == "last":
+        return len(ids) - 1
+    first_char = len(before) + len(subject) - len(subject.lstrip())
+    last_char = len(before) + len(subject.rstrip()) - 1
+    if fact_token == "subject_first":
+        return _token_holding(tok, text, ids, first_char, first=True)
+    last = _token_holding(tok, text, ids, last_char, first=False)
+    if fact_token == "subject_last":
+        return last
+    if fact_token == "subject_first_after_last":
+        return min(last + 1, len(ids) - 1)
+    raise AssertionError(f"fact_token {fact_token!r}")
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T) and mask (B, T). Pads are id 0: masked, never read."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def model_inputs(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
+    """What a decoder needs and nothing else: no token_type_ids, explicit positions that do not count pads."""
+    ids, mask = pad(rows, device)
+    positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def check_length(rows: Sequence[Sequence[int]], limit: int | None, what: str) -> None:
+    """Raise DataError if a row is longer than the model or the settings allow."""
+    longest = max(len(row) for row in rows)
+    if limit is not None and longest > limit:
+        raise DataError(f"{what} has {longest} tokens; the limit is {limit} (max_length, or the model's positions)")
+
+
+def _token_holding(tok: PreTrainedTokenizerBase, text: str, ids: list[int], char: int, *, first: bool) -> int:
+    if not tok.is_fast:
+        # A slow tokenizer has no offsets: count the tokens of the text up to the character.
+        return len(encode(tok, text[: char + 1])) - 1
+    encoded: Any = tok(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    holders = [
+        i
+        for i, ((start, end), special) in enumerate(
+            zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+        )
+        if start <= char < end and not (special and start == end)
+    ]
+    if not holders:
+        raise ModelError(f"the tokenizer gives no token for character {char} of {text!r}")
+    return min(holders) if first else max(holders)

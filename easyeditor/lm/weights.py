@@ -1,0 +1,168 @@
+"""The only writer of parameters: apply an edit and take it back bit-exactly, commit it, fingerprint a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from easyeditor.errors import DataError, NumericalError
+from easyeditor.records import WeightDelta
+
+FINGERPRINT_SAMPLES = 256  # values read per tensor by `fingerprint`
+
+
+@contextmanager
+def applied(model: nn.Module, deltas: Sequence[WeightDelta]) -> Iterator[nn.Module]:
+    """Add `deltas` to `model` inside the block; restore bit-exactly on the way out, also on error or Ctrl-C."""
+    saved = snapshot(model, [delta.name for delta in deltas])
+    try:
+        add(model, deltas)
+        yield model
+    finally:
+        restore(model, saved)
+
+
+def snapshot(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the named parameters."""
+    return {name: _parameter(model, name).detach().clone() for name in dict.fromkeys(names)}
+
+
+def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Write a snapshot back."""
+    with torch.no_grad():
+        for name, weight in saved.items():
+            _parameter(model, name).copy_(weight)
+
+
+def add(model: nn.Module, deltas: Sequence[WeightDelta]) -> None:
+    """Add deltas to the weights: summed in the wider of the two dtypes, written in the weight's own.
+
+    Names, shapes and finiteness of all deltas are checked before the first write; callers restore if a sum overflows.
+
+    Raises:
+        DataError: a delta names no parameter of this model or has another shape.
+        NumericalError: a delta or an edited weight is not finite.
+    """
+    for delta in deltas:
+        weight = _parameter(model, delta.name)
+        if _shape(delta) != tuple(weight.shape):
+            raise DataError(
+                f"edit of {delta.name} has shape {_shape(delta)}, but the model's weight is {tuple(weight.shape)}; "
+                "this edit belongs to another model"
+            )
+        if not all(bool(torch.isfinite(t).all()) for t in delta.tensors().values()):
+            raise NumericalError(f"the edit of {delta.name} is not finite; nothing was written")
+    with torch.no_grad():
+        for delta in deltas:
+            weight = _parameter(model, delta.name)
+            change = delta.dense().to(weight.device)
+            wide = torch.promote_types(weight.dtype, change.dtype)
+            edited = (weight.to(wide) + change.to(wide)).to(weight.dtype)
+            if not bool(torch.isfinite(edited).all()):
+                raise NumericalError(f"{delta.name} is not finite in {weight.dtype} after the edit; load a wider dtype")
+            weight.copy_(edited)
+
+
+class Ledger:
+    """Edits committed to a model, and the way back.
+
+    Keeps the original of every touched weight and the committed deltas in order. Taking one out rebuilds the touched
+    weights from the originals and the rest, so the result is bit-equal to never having made that edit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._originals: dict[str, Tensor] = {}
+        self._entries: list[tuple[object, tuple[WeightDelta, ...]]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def commit(self, key: object, deltas: Sequence[WeightDelta]) -> None:
+        """Add `deltas` for good, remembered under `key` (compared by identity)."""
+        new = [delta.name for delta in deltas if delta.name not in self._originals]
+        saved = snapshot(self._model, [delta.name for delta in deltas])
+        try:
+            add(self._model, deltas)
+        except BaseException:
+            restore(self._model, saved)
+            raise
+        self._originals.update({name: saved[name] for name in new})
+        self._entries.append((key, tuple(deltas)))
+
+    def revert(self, key: object) -> bool:
+        """Take back the edit committed under `key`; False if there is none."""
+        kept = [entry for entry in self._entries if entry[0] is not key]
+        if len(kept) == len(self._entries):
+            return False
+        self._rebuild(kept)
+        return True
+
+    def revert_all(self) -> None:
+        """Back to the weights before the first commit, bit-exactly."""
+        self._rebuild([])
+
+    def _rebuild(self, entries: list[tuple[object, tuple[WeightDelta, ...]]]) -> None:
+        restore(self._model, self._originals)
+        self._entries = entries
+        for _, deltas in entries:
+            add(self._model, deltas)
+        touched = {delta.name for _, deltas in entries for delta in deltas}
+        self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block, dropout is off; flags and mode come back afterwards."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        model.eval()
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training
+
+
+def version(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a parameter is replaced or written in place (through `.data` is not seen)."""
+    return tuple((p.data_ptr(), p._version) for p in model.parameters())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identity of a model's weights: SHA-256 over names, shapes, dtypes and evenly spaced values of every tensor.
+
+    A sample, so that it costs milliseconds on a 7B model; it tells models and edited models apart, it is no proof.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
+        values = flat[::step][:FINGERPRINT_SAMPLES].to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype};".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    try:
+        return model.get_parameter(name)
+    except AttributeError as error:
+        raise DataError(
+            f"the edit changes {name!r}, which {type(model).__name__} does not have; it belongs to another model"
+        ) from error
+
+
+def _shape(delta: WeightDelta) -> tuple[int, ...]:
+    if delta.full is not None:
+        return tuple(delta.full.shape)
+    assert delta.left is not None and delta.right is not None
+    return (delta.left.shape[0], delta.right.shape[1])

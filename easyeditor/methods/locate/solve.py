@@ -1,0 +1,26 @@
+"""The algebra of locate-then-edit: tensors in, tensors out. Axes: K key width, D model width.
+
+Everything is accumulated and solved in float64 and handed back so; callers cast once, when the delta is made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
+    """ROME eq. 2: u = C^-1 k scaled to unit length; C is the identity when no second moment is given."""
+    key_K = key_K.double()
+    direction_K = key_K if moment_KK is None else torch.linalg.solve(moment_KK.double(), key_K)
+    return direction_K / direction_K.norm()
+
+
+def value_direction(target_D: Tensor, output_D: Tensor, key_K: Tensor, u_K: Tensor) -> tuple[Tensor, float, float]:
+    """ROME eq. 2: v = (v* - W k) / (k.u), with numerator norm and signed denominator.
+
+    A tiny denominator is returned as it is: it is what collapses a model, and users are here to see it.
+    """
+    residual_D = target_D.double() - output_D.double()
+    denominator = torch.dot(key_K.double(), u_K.double())
+    return residual_D / denominator, float(residual_D.norm()), float(denominator)

@@ -1,0 +1,357 @@
+"""The values that travel between the rooms: requests, weight deltas, traces, results. All frozen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EDIT_FORMAT = 1  # version of the saved-edit layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Prompts with the answers they are scored against (locality or portability); both lists are equally long."""
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """One fact to change: `prompt` (the subject filled in) should be continued by `target_new`.
+
+    `subject_start` is the character in `prompt` where the subject that is edited begins; with a subject that
+    occurs several times it is the last whole-word occurrence, unless the caller marked one with ``{}``.
+    Use `EditRequest.make` rather than the constructor: it checks and fills in.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    subject_start: int
+    ground_truth: str | None = None
+    rephrase_prompts: tuple[str, ...] = ()
+    locality: Mapping[str, Probe] = field(default_factory=dict)
+    portability: Mapping[str, Probe] = field(default_factory=dict)
+    case_id: int | str = 0
+
+    @staticmethod
+    def make(
+        prompt: str,
+        *,
+        subject: str,
+        target_new: str,
+        ground_truth: str | None = None,
+        rephrase_prompts: str | Sequence[str] | None = None,
+        locality: Mapping[str, Any] | None = None,
+        portability: Mapping[str, Any] | None = None,
+        case_id: int | str = 0,
+    ) -> EditRequest:
+        """Check one request and give it a definite subject position.
+
+        Raises:
+            DataError: empty or non-text fields, two ``{}``, subject not in the prompt, probes of unequal length.
+        """
+        where = f"request {case_id!r}"
+        for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
+            if not isinstance(value, str):
+                raise DataError(f"{where}: {name} must be text, found {type(value).__name__} ({value!r})")
+            if not value.strip():
+                raise DataError(f"{where}: {name} is empty; give it at least one visible character")
+        text, start = _place_subject(prompt, subject, where)
+        rephrase = (rephrase_prompts,) if isinstance(rephrase_prompts, str) else tuple(rephrase_prompts or ())
+        if any(not isinstance(p, str) or not p.strip() for p in rephrase):
+            raise DataError(f"{where}: rephrase_prompts must be non-empty texts, found {rephrase!r}")
+        return EditRequest(
+            prompt=text,
+            subject=subject,
+            target_new=target_new,
+            subject_start=start,
+            ground_truth=_optional_text(ground_truth, f"{where}: ground_truth"),
+            rephrase_prompts=rephrase,
+            locality=_probes(locality, f"{where}: locality"),
+            portability=_probes(portability, f"{where}: portability"),
+            case_id=case_id,
+        )
+
+    @property
+    def before(self) -> str:
+        """The prompt's text before the subject."""
+        return self.prompt[: self.subject_start]
+
+    @property
+    def after(self) -> str:
+        """The prompt's text after the subject."""
+        return self.prompt[self.subject_start + len(self.subject) :]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request under EasyEdit's names (`requested_rewrite`)."""
+        return {
+            "case_id": self.case_id,
+            "prompt": self.prompt,
+            "subject": self.subject,
+            "subject_start": self.subject_start,
+            "target_new": self.target_new,
+            "ground_truth": self.ground_truth,
+            "rephrase_prompt": list(self.rephrase_prompts),
+            "locality": _probes_to_json(self.locality),
+            "portability": _probes_to_json(self.portability),
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> EditRequest:
+        """Inverse of `to_json`."""
+        return EditRequest(
+            prompt=raw["prompt"],
+            subject=raw["subject"],
+            target_new=raw["target_new"],
+            subject_start=raw["subject_start"],
+            ground_truth=raw["ground_truth"],
+            rephrase_prompts=tuple(raw["rephrase_prompt"]),
+            locality=_probes(raw["locality"], "locality"),
+            portability=_probes(raw["portability"], "portability"),
+            case_id=raw["case_id"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightDelta:
+    """A change to one parameter: either `full`, or the product `left @ right` (low rank).
+
+    All shapes are in the parameter's own orientation: `full` (rows, columns); `left` (rows, r), `right` (r, columns).
+    For an nn.Linear weight rows are outputs, for a GPT-2 Conv1D weight rows are inputs.
+    """
+
+    name: str
+    left: Tensor | None = None
+    right: Tensor | None = None
+    full: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        low_rank = self.left is not None and self.right is not None
+        assert low_rank != (self.full is not None), "give either left and right, or full"
+
+    def dense(self) -> Tensor:
+        """The whole change, in the weight's own orientation (rows, columns)."""
+        if self.full is not None:
+            return self.full
+        assert self.left is not None and self.right is not None
+        return self.left @ self.right
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored factors by name."""
+        named = {"left": self.left, "right": self.right, "full": self.full}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def save(self, path: str | Path) -> None:
+        """Write this delta as one safetensors file, the parameter's name in its metadata."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        temporary = path.with_name(path.name + ".part")
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, temporary, {"name": self.name})
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> WeightDelta:
+        """Read what `save` wrote. Raises DataError if the file is not such a delta."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as opened:
+                name = (opened.metadata() or {}).get("name")
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: not a readable weight delta ({error})") from error
+        if name is None or not (set(tensors) == {"full"} or set(tensors) == {"left", "right"}):
+            raise DataError(f"{path}: a safetensors file, but not a weight delta (tensors {sorted(tensors)})")
+        return WeightDelta(name=name, **tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTrace:
+    """What one edit did at one layer; norms are L2, losses in nats.
+
+    `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the size of
+    the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over contexts.
+    `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the CPU.
+    """
+
+    numerator_norm: float
+    denominator: float
+    key_norm: float
+    prefixed_key_norm: float
+    value_norm_before: float
+    value_norm_after: float
+    loss_first: float
+    loss_last: float
+    steps: int
+    delta_norm: float
+    losses: tuple[tuple[float, float, float, float], ...] = ()
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers only; `losses` rows are total, nll, kl, weight decay."""
+        skip = {"vectors"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
+
+
+EditTrace = Mapping[int, LayerTrace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    """An edit as a value: computed on an unchanged model; apply it with `editor.applied` or `editor.commit`.
+
+    `deltas` are added in order; `traces` has one mapping layer -> LayerTrace per request.
+    """
+
+    method: str
+    requests: tuple[EditRequest, ...]
+    deltas: tuple[WeightDelta, ...]
+    traces: tuple[EditTrace, ...]
+    contexts: tuple[str, ...] = ()
+    seconds: float = 0.0
+    model_fingerprint: str | None = None
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trace(self) -> EditTrace:
+        """The trace of the only request; with several requests use `traces`."""
+        if len(self.traces) != 1:
+            raise DataError(f"this edit holds {len(self.traces)} requests; read result.traces[i]")
+        return self.traces[0]
+
+    def trace_json(self) -> list[dict[str, dict[str, Any]]]:
+        """Traces with layer numbers as text, as they stand in result files."""
+        return [{str(layer): t.to_json() for layer, t in trace.items()} for trace in self.traces]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the edit as `edit.safetensors` + `edit.json`; loadable with `load`, revertible with `editor.revert`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{i}.{key}": value.detach().cpu().contiguous()
+            for i, delta in enumerate(self.deltas)
+            for key, value in delta.tensors().items()
+        }
+        description = {
+            "format": EDIT_FORMAT,
+            "method": self.method,
+            "model_fingerprint": self.model_fingerprint,
+            "deltas": [{"name": d.name, "tensors": sorted(d.tensors())} for d in self.deltas],
+            "requests": [r.to_json() for r in self.requests],
+            "trace": self.trace_json(),
+            "contexts": list(self.contexts),
+            "seconds": self.seconds,
+            "hparams": dict(self.hparams),
+        }
+        part = folder / "edit.safetensors.part"
+        save_file(tensors, part)
+        text = folder / "edit.json.part"
+        text.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(folder / "edit.safetensors")
+        text.replace(folder / "edit.json")
+        return folder
+
+    @staticmethod
+    def load(folder: str | Path) -> EditResult:
+        """Read what `save` wrote. Raises DataError with the reason if the folder is not a whole saved edit."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            raw = json.loads((folder / "edit.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "edit.safetensors")
+            if raw["format"] != EDIT_FORMAT:
+                raise DataError(f"{folder}: saved edit of format {raw['format']!r}; this version reads {EDIT_FORMAT}")
+            deltas = tuple(
+                WeightDelta(name=d["name"], **{key: tensors[f"{i}.{key}"] for key in d["tensors"]})
+                for i, d in enumerate(raw["deltas"])
+            )
+            return EditResult(
+                method=raw["method"],
+                requests=tuple(EditRequest.from_json(r) for r in raw["requests"]),
+                deltas=deltas,
+                traces=tuple({int(layer): _layer_trace(t) for layer, t in trace.items()} for trace in raw["trace"]),
+                contexts=tuple(raw["contexts"]),
+                seconds=raw["seconds"],
+                model_fingerprint=raw["model_fingerprint"],
+                hparams=raw["hparams"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise DataError(
+                f"{folder}: not a whole saved edit ({type(error).__name__}: {error}); it needs edit.json and "
+                "edit.safetensors as --save-edit writes them"
+            ) from error
+
+
+
+
+def _layer_trace(raw: Mapping[str, Any]) -> LayerTrace:
+    return LayerTrace(**{**raw, "losses": tuple(tuple(row) for row in raw["losses"])})
+
+
+def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
+    slots = prompt.count("{}")
+    if slots > 1:
+        raise DataError(f"{where}: prompt has {slots} '{{}}' ({prompt!r}); mark the subject once")
+    if slots == 1:
+        start = prompt.index("{}")
+        return prompt[:start] + subject + prompt[start + 2 :], start
+    found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
+    start = found[-1] if found else prompt.rfind(subject)
+    if start < 0:
+        raise DataError(
+            f"{where}: subject {subject!r} is not in the prompt {prompt!r}; write it there, or mark its place with {{}}"
+        )
+    return prompt, start
+
+
+def _optional_text(value: Any, where: str) -> str | None:
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if value is None or isinstance(value, str):
+        return value or None
+    raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+
+
+def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
+    """Read EasyEdit's `{key: {"prompt": …, "ground_truth": …}}`, either value a text or a list of texts."""
+    probes = {}
+    for key, value in (raw or {}).items():
+        if isinstance(value, Probe):
+            probes[key] = value
+            continue
+        if not isinstance(value, Mapping) or "prompt" not in value or "ground_truth" not in value:
+            raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r}")
+        prompts, answers = _texts(value["prompt"]), _texts(value["ground_truth"])
+        if len(prompts) != len(answers):
+            raise DataError(f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each")
+        if any(not isinstance(t, str) or not t.strip() for t in (*prompts, *answers)):
+            raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r}")
+        if prompts:
+            probes[key] = Probe(prompts=prompts, answers=answers)
+    return probes
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _probes_to_json(probes: Mapping[str, Probe]) -> dict[str, Any]:
+    return {key: {"prompt": list(p.prompts), "ground_truth": list(p.answers)} for key, p in probes.items()}
