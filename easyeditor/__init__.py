@@ -1,0 +1,36 @@
+"""Model editing (ROME, C-ROME) with a perplexity probe after every edit: see, explain and prevent collapse.
+
+The public names, resolved when they are first used, so that importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from easyeditor.editor import BaseEditor as BaseEditor
+    from easyeditor.methods.rome.hparams import ROMEHyperParams as ROMEHyperParams
+    from easyeditor.records import EditRequest as EditRequest
+    from easyeditor.records import EditResult as EditResult
+    from easyeditor.records import WeightDelta as WeightDelta
+
+_HOMES = {
+    "BaseEditor": "easyeditor.editor",
+    "EditRequest": "easyeditor.records",
+    "EditResult": "easyeditor.records",
+    "ROMEHyperParams": "easyeditor.methods.rome.hparams",
+    "WeightDelta": "easyeditor.records",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

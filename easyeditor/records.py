@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import DataError
+from easyeditor.files import write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,12 +155,7 @@ class WeightDelta:
 
     def save(self, path: str | Path) -> None:
         """Write this delta as one safetensors file, the parameter's name in its metadata."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, temporary, {"name": self.name})
-        temporary.replace(path)
+        write_tensors(Path(path), self.tensors(), {"name": self.name})
 
     @staticmethod
     def load(path: str | Path) -> WeightDelta:
@@ -237,15 +233,8 @@ class EditResult:
 
     def save(self, folder: str | Path) -> Path:
         """Write the edit as `edit.safetensors` + `edit.json`; loadable with `load`, revertible with `editor.revert`."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{i}.{key}": value.detach().cpu().contiguous()
-            for i, delta in enumerate(self.deltas)
-            for key, value in delta.tensors().items()
-        }
+        tensors = {f"{i}.{key}": value for i, delta in enumerate(self.deltas) for key, value in delta.tensors().items()}
         description = {
             "format": EDIT_FORMAT,
             "method": self.method,
@@ -257,12 +246,8 @@ class EditResult:
             "seconds": self.seconds,
             "hparams": dict(self.hparams),
         }
-        part = folder / "edit.safetensors.part"
-        save_file(tensors, part)
-        text = folder / "edit.json.part"
-        text.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(folder / "edit.safetensors")
-        text.replace(folder / "edit.json")
+        write_tensors(folder / "edit.safetensors", tensors)
+        write_json(folder / "edit.json", description)
         return folder
 
     @staticmethod

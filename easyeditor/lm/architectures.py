@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
@@ -18,18 +19,21 @@ class Architecture:
     """Where a decoder keeps its parts; `{}` stands for the layer number.
 
     `replay` says that the blocks pass one hidden state on and attend through a key-value cache, so that a run
-    can start at any block and any token (lm/replay.py).
+    can start at any block and any token (lm/replay.py). `mlp_adds` says that the MLP's output is added to the block's
+    as it is, with no norm or scale between.
     """
 
     block: str
     mlp: str
     rewrite: str
     replay: bool = True
+    mlp_adds: bool = True
 
 
 _LLAMA = Architecture(
     block="model.layers.{}", mlp="model.layers.{}.mlp", rewrite="model.layers.{}.mlp.down_proj"
 )
+_GEMMA2 = dataclasses.replace(_LLAMA, mlp_adds=False)  # a norm after the MLP
 _GPT2 = Architecture(
     block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.c_proj"
 )
@@ -42,8 +46,8 @@ _NEOX = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
     "gptj": _GPTJ,
@@ -124,6 +128,7 @@ def anatomy(
         mlp=mlp or _of(known).mlp,
         rewrite=rewrite or _of(known).rewrite,
         replay=known is not None and block in (None, known.block),
+        mlp_adds=known is not None and known.mlp_adds and mlp in (None, known.mlp),
     )
     parts = Anatomy(model=model, architecture=found)
     for key, template in (

@@ -12,7 +12,7 @@ Axes: B rows, T tokens of the longest row, P longest prefix, S longest suffix, N
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, StopForward, selected_head, skipped, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.tokens import Row, model_inputs
+from easyeditor.lm.tokens import Row, model_inputs, token_batches
+
+RECORD_TOKENS = {"cpu": 512, "cuda": 8192}  # positions in one recording forward: bounds its memory and its padding
 
 
 class RowForward(Protocol):
@@ -69,48 +71,68 @@ class PlainForward:
 
 
 class ReplayForward:
-    """Calls run only the suffix of each row (lookup token to end), only from the edited block up, only the scored logits."""
+    """Calls run only the suffix of each row (lookup token to end), only what lies above the edit, only the scored logits."""
 
     def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
-        self._model, self._module, self._layer = parts.model, module, layer
-        self._blocks = parts.blocks
+        self._model, self._module, self._blocks = parts.model, module, parts.blocks
         self._device = input_device(parts.model)
-        suffixes = [row.ids[row.lookup :] for row in rows]
-        self._lookup_B = torch.tensor([row.lookup for row in rows])
         self._rows_N, self._positions_N = _scored(rows, start=1)
         self._first_B = torch.zeros(len(rows), dtype=torch.long)
-        cache, passage, self.initial_BD = self._record(rows)
-        self._prefix = _Prefix.cut(cache, self._lookup_B)
-        self._passage = Passage(_tail(passage.hidden_BTD, self._lookup_B, suffixes), passage.tuple_output)
-        self._inputs = self._suffix_inputs(suffixes)
+        # Where the module's output is simply added to the block's, the block above starts from that sum; else the block
+        # itself runs again, as the plain forward would.
+        adds = module is parts.block(layer) or (module is parts.mlp(layer) and parts.architecture.mlp_adds)
+        self._starts_above = adds and layer + 1 < len(self._blocks)
+        self._start = layer + 1 if self._starts_above else layer
+        recorded = self._record(rows)
+        self._prefix, self._passage, self.initial_BD = recorded
+        self._inputs = self._suffix_inputs(rows)
         self.tokens_per_call = self._inputs["input_ids"].numel()
 
     def __call__(self, offset_BD: Tensor) -> Tensor:
-        with (
-            resumed(self._blocks, self._layer, self._passage),
-            tapped(self._module, on_output=_adder(self._first_B, offset_BD)),
-            selected_head(self._model, self._rows_N, self._positions_N),
-        ):
-            cache = self._prefix.fresh()
-            return self._model(**self._inputs, past_key_values=cache, use_cache=True).logits[0]
+        add = _adder(self._first_B, offset_BD)
+        with ExitStack() as stack:
+            if self._starts_above:
+                hidden_BSD = add(self._passage.hidden_BTD)
+                passage = Passage(hidden_BSD, self._passage.tuple_output)
+            else:
+                passage = self._passage
+                stack.enter_context(tapped(self._module, on_output=add))
+            stack.enter_context(resumed(self._blocks, self._start, passage))
+            stack.enter_context(selected_head(self._model, self._rows_N, self._positions_N))
+            output = self._model(**self._inputs, past_key_values=self._prefix.fresh(), use_cache=True)
+        return output.logits[0]
 
     @torch.no_grad()
-    def _record(self, rows: Sequence[Row]) -> tuple[DynamicCache, Passage, Tensor]:
-        """One full forward: key-value cache, what the edited block was given, the module's output at the lookup tokens."""
-        cache = DynamicCache()  # no config: full-length layers also where the model slides its window
-        initial: list[Tensor] = []
+    def _record(self, rows: Sequence[Row]) -> tuple[_Prefix, Passage, Tensor]:
+        """Full forwards, once: the prefixes' keys and values, the suffixes' hidden states, the module's initial output."""
+        lookup_B = torch.tensor([row.lookup for row in rows])
+        width = max(len(row.ids) - row.lookup for row in rows)
+        prefix = _Prefix(lookup_B)
+        hidden_BSD, initial_BD, tuple_output = torch.empty(0), torch.empty(0), False
+        most = RECORD_TOKENS.get(self._device.type, RECORD_TOKENS["cuda"])
+        for batch in token_batches([len(row.ids) for row in rows], most):
+            cache = DynamicCache()  # no config: full-length layers also where the model slides its window
+            outputs: list[Tensor] = []
+            at_b = lookup_B[batch]
+            with (
+                watched(self._blocks[self._start]) as passages,
+                tapped(self._module, on_output=lambda states, at=at_b, out=outputs: out.append(_at(states, at))),  # type: ignore[misc]
+            ):
+                inputs = model_inputs([rows[i].ids for i in batch], self._device)
+                self._model.base_model(**inputs, past_key_values=cache, use_cache=True)
+            prefix.keep(cache, batch)
+            seen_bTD, found_bD = passages[0].hidden_BTD, outputs[0]
+            if not hidden_BSD.numel():
+                hidden_BSD = seen_bTD.new_zeros(len(rows), width, seen_bTD.shape[2])
+                initial_BD = found_bD.new_zeros(len(rows), found_bD.shape[1])
+            tail_bSD = _tail(seen_bTD, at_b, width)
+            hidden_BSD[batch], initial_BD[batch] = tail_bSD, found_bD
+            tuple_output = passages[0].tuple_output
+        return prefix, Passage(hidden_BSD, tuple_output), initial_BD
 
-        def read(output_BTD: Tensor) -> None:
-            initial.append(_at(output_BTD, self._lookup_B).detach().clone())
-
-        with watched(self._blocks[self._layer]) as passages, tapped(self._module, on_output=read):
-            inputs = model_inputs([row.ids for row in rows], self._device)
-            self._model.base_model(**inputs, past_key_values=cache, use_cache=True)
-        return cache, passages[0], initial[0]
-
-    def _suffix_inputs(self, suffixes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        inputs = model_inputs(suffixes, self._device)
-        lookup_B1 = self._lookup_B.to(self._device).unsqueeze(1)
+    def _suffix_inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        inputs = model_inputs([row.ids[row.lookup :] for row in rows], self._device)
+        lookup_B1 = torch.tensor([[row.lookup] for row in rows], device=self._device)
         last_B1 = inputs["attention_mask"].sum(1, keepdim=True) - 1
         steps_BS = torch.minimum(inputs["position_ids"], last_B1)  # pads repeat the last position: never out of range
         return {
@@ -138,26 +160,31 @@ def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterat
 
 
 class _Prefix:
-    """Keys and values of what comes before each lookup token, moved to the right edge (left-padded), never grown."""
+    """Keys and values of what comes before each row's lookup token, moved to the right edge (left-padded), never grown."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], mask_BP: Tensor) -> None:
-        self._keys, self._values, self.mask_BP = keys, values, mask_BP
+    def __init__(self, lookup_B: Tensor) -> None:
+        self._width = int(lookup_B.max())
+        self._source_BP = torch.arange(self._width) - (self._width - lookup_B).unsqueeze(1)
+        self.mask_BP = (self._source_BP >= 0).long()
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
 
-    @staticmethod
-    def cut(cache: DynamicCache, lookup_B: Tensor) -> _Prefix:
-        width = int(lookup_B.max())
-        source_BP = torch.arange(width) - (width - lookup_B).unsqueeze(1)
-        mask_BP = (source_BP >= 0).long()
-        keys, values = [], []
-        for layer in cache.layers:
+    def keep(self, cache: DynamicCache, batch: Sequence[int]) -> None:
+        """Take the prefixes of the rows in `batch` out of their cache; pads become zeros, so nothing non-finite leaks."""
+        for number, layer in enumerate(cache.layers):
             assert layer.keys is not None and layer.values is not None
-            keys.append(_move(layer.keys, source_BP))
-            values.append(_move(layer.values, source_BP))
-        return _Prefix(keys, values, mask_BP)
+            if number == len(self._keys):
+                self._keys.append(self._room(layer.keys))
+                self._values.append(self._room(layer.values))
+            self._keys[number][batch] = _move(layer.keys, self._source_BP[batch])
+            self._values[number][batch] = _move(layer.values, self._source_BP[batch])
 
     def fresh(self) -> Cache:
         """A cache whose layers answer with prefix + new, and keep nothing."""
         return Cache(layers=[_FrozenLayer(k, v) for k, v in zip(self._keys, self._values, strict=True)])
+
+    def _room(self, like_bHTd: Tensor) -> Tensor:
+        return like_bHTd.new_zeros(len(self._source_BP), like_bHTd.shape[1], self._width, like_bHTd.shape[3])
 
 
 class _FrozenLayer(DynamicLayer):
@@ -172,16 +199,13 @@ class _FrozenLayer(DynamicLayer):
 
 
 def _move(states_BHTd: Tensor, source_BP: Tensor) -> Tensor:
-    """Gather prefix positions to the right edge; pads become zeros, so that nothing non-finite can leak through a mask."""
     source = source_BP.to(states_BHTd.device)
     index = source.clamp(min=0)[:, None, :, None].expand(-1, states_BHTd.shape[1], -1, states_BHTd.shape[3])
-    moved = states_BHTd.gather(2, index)
-    return moved.masked_fill((source < 0)[:, None, :, None], 0)
+    return states_BHTd.gather(2, index).masked_fill((source < 0)[:, None, :, None], 0)
 
 
-def _tail(hidden_BTD: Tensor, lookup_B: Tensor, suffixes: Sequence[Sequence[int]]) -> Tensor:
-    """Hidden states of the suffixes (B, S, D), cut out of those of whole rows."""
-    width = max(len(suffix) for suffix in suffixes)
+def _tail(hidden_BTD: Tensor, lookup_B: Tensor, width: int) -> Tensor:
+    """Hidden states from the lookup token on (B, width, D); rows that end earlier repeat some state, which nothing reads."""
     index = (lookup_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1).to(hidden_BTD.device)
     return hidden_BTD.gather(1, index.unsqueeze(2).expand(-1, -1, hidden_BTD.shape[2]))
 

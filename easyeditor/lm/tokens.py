@@ -107,6 +107,24 @@ def check_length(rows: Sequence[Sequence[int]], limit: int | None, what: str) ->
         raise DataError(f"{what} has {longest} tokens; the limit is {limit} (max_length, or the model's positions)")
 
 
+def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Indices sorted by length, cut into batches that waste little.
+
+    A padded batch has at most `most_tokens` positions (a single longer row stands alone), and at most 1/16 of that are pads.
+    """
+    batches: list[list[int]] = []
+    held = 0  # real tokens in the last batch
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        padded = (len(batches[-1]) + 1) * lengths[i] if batches else 0
+        held += lengths[i]
+        if batches and padded <= most_tokens and padded - held <= most_tokens // 16:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+            held = lengths[i]
+    return batches
+
+
 def _token_holding(tok: PreTrainedTokenizerBase, text: str, ids: list[int], char: int, *, first: bool) -> int:
     if not tok.is_fast:
         # A slow tokenizer has no offsets: count the tokens of the text up to the character.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -132,9 +132,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def version(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is replaced or written in place (through `.data` is not seen)."""
-    return tuple((p.data_ptr(), p._version) for p in model.parameters())
+def version(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a parameter is replaced or written in place (a write through `.data` is not seen)."""
+    return tuple((p.data_ptr(), p._version) for p in parameters)
 
 
 def fingerprint(model: nn.Module) -> str:

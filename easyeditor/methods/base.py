@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.hparams import HyperParams
+from easyeditor.lm.architectures import Anatomy
 from easyeditor.records import EditRequest, EditResult
 
 H = TypeVar("H", bound=HyperParams)
 
-Progress = Callable[[str, int, int, str], None]
-"""Called with (stage, done, of, note): what a progress bar needs."""
+Progress = Callable[[int, int, str], None]
+"""Called with (done, of, note): what a progress bar needs."""
 
 
 class EditMethod(ABC, Generic[H]):
@@ -27,11 +28,26 @@ class EditMethod(ABC, Generic[H]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
         self.generator = torch.Generator().manual_seed(hparams.seed)
+        self.parts = self.find_parts()
+
+    @abstractmethod
+    def find_parts(self) -> Anatomy:
+        """The model's parts as the hyper-parameters name them."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The method's name as a reader knows it, variant included."""
 
     @property
     @abstractmethod
     def layers(self) -> list[int]:
         """Layers whose weights the method changes."""
+
+    @property
+    @abstractmethod
+    def weight_names(self) -> list[str]:
+        """Parameters the method changes."""
 
     @property
     def contexts(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.tokens import Row, model_inputs
+from easyeditor.lm.tokens import Row, model_inputs, token_batches
 
 
 @torch.no_grad()
@@ -20,10 +20,9 @@ def keys_and_outputs(parts: Anatomy, layer: int, rows: Sequence[Row], batch_toke
     Rows are cut after their lookup token, sorted by length and batched under `batch_tokens`; the forward ends at the
     projection.
     """
-    order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
     keys: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
-    for chunk in _chunks(order, [row.lookup + 1 for row in rows], batch_tokens):
+    for chunk in token_batches([row.lookup + 1 for row in rows], batch_tokens):
         keys_BK, outputs_BD = _one_batch(parts, layer, [rows[i] for i in chunk])
         for place, i in enumerate(chunk):
             keys[i], outputs[i] = keys_BK[place], outputs_BD[place]
@@ -49,14 +48,3 @@ def _one_batch(parts: Anatomy, layer: int, rows: Sequence[Row]) -> tuple[Tensor,
     with stopping(), tapped(parts.rewrite(layer), on_input=on_input, on_output=on_output):
         parts.model(**inputs, use_cache=False)
     return found["keys"], found["outputs"]
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Cut length-sorted rows into batches whose padded size stays under the budget (a single row may exceed it)."""
-    chunks: list[list[int]] = []
-    for i in order:
-        if chunks and (len(chunks[-1]) + 1) * lengths[i] <= batch_tokens:
-            chunks[-1].append(i)
-        else:
-            chunks.append([i])
-    return chunks

@@ -33,12 +33,23 @@ class ROME(EditMethod[ROMEHyperParams]):
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: ROMEHyperParams) -> None:
         super().__init__(model, tok, hparams)
-        self.parts = _anatomy(model, hparams)
         self.parts.check_layers(hparams.layers)
         self.parts.check_layers([hparams.v_loss_layer], "v_loss_layer")
         given = hparams.context_templates
         self._contexts = None if given is None else tuple(t for group in given_contexts(given) for t in group)
         self._moments: dict[int, Tensor] = {}
+
+    def find_parts(self) -> Anatomy:
+        h = self.hparams
+        return anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=h.rewrite_module_tmp)
+
+    @property
+    def title(self) -> str:
+        return "C-ROME" if self.hparams.if_c_rome else "ROME"
+
+    @property
+    def weight_names(self) -> list[str]:
+        return [self.parts.weight_name(layer) for layer in self.layers]
 
     @property
     def layers(self) -> list[int]:
@@ -125,7 +136,7 @@ class ROME(EditMethod[ROMEHyperParams]):
 
         def watch(step: int, steps: int, loss: float) -> None:
             if progress is not None:
-                progress("value search", step, steps, f"loss {loss:.3f}")
+                progress(step, steps, f"loss {loss:.3f}")
 
         return search_values(forward, Rows(owner=[0] * len(rows), labels=labels, requests=1), search, watch)[0]
 
@@ -155,8 +166,3 @@ class ROME(EditMethod[ROMEHyperParams]):
             self._moments[layer] = moment.to(self.parts.rewrite(layer).weight.device)
         return self._moments[layer]
 
-
-def _anatomy(model: PreTrainedModel, hparams: ROMEHyperParams) -> Anatomy:
-    return anatomy(
-        model, block=hparams.layer_module_tmp, mlp=hparams.mlp_module_tmp, rewrite=hparams.rewrite_module_tmp
-    )

@@ -1,0 +1,83 @@
+"""A run folder: everything needed to know what was done and do it again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from easyeditor.errors import OutputError
+from easyeditor.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
+
+
+def new_run(output: str | None, name: str) -> Path:
+    """Create the run's folder: `output` as given, or `results/<name>-<time>` made unique. Never overwrites a run.
+
+    Raises:
+        OutputError: the folder cannot be made, or already holds a result.
+    """
+    try:
+        if output is not None:
+            folder = Path(output)
+            if (folder / "result.json").exists():
+                raise OutputError(f"{folder}: already holds a result; choose another --output")
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for attempt in range(1000):
+            folder = Path("results") / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise OutputError(f"{output or 'results'}: cannot make the run folder ({error.strerror or error})") from error
+    raise OutputError(f"results: a thousand runs named {name} within one second")
+
+
+def write_run(folder: Path, *, config: dict[str, Any], manifest: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write `config.json` (resolved hyper-parameters), `manifest.json` (environment, hashes, seeds, contexts), `result.json` last."""
+    write_json(folder / "config.json", config)
+    write_json(folder / "manifest.json", {**environment(), **manifest})
+    write_json(folder / "result.json", result)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command line."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        )
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
