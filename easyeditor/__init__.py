@@ -1,6 +1,7 @@
 """Model editing (ROME, C-ROME) with a perplexity probe after every edit: see, explain and prevent collapse.
 
-The public names, resolved when they are first used, so that importing this package loads neither torch nor transformers.
+The public names, resolved when they are first used, so that importing this package loads neither torch nor
+transformers.
 """
 
 from __future__ import annotations

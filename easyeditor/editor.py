@@ -46,7 +46,9 @@ class BaseEditor:
     def __init__(self, hparams: HyperParams, *, sentences: Sentences | None = None) -> None:
         """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses."""
         if not isinstance(hparams, HyperParams):
-            raise ConfigError(f"BaseEditor needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}")
+            raise ConfigError(
+                f"BaseEditor needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
+            )
         self.hparams = hparams.checked()
         self.model, self.tok = load(
             self.hparams.model_name,
@@ -65,9 +67,7 @@ class BaseEditor:
 
     # -- edits as values ------------------------------------------------------------------------------------------
 
-    def compute(
-        self, requests: Request | Sequence[Request], *, verbose: bool = False, label: str = ""
-    ) -> EditResult:
+    def compute(self, requests: Request | Sequence[Request], *, verbose: bool = False, label: str = "") -> EditResult:
         """The edit for `requests` as a value; the model's weights are left alone."""
         listed = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
         if not listed:
@@ -136,8 +136,10 @@ class BaseEditor:
         """Edit a list of facts one after another and measure each; returns (metrics, model, original weights).
 
         `keep_original_weight=True` takes every edit back after measuring it; False, the default, keeps them all in the
-        model (sequential editing). `sequential_edit` is EasyEdit's name for the opposite; both given must not contradict.
-        `locality_inputs` / `portability_inputs` are ``{key: {"prompt": […], "ground_truth": […]}}``, one entry per prompt.
+        model (sequential editing). `sequential_edit` is EasyEdit's name for the opposite; both given must not
+        contradict.
+        `locality_inputs` / `portability_inputs` are ``{key: {"prompt": […], "ground_truth": […]}}``, one entry per
+        prompt.
         The third value holds the weights the edits touched as they were before, empty when they are back already.
 
         Raises:
@@ -170,7 +172,8 @@ class BaseEditor:
     ) -> Examined:
         """Compute one edit, measure the model before and with it, and take it back: the record of one edit.
 
-        `ppl_before` spares measuring the unedited model again when it is known. Nothing stays in the model, also on error.
+        `ppl_before` spares measuring the unedited model again when it is known. Nothing stays in the model, also on
+        error.
         """
         prefix = self._test_prefix()
         scores_before = self.score(request, prefix)
@@ -185,6 +188,7 @@ class BaseEditor:
         collapse = self._judge(ppl_before, ppl_after)
         record: dict[str, Any] = {
             "case_id": request.case_id,
+            "method": self.method.title,
             "requested_rewrite": request.to_json(),
             "time": seconds,
             "pre": {**scores_before.to_json(), "ppl": None if ppl_before is None else ppl_before.mean},
@@ -196,6 +200,7 @@ class BaseEditor:
             "collapse": None if collapse is None else collapse.to_json(),
             "trace": result.trace_json()[0],
             "test_prefix": prefix,
+            "remedy": self.method.remedy,
             "perplexity": {
                 "sentences": None if self.sentences is None else self.sentences.to_json(),
                 "before": None if ppl_before is None else ppl_before.to_json(),
@@ -276,7 +281,7 @@ def _requests(
     count = len(listed)
     if subject is None:
         raise DataError("edit() needs subject= (one per prompt): the words in the prompt whose fact is changed")
-    columns = {
+    columns: dict[str, list[Any]] = {
         "subject": _listed(subject),
         "target_new": _listed(target_new),
         "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth),

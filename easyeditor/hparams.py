@@ -1,10 +1,12 @@
-"""Hyper-parameters: YAML to a typed dataclass. Unknown or duplicate keys and wrong types are errors with the near name."""
+"""Hyper-parameters: YAML to a typed dataclass. Unknown or duplicate keys and wrong types are errors with the near
+name."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from easyeditor.errors import ConfigError
 
 H = TypeVar("H", bound="HyperParams")
+# What building a YAML document can raise: its own errors, values it cannot make (a 13th month), nesting without end.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 @dataclass(kw_only=True)
@@ -27,7 +31,8 @@ class HyperParams:
     model_name: Any
     """Folder, hub name, `smollm2-135m` (the embedded model), or a loaded (model, tokenizer) pair."""
     device: int | str = 0
-    """GPU number, or a torch device such as `cpu` or `cuda:1`. A number on a machine without GPU means CPU, with a warning."""
+    """GPU number, or a torch device such as `cpu` or `cuda:1`. A number on a machine without GPU means CPU, with a
+    warning."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = "float32"
     """Dtype the weights are loaded in; `auto` keeps the checkpoint's."""
     fp16: bool = False
@@ -43,13 +48,15 @@ class HyperParams:
     max_length: int = 2048
     """Longest text in tokens that is accepted for a prompt or a perplexity sentence."""
     ppl_sentence_num: int = 50
-    """Sentences in the perplexity probe after each edit: 50 (ours or the papers'), 1000 or 10000 (the papers' files); 0 = off."""
+    """Sentences in the perplexity probe after each edit: 50 (ours or the papers'), 1000 or 10000 (the papers'
+    files); 0 = off."""
     ppl_batch_size: int = 10
     """Sentences in one forward on the plain path (the fast path batches by tokens)."""
     collapse_threshold: float = 1000.0
     """Perplexity above which an edited model counts as collapsed (the papers' value)."""
     collapse_ratio: float = 5.0
-    """Collapse also needs perplexity above this many times the unedited model's: for models whose base is already high."""
+    """Collapse also needs perplexity above this many times the unedited model's: for models whose base is already
+    high."""
 
     loaded_from: ClassVar[str] = "hparams"
 
@@ -65,9 +72,10 @@ class HyperParams:
 
     @classmethod
     def from_dict(cls: type[H], values: Mapping[str, Any], where: str = "hparams") -> H:
-        """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a list)."""
+        """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a
+        list)."""
         known = field_types(cls)
-        problems = [unknown_key(key, known, cls) for key in values if key not in known]
+        problems = [unknown_key(str(key), known, cls) for key in values if key not in known]
         missing = [f.name for f in dataclasses.fields(cls) if _is_required(f) and f.name not in values]
         problems += [f"key {name!r} is missing; {cls.__name__} needs it" for name in missing]
         typed: dict[str, Any] = {}
@@ -95,25 +103,27 @@ class HyperParams:
             if key not in known:
                 raise ConfigError(f"--set {setting}: {unknown_key(key, known, type(self))}")
             try:
-                value = yaml.safe_load(text) if text.strip() else None
-            except yaml.YAMLError as error:
+                changed[key] = yaml.safe_load(text) if text.strip() else None
+            except _YAML_ERRORS as error:
                 raise ConfigError(f"--set {setting}: the value is not readable as YAML ({_one_line(error)})") from error
-            try:
-                changed[key] = coerce(value, known[key], key)
-            except ConfigError as error:
-                raise ConfigError(f"--set {setting}: {error}") from error
-        copy = dataclasses.replace(self, **changed)
-        copy.validate("--set")
-        return copy
+        return type(self).from_dict({**self.checked()._values(), **changed}, where="--set")
 
     def checked(self: H) -> H:
         """The library's own copy: attributes may have been assigned since loading, so types are checked again."""
-        pair = self.model_name
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_name"}
-        return type(self).from_dict({**values, "model_name": pair}, where=type(self).__name__)
+        strangers = [
+            unknown_key(key, field_types(type(self)), type(self)) for key in vars(self).keys() - self._values()
+        ]
+        if strangers:
+            raise ConfigError(f"{type(self).__name__}: " + "; ".join(sorted(strangers)))
+        return type(self).from_dict(self._values(), where=type(self).__name__)
+
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""
+        for key, value in self._values().items():
+            require(not isinstance(value, float) or math.isfinite(value), where, key, value, "a finite number")
         require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
         require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")
         require(self.batch_tokens > 0, where, "batch_tokens", self.batch_tokens, "1 or more")
@@ -123,7 +133,7 @@ class HyperParams:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the run folder; a (model, tokenizer) pair is named by its config."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = self._values()
         if not isinstance(self.model_name, str):
             model = self.model_name[0]
             values["model_name"] = f"<loaded {type(model).__name__} {model.config.name_or_path!r}>"
@@ -148,11 +158,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file{_neighbours(path)}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader subclass
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if values is None:
         raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
@@ -171,7 +181,7 @@ def coerce(value: Any, declared: Any, key: str) -> Any:
     """Bring a YAML value to its declared type. Raises ConfigError naming the key, the value and what is allowed."""
     if declared is Any:
         return value
-    if isinstance(value, bool) and declared in (int, float):
+    if _holds_bool(value) and not _allows_bool(declared):
         raise ConfigError(f"{key} is {value!r} (bool); allowed: {describe_type(declared)}")
     try:
         return TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
@@ -223,6 +233,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}, again in line {line}")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, (list, tuple)) and any(_holds_bool(item) for item in value))
+
+
+def _allows_bool(declared: Any) -> bool:
+    return declared is bool or any(_allows_bool(option) for option in getattr(declared, "__args__", ()))
 
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:

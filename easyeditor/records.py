@@ -145,7 +145,8 @@ class WeightDelta:
         """The whole change, in the weight's own orientation (rows, columns)."""
         if self.full is not None:
             return self.full
-        assert self.left is not None and self.right is not None
+        assert self.left is not None
+        assert self.right is not None
         return self.left @ self.right
 
     def tensors(self) -> dict[str, Tensor]:
@@ -165,7 +166,7 @@ class WeightDelta:
         try:
             with safe_open(str(path), framework="pt") as opened:
                 name = (opened.metadata() or {}).get("name")
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: not a readable weight delta ({error})") from error
         if name is None or not (set(tensors) == {"full"} or set(tensors) == {"left", "right"}):
@@ -177,9 +178,11 @@ class WeightDelta:
 class LayerTrace:
     """What one edit did at one layer; norms are L2, losses in nats.
 
-    `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the size of
+    `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
+    size of
     the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over contexts.
-    `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the CPU.
+    `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the
+    CPU.
     """
 
     numerator_norm: float
@@ -283,8 +286,6 @@ class EditResult:
             ) from error
 
 
-
-
 def _layer_trace(raw: Mapping[str, Any]) -> LayerTrace:
     return LayerTrace(**{**raw, "losses": tuple(tuple(row) for row in raw["losses"])})
 
@@ -324,7 +325,9 @@ def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
             raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r}")
         prompts, answers = _texts(value["prompt"]), _texts(value["ground_truth"])
         if len(prompts) != len(answers):
-            raise DataError(f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each")
+            raise DataError(
+                f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each"
+            )
         if any(not isinstance(t, str) or not t.strip() for t in (*prompts, *answers)):
             raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r}")
         if prompts:

@@ -84,7 +84,8 @@ def _flat(raw: Raw, case_id: int | str) -> EditRequest:
 
 
 def _zsre(raw: Raw, case_id: int | str) -> EditRequest:
-    """ZsRE: `src` edited to `alt`; `answers` true; `loc` is a Natural Questions prompt, its "nq question: " mark removed."""
+    """ZsRE: `src` edited to `alt`; `answers` true; `loc` is a Natural Questions prompt, its "nq question: " mark
+    removed."""
     locality = None
     if raw.get("loc"):
         answer = raw.get("loc_ans")

@@ -44,7 +44,9 @@ def load_sentences(count: int, data: Path = DATA) -> Sentences:
     path = data / OFFICIAL[size]
     if not path.exists():
         if size > 50:
-            raise DataError(f"{count} sentences need {path}, which is not there; take {path.name} from {SOURCE} and put it there")
+            raise DataError(
+                f"{count} sentences need {path}, which is not there; take {path.name} from {SOURCE} and put it there"
+            )
         path = data / OWN
     found = read_sentences(path)
     if len(found.texts) < count:

@@ -1,15 +1,10 @@
-"""The verdict on an edit: did it collapse the model, and what do the numbers say about why."""
+"""The verdict on an edit: did it collapse the model?"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from typing import Any
-
-from easyeditor.records import LayerTrace
-
-# On every model tried, edits that keep the model whole have |denominator| above this (Fall of ROME, table 2; docs/metrics.md).
-TYPICAL_DENOMINATOR = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +48,3 @@ def judge(ppl_before: float, ppl_after: float, *, threshold: float, ratio: float
         ppl_before=ppl_before,
         ppl_after=ppl_after,
     )
-
-
-def small_denominator(trace: LayerTrace) -> bool:
-    """Is the denominator below what edits that keep a model whole have?"""
-    return abs(trace.denominator) < TYPICAL_DENOMINATOR

@@ -25,7 +25,8 @@ class RequestScores:
     ground_truth: Scored | None
 
     def to_json(self, before: RequestScores | None = None) -> dict[str, Any]:
-        """EasyEdit's record: accuracies as lists; `{key}_output` is what the model says, `{key}_acc` agreement with `before`."""
+        """EasyEdit's record: accuracies as lists; `{key}_output` is what the model says, `{key}_acc` agreement with
+        `before`."""
         record: dict[str, Any] = {"rewrite_acc": [self.rewrite.accuracy]}
         if self.rephrase:
             record["rephrase_acc"] = [s.accuracy for s in self.rephrase]
@@ -60,7 +61,8 @@ def score_request(
 ) -> RequestScores:
     """Score all prompts of a request in one batch.
 
-    `prefix` is a context (with ``{}``) put before the rewrite prompt, and before rephrase prompts with `prefix_rephrase`
+    `prefix` is a context (with ``{}``) put before the rewrite prompt, and before rephrase prompts with
+    `prefix_rephrase`
     (Fall of ROME's test-time prefix).
     """
     rewrite_prompt = _behind(prefix, request.prompt)

@@ -1,6 +1,7 @@
 """Perplexity of a model on sentences: the papers' probe for collapse, plain and fast.
 
-The papers' number is the arithmetic mean over sentences of exp(mean token NLL), no BOS (Butterfly paper, section 3). It is
+The papers' number is the arithmetic mean over sentences of exp(mean token NLL), no BOS (Butterfly paper, section 3).
+It is
 heavy-tailed, so the median and the token-weighted perplexity stand beside it under their own names.
 Axes: B sentences, T tokens, N scored positions, V vocabulary.
 """
@@ -101,8 +102,9 @@ class PerplexityProbe:
         self._rows = _tokenised(tok, sentences, add_start_token, max_length)
         check_length(self._rows, max_positions(model), "the longest sentence")
         self._fast = fast
-        replays = parts is not None and parts.architecture.replay
-        self._resume = (parts, resume_layer) if fast and replays and resume_layer else None
+        self._resume = None
+        if fast and resume_layer and parts is not None and parts.architecture.replay:
+            self._resume = (parts, resume_layer)
         if fast:
             budget = TOKENS_PER_FORWARD.get(input_device(model).type, 8192)
             self._batches = token_batches([len(row) for row in self._rows], budget)
@@ -135,7 +137,9 @@ class PerplexityProbe:
         inputs = model_inputs(rows, input_device(self._model))
         logits_BTV = self._model(**inputs, use_cache=False).logits[:, :-1].float()
         labels_BT, mask_BT = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:]
-        nll_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), labels_BT.to(logits_BTV.device), reduction="none")
+        nll_BT = torch.nn.functional.cross_entropy(
+            logits_BTV.transpose(1, 2), labels_BT.to(logits_BTV.device), reduction="none"
+        )
         mask_BT = mask_BT.to(nll_BT.device)
         return ((nll_BT * mask_BT).sum(1) / mask_BT.sum(1)).tolist()
 
@@ -189,11 +193,13 @@ def _tokenised(
 def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log p(label), in slices so that the float32 temporaries stay small.
 
-    Laid out as (1, V, N), like the reference: torch's CPU kernel for that layout sums the softmax in a plain float32 loop
-    and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable with published ones.
+    Laid out as (1, V, N), like the reference: torch's CPU kernel for that layout sums the softmax in a plain float32
+    loop
+    and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable with
+    published ones.
     """
     parts = []
-    for logits, labels in zip(logits_NV.split(NLL_SLICE), labels_N.split(NLL_SLICE), strict=True):
+    for logits, labels in zip(torch.split(logits_NV, NLL_SLICE), torch.split(labels_N, NLL_SLICE), strict=True):
         strided = logits.float().t().unsqueeze(0)
         parts.append(torch.nn.functional.cross_entropy(strided, labels.unsqueeze(0), reduction="none")[0])
     return torch.cat(parts)

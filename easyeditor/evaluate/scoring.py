@@ -20,7 +20,8 @@ from easyeditor.lm.tokens import check_length, encode, model_inputs, target_ids,
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One prompt with its target: the likeliest ids at the target's positions, the target's ids, its mean log-probability (nats)."""
+    """One prompt with its target: the likeliest ids at the target's positions, the target's ids, its mean
+    log-probability (nats)."""
 
     said: tuple[int, ...]
     target: tuple[int, ...]

@@ -1,4 +1,5 @@
-"""Every model-specific fact, keyed by `config.model_type` and by layer class. Nothing elsewhere knows a model's name."""
+"""Every model-specific fact, keyed by `config.model_type` and by layer class. Nothing elsewhere knows a model's
+name."""
 
 from __future__ import annotations
 
@@ -30,16 +31,10 @@ class Architecture:
     mlp_adds: bool = True
 
 
-_LLAMA = Architecture(
-    block="model.layers.{}", mlp="model.layers.{}.mlp", rewrite="model.layers.{}.mlp.down_proj"
-)
+_LLAMA = Architecture(block="model.layers.{}", mlp="model.layers.{}.mlp", rewrite="model.layers.{}.mlp.down_proj")
 _GEMMA2 = dataclasses.replace(_LLAMA, mlp_adds=False)  # a norm after the MLP
-_GPT2 = Architecture(
-    block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.c_proj"
-)
-_GPTJ = Architecture(
-    block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.fc_out"
-)
+_GPT2 = Architecture(block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.c_proj")
+_GPTJ = Architecture(block="transformer.h.{}", mlp="transformer.h.{}.mlp", rewrite="transformer.h.{}.mlp.fc_out")
 _NEOX = Architecture(
     block="gpt_neox.layers.{}", mlp="gpt_neox.layers.{}.mlp", rewrite="gpt_neox.layers.{}.mlp.dense_4h_to_h"
 )
@@ -142,13 +137,14 @@ def anatomy(
 
 
 def weight_is_transposed(module: nn.Module) -> bool:
-    """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs). By class, never by shape."""
+    """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs). By class, never by
+    shape."""
     if isinstance(module, Conv1D):
         return True
     if isinstance(module, nn.Linear):
         return False
     raise ModelError(
-        f"cannot edit a {type(module).__name__}; the rewrite module must be an unquantised torch Linear or a GPT-2 Conv1D"
+        f"cannot edit a {type(module).__name__}; the rewrite module must be an unquantised torch Linear or GPT-2 Conv1D"
     )
 
 
@@ -169,4 +165,6 @@ def _check_template(model: PreTrainedModel, key: str, template: str) -> None:
         return
     near = difflib.get_close_matches(template.format(0), sorted(modules), n=1)
     hint = f"; near: {near[0].replace('.0', '.{}', 1)!r}" if near else ""
-    raise ConfigError(f"{key}: {template!r} names no module of {type(model).__name__} ({model.config.model_type}){hint}")
+    raise ConfigError(
+        f"{key}: {template!r} names no module of {type(model).__name__} ({model.config.model_type}){hint}"
+    )

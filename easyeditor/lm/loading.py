@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.errors import ConfigError, ModelError, OutputError
 from easyeditor.lm import embedded
 
 LOG = logging.getLogger(__name__)
@@ -49,6 +51,32 @@ def load(
     return model.eval(), tok
 
 
+def save(model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a full Hugging Face checkpoint, whole or not at all; `from_pretrained` loads it without this library.
+
+    Raises:
+        OutputError: the folder holds something already, or cannot be written.
+    """
+    check_free(folder)
+    part = folder.with_name(folder.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        model.save_pretrained(part)
+        tok.save_pretrained(part)
+        if folder.exists():
+            folder.rmdir()  # empty, as checked
+        part.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OutputError(f"{folder}: the checkpoint cannot be written ({_reason(error)})") from error
+
+
+def check_free(folder: Path) -> None:
+    """Raise OutputError unless `folder` is absent or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
+
+
 def resolve_device(device: int | str) -> torch.device:
     """A GPU number or torch device text to a device. A number without any GPU means CPU, with one warning."""
     if isinstance(device, int) or str(device).isdigit():
@@ -77,7 +105,9 @@ def _pair(pair: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, tok = pair
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model_name must be a text or a (model, tokenizer) pair, found {type(pair).__name__}") from error
+        raise ConfigError(
+            f"model_name must be a text or a (model, tokenizer) pair, found {type(pair).__name__}"
+        ) from error
     if not isinstance(model, PreTrainedModel) or not isinstance(tok, PreTrainedTokenizerBase):
         found = f"({type(model).__name__}, {type(tok).__name__})"
         raise ConfigError(f"model_name must be a (model, tokenizer) pair from transformers, found {found}")

@@ -6,7 +6,8 @@ logits at the positions that are scored? Three facts make replay cheap:
   2. below the edited block nothing changes: its input is captured once, the blocks below are skipped;
   3. only the scored positions go through the output head.
 
-Axes: B rows, T tokens of the longest row, P longest prefix, S longest suffix, N scored positions, D model width, V vocabulary.
+Axes: B rows, T tokens of the longest row, P longest prefix, S longest suffix, N scored positions, D model width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from easyeditor.lm.architectures import Anatomy
@@ -71,7 +71,8 @@ class PlainForward:
 
 
 class ReplayForward:
-    """Calls run only the suffix of each row (lookup token to end), only what lies above the edit, only the scored logits."""
+    """Calls run only the suffix of each row (lookup token to end), only what lies above the edit, only the scored
+    logits."""
 
     def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
         self._model, self._module, self._blocks = parts.model, module, parts.blocks
@@ -104,7 +105,8 @@ class ReplayForward:
 
     @torch.no_grad()
     def _record(self, rows: Sequence[Row]) -> tuple[_Prefix, Passage, Tensor]:
-        """Full forwards, once: the prefixes' keys and values, the suffixes' hidden states, the module's initial output."""
+        """Full forwards, once: the prefixes' keys and values, the suffixes' hidden states, the module's initial
+        output."""
         lookup_B = torch.tensor([row.lookup for row in rows])
         width = max(len(row.ids) - row.lookup for row in rows)
         prefix = _Prefix(lookup_B)
@@ -160,7 +162,8 @@ def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterat
 
 
 class _Prefix:
-    """Keys and values of what comes before each row's lookup token, moved to the right edge (left-padded), never grown."""
+    """Keys and values of what comes before each row's lookup token, moved to the right edge (left-padded), never
+    grown."""
 
     def __init__(self, lookup_B: Tensor) -> None:
         self._width = int(lookup_B.max())
@@ -170,9 +173,11 @@ class _Prefix:
         self._values: list[Tensor] = []
 
     def keep(self, cache: DynamicCache, batch: Sequence[int]) -> None:
-        """Take the prefixes of the rows in `batch` out of their cache; pads become zeros, so nothing non-finite leaks."""
+        """Take the prefixes of the rows in `batch` out of their cache; pads become zeros, so nothing non-finite
+        leaks."""
         for number, layer in enumerate(cache.layers):
-            assert layer.keys is not None and layer.values is not None
+            assert layer.keys is not None
+            assert layer.values is not None
             if number == len(self._keys):
                 self._keys.append(self._room(layer.keys))
                 self._values.append(self._room(layer.values))
@@ -187,14 +192,15 @@ class _Prefix:
         return like_bHTd.new_zeros(len(self._source_BP), like_bHTd.shape[1], self._width, like_bHTd.shape[3])
 
 
-class _FrozenLayer(DynamicLayer):
+class _FrozenLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
@@ -205,7 +211,8 @@ def _move(states_BHTd: Tensor, source_BP: Tensor) -> Tensor:
 
 
 def _tail(hidden_BTD: Tensor, lookup_B: Tensor, width: int) -> Tensor:
-    """Hidden states from the lookup token on (B, width, D); rows that end earlier repeat some state, which nothing reads."""
+    """Hidden states from the lookup token on (B, width, D); rows that end earlier repeat some state, which nothing
+    reads."""
     index = (lookup_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1).to(hidden_BTD.device)
     return hidden_BTD.gather(1, index.unsqueeze(2).expand(-1, -1, hidden_BTD.shape[2]))
 

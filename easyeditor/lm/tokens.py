@@ -29,7 +29,8 @@ class Row:
 
 
 def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that starts a sequence: the tokenizer's leading special tokens (BOS) kept, trailing ones (EOS) not."""
+    """Ids of a text that starts a sequence: the tokenizer's leading special tokens (BOS) kept, trailing ones (EOS)
+    not."""
     encoded = tok(text, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     while len(ids) > 1 and special[-1]:
@@ -39,7 +40,8 @@ def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def spaced(target: str) -> str:
-    """The target with one space before it, unless it brings whitespace of its own: one rule for every method and metric."""
+    """The target with one space before it, unless it brings whitespace of its own: one rule for every method and
+    metric."""
     return target if target[:1].isspace() else " " + target
 
 
@@ -110,7 +112,8 @@ def check_length(rows: Sequence[Sequence[int]], limit: int | None, what: str) ->
 def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     """Indices sorted by length, cut into batches that waste little.
 
-    A padded batch has at most `most_tokens` positions (a single longer row stands alone), and at most 1/16 of that are pads.
+    A padded batch has at most `most_tokens` positions (a single longer row stands alone), and at most 1/16 of that
+    are pads.
     """
     batches: list[list[int]] = []
     held = 0  # real tokens in the last batch

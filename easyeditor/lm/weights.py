@@ -164,5 +164,6 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
 def _shape(delta: WeightDelta) -> tuple[int, ...]:
     if delta.full is not None:
         return tuple(delta.full.shape)
-    assert delta.left is not None and delta.right is not None
+    assert delta.left is not None
+    assert delta.right is not None
     return (delta.left.shape[0], delta.right.shape[1])

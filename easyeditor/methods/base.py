@@ -22,7 +22,8 @@ Progress = Callable[[int, int, str], None]
 class EditMethod(ABC, Generic[H]):
     """One editing method bound to a model, a tokenizer and its hyper-parameters.
 
-    State that outlives an edit (sampled contexts, the generator behind them, loaded statistics) lives here and nowhere else.
+    State that outlives an edit (sampled contexts, the generator behind them, loaded statistics) lives here and
+    nowhere else.
     """
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
@@ -53,6 +54,12 @@ class EditMethod(ABC, Generic[H]):
     def contexts(self) -> tuple[str, ...]:
         """Contexts the method puts before prompts; empty for a method that has none."""
         return ()
+
+    @property
+    def remedy(self) -> str | None:
+        """Settings (`key=value …`) that prevent a collapse caused by a small denominator; None when they are on
+        already."""
+        return None
 
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:

@@ -46,7 +46,7 @@ def load_hparams(name: str) -> HyperParams:
     path = yaml_path(name)
     values = read_yaml(path)
     alg_name = values.get("alg_name")
-    if alg_name not in METHODS:
+    if not isinstance(alg_name, str) or alg_name not in METHODS:
         raise ConfigError(f"{path}: alg_name is {alg_name!r}; allowed: {', '.join(METHODS)}")
     return hparams_class(alg_name).from_dict(values, where=str(path))
 

@@ -45,7 +45,8 @@ def new_run(output: str | None, name: str) -> Path:
 
 
 def write_run(folder: Path, *, config: dict[str, Any], manifest: dict[str, Any], result: dict[str, Any]) -> None:
-    """Write `config.json` (resolved hyper-parameters), `manifest.json` (environment, hashes, seeds, contexts), `result.json` last."""
+    """Write `config.json` (resolved hyper-parameters), `manifest.json` (environment, hashes, seeds, contexts),
+    `result.json` last."""
     write_json(folder / "config.json", config)
     write_json(folder / "manifest.json", {**environment(), **manifest})
     write_json(folder / "result.json", result)
@@ -62,8 +63,6 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-
-
 
 
 def _version(package: str) -> str | None:

@@ -56,7 +56,11 @@ def generated_contexts(
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int, generator: torch.Generator
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    generator: torch.Generator,
 ) -> list[str]:
     """Continue each prompt by `new_tokens` tokens drawn among the `TOP_K` likeliest, special tokens never."""
     device = input_device(model)

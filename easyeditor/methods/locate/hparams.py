@@ -65,10 +65,14 @@ class LocateHyperParams(HyperParams):
         require(self.v_num_grad_steps > 0, where, "v_num_grad_steps", self.v_num_grad_steps, "1 or more")
         require(self.v_lr > 0, where, "v_lr", self.v_lr, "a number above 0")
         require(self.clamp_norm_factor > 0, where, "clamp_norm_factor", self.clamp_norm_factor, "a number above 0")
+        require(self.v_weight_decay >= 0, where, "v_weight_decay", self.v_weight_decay, "0 or more")
+        require(self.mom2_n_samples > 0, where, "mom2_n_samples", self.mom2_n_samples, "1 or more")
         require(self.kl_factor >= 0, where, "kl_factor", self.kl_factor, "0 or more")
         for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
             value = getattr(self, key)
             require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")
         for pair in self.context_template_length_params:
             allowed = "pairs (tokens, how many), both above 0"
-            require(min(pair) > 0, where, "context_template_length_params", self.context_template_length_params, allowed)
+            require(
+                min(pair) > 0, where, "context_template_length_params", self.context_template_length_params, allowed
+            )

@@ -59,7 +59,8 @@ class Found:
 def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch | None = None) -> list[Found]:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
-    The offset is added at the lookup token of every row, the KL row included; it is clamped to `clamp_norm_factor` times
+    The offset is added at the lookup token of every row, the KL row included; it is clamped to `clamp_norm_factor`
+    times
     the initial value's norm after each step; a request stops at loss < 0.05. The last pass only measures.
     """
     owner_B = torch.tensor(list(rows.owner), device=forward.initial_BD.device)
@@ -75,7 +76,7 @@ def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch 
             parts_4R = loss_of(forward(offset_RD[owner_B]), offset_RD)
             measured_4R = parts_4R.detach().cpu()
             for r in active:
-                found[r].losses.append(tuple(measured_4R[:, r].tolist()))  # type: ignore[arg-type]
+                found[r].losses.append(tuple(measured_4R[:, r].tolist()))
             if watch is not None:
                 watch(step, search.v_num_grad_steps, float(measured_4R[0].mean()))
             done = {r for r in active if float(measured_4R[0, r]) < STOP_LOSS or step == search.v_num_grad_steps}
@@ -85,7 +86,7 @@ def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch 
             if not active:
                 break
             optimiser.zero_grad()
-            parts_4R[0].sum().backward()
+            torch.autograd.backward(parts_4R[0].sum())
             optimiser.step()
             _clamp(offset_RD, search.clamp_norm_factor * initial_RD.norm(dim=1))
     return found
@@ -98,7 +99,11 @@ class _Loss:
         self._rows, self._search = rows, search
         self._norm_R = initial_RD.norm(dim=1)
         device = initial_RD.device
-        labels, label_at, label_owner, share, kl_at = [], [], [], [], []
+        labels: list[int] = []
+        label_at: list[int] = []
+        label_owner: list[int] = []
+        share: list[float] = []
+        kl_at: list[int] = []
         place = 0
         targets = iter(rows.labels)
         last_of = {r: max(i for i, owner in enumerate(rows.owner) if owner == r) for r in range(rows.requests)}

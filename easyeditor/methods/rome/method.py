@@ -48,6 +48,10 @@ class ROME(EditMethod[ROMEHyperParams]):
         return "C-ROME" if self.hparams.if_c_rome else "ROME"
 
     @property
+    def remedy(self) -> str | None:
+        return None if self.hparams.if_c_rome else "if_c_rome=true if_prefix=true"
+
+    @property
     def weight_names(self) -> list[str]:
         return [self.parts.weight_name(layer) for layer in self.layers]
 
@@ -64,7 +68,8 @@ class ROME(EditMethod[ROMEHyperParams]):
         return self._contexts
 
     def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
-        """Rank-one deltas for `requests`, each found with those before it applied; layers likewise, one after another."""
+        """Rank-one deltas for `requests`, each found with those before it applied; layers likewise, one after
+        another."""
         started = time.perf_counter()
         deltas: list[WeightDelta] = []
         traces = []
@@ -85,7 +90,9 @@ class ROME(EditMethod[ROMEHyperParams]):
             seconds=time.perf_counter() - started,
         )
 
-    def _edit_layer(self, request: EditRequest, layer: int, progress: Progress | None) -> tuple[WeightDelta, LayerTrace]:
+    def _edit_layer(
+        self, request: EditRequest, layer: int, progress: Progress | None
+    ) -> tuple[WeightDelta, LayerTrace]:
         found = self._search(request, layer, progress)
         rows = [prompt_row(self.tok, request, c, self.hparams.fact_token) for c in (SLOT, *self.contexts)]
         keys_BK, outputs_BD = keys_and_outputs(self.parts, layer, rows, self.hparams.batch_tokens)
@@ -124,7 +131,9 @@ class ROME(EditMethod[ROMEHyperParams]):
         rows.append(kl_row(self.tok, request, hparams.fact_token))
         limit = max_positions(self.model)
         limit = hparams.max_length if limit is None else min(limit, hparams.max_length)
-        check_length([row.ids for row in rows], limit, f"request {request.case_id!r}: the prompt in its longest context")
+        check_length(
+            [row.ids for row in rows], limit, f"request {request.case_id!r}: the prompt in its longest context"
+        )
         forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=hparams.replay)
         search = Search(
             v_num_grad_steps=hparams.v_num_grad_steps,
@@ -153,7 +162,8 @@ class ROME(EditMethod[ROMEHyperParams]):
         if not self.hparams.mom2_adjustment:
             return None
         if layer not in self._moments:
-            width = self.parts.rewrite(layer).weight.shape[0 if weight_is_transposed(self.parts.rewrite(layer)) else 1]
+            module = self.parts.rewrite(layer)
+            weight = self.model.get_parameter(self.parts.weight_name(layer))
             moment = load_moment(
                 self.hparams.stats_dir,
                 str(self.model.config.name_or_path),
@@ -161,8 +171,7 @@ class ROME(EditMethod[ROMEHyperParams]):
                 dataset=self.hparams.mom2_dataset,
                 dtype=self.hparams.mom2_dtype,
                 samples=self.hparams.mom2_n_samples,
-                width=width,
+                width=weight.shape[0 if weight_is_transposed(module) else 1],
             )
-            self._moments[layer] = moment.to(self.parts.rewrite(layer).weight.device)
+            self._moments[layer] = moment.to(weight.device)
         return self._moments[layer]
-

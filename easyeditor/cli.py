@@ -1,0 +1,66 @@
+"""What the entry scripts share: logging, errors as one line with exit code 2, quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from easyeditor.errors import EasyEditorError, OutputError
+
+EXIT_ERROR = 2
+EXIT_COLLAPSED = 3
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR)
+
+
+def parser(doc: str) -> Parser:
+    """A parser whose help is the script's docstring: the run book."""
+    return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and exit: its return value, 2 with one line on stderr for an expected error, 130 for
+    Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = main()
+        sys.stdout.flush()
+    except EasyEditorError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(EXIT_ERROR) from None
+    except OSError as error:
+        fail(str(OutputError(str(error))))
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    raise SystemExit(code)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers: the scripts show their own."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(EXIT_ERROR)

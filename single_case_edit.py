@@ -1,0 +1,142 @@
+"""Edit one fact in a language model and see what it did: before/after table, perplexity, verdict on collapse.
+
+  python single_case_edit.py                                     the default request, ROME: collapses the embedded model
+  python single_case_edit.py --set if_c_rome=true if_prefix=true the same request with C-ROME: does not
+  python single_case_edit.py --prompt "The capital of France is" --subject France --target-new Rome
+  python single_case_edit.py --request FILE.json                 one record: CounterFact, EasyEdit, ZsRE, HardCF or
+  question/answer
+  python single_case_edit.py --hparams hparams/ROME/gpt2-xl.yaml --device cuda:0
+
+Needs no GPU with the embedded model (about half a minute on two CPU cores). Writes a run folder under results/:
+config.json, manifest.json, result.json. Exit code: 0, 2 for bad input, 3 for a collapse with --fail-on-collapse.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, run
+from easyeditor.errors import ConfigError
+from easyeditor.files import to_json
+from easyeditor.hparams import HyperParams
+from easyeditor.records import EditRequest
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
+DEFAULT_REQUEST = ROOT / "data" / "requests" / "bay.json"
+
+
+def arguments() -> argparse.Namespace:
+    p = parser(__doc__ or "")
+    p.add_argument(
+        "--hparams", default=str(DEFAULT_HPARAMS), help="YAML file of a method and model (default: %(default)s)"
+    )
+    p.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override hyper-parameters, typed like the YAML"
+    )
+    p.add_argument(
+        "--request", metavar="FILE.json", help="file with one dataset record (default: data/requests/bay.json)"
+    )
+    p.add_argument("--prompt", help="text that the target should continue; {} or the subject itself marks the subject")
+    p.add_argument("--subject", help="the words in the prompt whose fact is changed")
+    p.add_argument("--target-new", help="the new answer")
+    p.add_argument("--ground-truth", help="the old answer, to show its probability")
+    p.add_argument("--rephrase-prompt", nargs="+", default=[], help="paraphrases that should give the new answer too")
+    p.add_argument("--locality-prompt", nargs="+", default=[], help="unrelated prompts whose answers should stay")
+    p.add_argument("--locality-ground-truth", nargs="+", default=[], help="one answer for each locality prompt")
+    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
+    p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
+    p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
+    p.add_argument("--save-model", metavar="DIR", help="save the edited model as a Hugging Face checkpoint")
+    p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
+    p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when the edit collapsed the model")
+    p.add_argument("--json", action="store_true", help="print the record as JSON on stdout and nothing else there")
+    p.add_argument("--dry-run", action="store_true", help="check flags, YAML and request, print them, load no model")
+    return p.parse_args()
+
+
+def request_of(args: argparse.Namespace) -> EditRequest:
+    """The request the flags describe. Raises ConfigError when they are incomplete or given twice."""
+    from easyeditor.dataset.formats import read_request
+
+    typed = {"--prompt": args.prompt, "--subject": args.subject, "--target-new": args.target_new}
+    extra = {
+        "--ground-truth": args.ground_truth,
+        "--rephrase-prompt": args.rephrase_prompt,
+        "--locality-prompt": args.locality_prompt,
+        "--locality-ground-truth": args.locality_ground_truth,
+    }
+    given = [flag for flag, value in {**typed, **extra}.items() if value is not None and value != []]
+    if args.request is not None:
+        if given:
+            raise ConfigError(f"--request and {', '.join(given)} were given; use the file or the flags")
+        return read_request(Path(args.request))
+    if not given:
+        return read_request(DEFAULT_REQUEST)
+    missing = [flag for flag, value in typed.items() if value is None]
+    if missing:
+        raise ConfigError(f"{given[0]} needs {', '.join(missing)} as well")
+    near = {"prompt": args.locality_prompt, "ground_truth": args.locality_ground_truth}
+    return EditRequest.make(
+        args.prompt,
+        subject=args.subject,
+        target_new=args.target_new,
+        ground_truth=args.ground_truth,
+        rephrase_prompts=args.rephrase_prompt,
+        locality={"neighborhood": near} if args.locality_prompt or args.locality_ground_truth else None,
+        case_id="command-line",
+    )
+
+
+def hparams_of(args: argparse.Namespace) -> HyperParams:
+    """The YAML with --set, --device and --dtype applied."""
+    from easyeditor.methods.registry import load_hparams
+
+    flags = [f"{key}={value}" for key, value in (("device", args.device), ("dtype", args.dtype)) if value is not None]
+    return load_hparams(args.hparams).override([*args.set, *flags])
+
+
+def main() -> int:
+    args = arguments()
+    hparams, request = hparams_of(args), request_of(args)
+    if args.dry_run:
+        print(to_json({"hparams": hparams.to_dict(), "request": request.to_json()}, indent=1))
+        return 0
+
+    from rich.console import Console
+
+    from easyeditor.editor import BaseEditor
+    from easyeditor.lm.loading import check_free, save
+    from easyeditor.report.verdict import print_record
+    from easyeditor.runs.folder import new_run, write_run
+
+    quiet_transformers()
+    for target in (args.save_edit, args.save_model):
+        if target is not None:
+            check_free(Path(target))
+    folder = new_run(args.output, f"{hparams.alg_name.lower()}-{request.case_id}")
+    editor = BaseEditor(hparams)
+    manifest = {"seed": hparams.seed, "model_fingerprint": editor.fingerprint()}
+    examined = editor.examine(request, verbose=True)
+    manifest |= {
+        "context_templates": list(examined.result.contexts),
+        "sentences": examined.record["perplexity"]["sentences"],
+    }
+    write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record)
+    if args.save_edit is not None:
+        examined.result.save(args.save_edit)
+    if args.save_model is not None:
+        with editor.applied(examined.result):
+            save(editor.model, editor.tok, Path(args.save_model))
+    if args.json:
+        print(to_json(examined.record))
+    else:
+        print_record(examined.record, Console())
+        print(f"\nrecord: {folder / 'result.json'}")
+    collapsed = examined.collapse is not None and examined.collapse.collapsed
+    return EXIT_COLLAPSED if collapsed and args.fail_on_collapse else 0
+
+
+if __name__ == "__main__":
+    run(main)

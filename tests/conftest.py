@@ -1,0 +1,130 @@
+"""Tiny seeded models of every architecture, built in code; the golden numbers and the embedded model where they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+GOLDEN = SHARED / "golden"
+
+needs_shared = pytest.mark.skipif(not GOLDEN.exists(), reason="../shared/golden (reference numbers) is not here")
+
+CONTEXTS = ["{}", "The quick brown. {}", "I think so. {}", "Because it was late, they left. {}", "You. {}"]
+
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 128,
+    "head_dim": 8,
+}
+TINY: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128},
+    "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128, "rotary_dim": 4},
+    "gpt_neox": {**_LLAMA, "rotary_pct": 0.5},
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 6},
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
+}
+ARCHITECTURES = sorted(TINY)
+
+
+@lru_cache(maxsize=2)
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 400 tokens trained on this repository's sentences, with or without a BOS before texts."""
+    texts = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator(texts, trainer)
+    if bos:
+        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of one architecture, large enough in scale that prompts matter."""
+    config = AutoConfig.for_model(kind, vocab_size=400, bos_token_id=0, eos_token_id=1, **{**TINY[kind], **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0, 0.15)
+                elif name.endswith("bias"):
+                    weight.normal_(0, 0.05)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture
+def tiny() -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerFast]]:
+    """tiny(kind, bos=…, dtype=…) -> a fresh (model, tokenizer)."""
+
+    def make(kind: str, *, bos: bool = False, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        return build(kind, **options), tokenizer(bos)
+
+    return make
+
+
+def rome_hparams(pair: tuple[Any, Any], **changes: Any) -> Any:
+    """ROME on a tiny pair: layer 1, five fixed contexts, few steps, no perplexity unless asked for."""
+    from easyeditor import ROMEHyperParams
+
+    values = {
+        "model_name": pair,
+        "device": "cpu",
+        "layers": [1],
+        "v_num_grad_steps": 6,
+        "v_lr": 0.5,
+        "v_loss_layer": 3,
+        "v_weight_decay": 1e-3,
+        "clamp_norm_factor": 4.0,
+        "kl_factor": 0.0625,
+        "mom2_adjustment": False,
+        "context_templates": CONTEXTS,
+        "ppl_sentence_num": 0,
+    }
+    return ROMEHyperParams.from_dict({**values, **changes})
+
+
+def states(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    """Bit-equality with `states`."""
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="session")
+def smol() -> tuple[PreTrainedModel, Any]:
+    """The embedded model (fetched on first use)."""
+    from easyeditor.lm.loading import load
+
+    return load("smollm2-135m", device="cpu")
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """||a - b|| / ||b||."""
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())

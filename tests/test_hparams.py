@@ -1,0 +1,275 @@
+"""Hyper-parameters: every shipped and every upstream file loads; every wrong one is refused in a line that helps."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyeditor.errors import ConfigError
+from easyeditor.hparams import field_types, yaml_path
+from easyeditor.methods.registry import load_hparams
+from easyeditor.methods.rome.hparams import ROMEHyperParams
+
+ROOT = Path(__file__).resolve().parents[1]
+UPSTREAM = ROOT / "../shared/hparams_upstream.json"
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hparams/**/*.y*ml"))
+REQUIRED: dict[str, Any] = {
+    "alg_name": "ROME",
+    "model_name": "smollm2-135m",
+    "layers": [5],
+    "v_num_grad_steps": 25,
+    "v_lr": 0.5,
+    "v_loss_layer": 29,
+    "v_weight_decay": 0.001,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": False,
+}
+
+
+@pytest.fixture
+def rome() -> ROMEHyperParams:
+    return ROMEHyperParams.from_dict(REQUIRED)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The message of the ConfigError that `call` must raise; always a single line."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def assert_says(message: str, *parts: str) -> None:
+    assert [part for part in parts if part not in message] == [], message
+
+
+def upstream_cases() -> list[Any]:
+    """One case per ROME file of the two upstream projects."""
+    if not UPSTREAM.exists():
+        return [pytest.param({}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
+    models = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]["ROME"]
+    files = [(f"{model}-{source}", values) for model, by in models.items() for source, values in by.items()]
+    return [pytest.param(values, id=name) for name, values in files]
+
+
+# Files that must load
+
+
+def test_the_rome_files_are_there() -> None:
+    assert len([name for name in SHIPPED if name.startswith("hparams/ROME/")]) >= 9
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_file_loads_and_starts_with_its_launch_line(name: str) -> None:
+    hparams = load_hparams(str(ROOT / name))
+    assert hparams.alg_name in Path(name).parts
+    assert not Path(hparams.model_name).is_absolute()
+    text = (ROOT / name).read_text(encoding="utf-8")
+    comment = re.match(r"(#.*\n)+", text)
+    assert comment is not None
+    assert re.search(rf"^# python \w+\.py --hparams {re.escape(name)}$", comment[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("values", upstream_cases())
+def test_upstream_file_loads_with_its_values(values: dict[str, Any]) -> None:
+    hparams = ROMEHyperParams.from_dict(values)
+    types = field_types(ROMEHyperParams)
+    for key, value in values.items():
+        found = getattr(hparams, key)
+        if types[key] is float:
+            value = float(value)  # PyYAML reads 5e-1 as text
+        if key == "context_template_length_params":
+            found = [list(pair) for pair in found]
+        assert (found, type(found)) == (value, type(value)), key
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("x/qwen2.5-7b", "x/qwen2.5-7b.yaml"), ("gpt2-xl", "gpt2-xl.yaml"), ("a.yaml", "a.yaml"), ("a.yml", "a.yml")],
+)
+def test_yaml_is_appended_only_when_missing(name: str, file: str) -> None:
+    assert yaml_path(name) == yaml_path(Path(name)) == Path(file)
+
+
+def test_a_name_with_a_dot_loads_with_and_without_the_ending() -> None:
+    name = str(ROOT / "hparams/ROME/qwen2.5-7b")
+    assert ROMEHyperParams.from_hparams(name) == ROMEHyperParams.from_hparams(name + ".yaml") == load_hparams(name)
+
+
+# Files that must be refused
+
+
+def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    for name in ("gpt2-xl", "gpt-j-6B"):
+        (tmp_path / f"{name}.yaml").write_text("alg_name: ROME\n")
+    message = refusal(lambda: load_hparams(str(tmp_path / "gpt2xl")))
+    assert_says(message, str(tmp_path / "gpt2xl.yaml"), "no such file", "gpt2-xl.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        pytest.param(b"", ["the file is empty"], id="empty"),
+        pytest.param(b"# only a comment\n", ["the file is empty"], id="comment"),
+        pytest.param(b"\x89PNG\xff\xfe\x00\x80", ["not a readable UTF-8 text file", "0x89"], id="binary"),
+        pytest.param(b"alg_name: \x00\n", ["not valid YAML", "#x0000"], id="nul"),
+        pytest.param(b"- alg_name\n", ["`key: value`", "found list"], id="list"),
+        pytest.param(b"ROME\n", ["`key: value`", "found str"], id="text"),
+        pytest.param(b"layers: [1,\n", ["not valid YAML", "line 2"], id="invalid"),
+        pytest.param(b"alg_name: 2001-99-99\n", ["not valid YAML"], id="no-such-date"),
+        pytest.param(b"layers: !!int five\n", ["not valid YAML", "five"], id="no-such-int"),
+        pytest.param(b"v_lr: 1\n# again\nv_lr: 2\n", ["duplicate key 'v_lr'", "line 3"], id="duplicate"),
+        pytest.param(b"v_lr: 1\n", ["alg_name is None", "allowed: ", "ROME"], id="no-alg_name"),
+        pytest.param(b"alg_name: ROMEO\n", ["alg_name is 'ROMEO'", "allowed: ", "ROME"], id="other-alg_name"),
+        pytest.param(b"alg_name: [ROME]\n", ["alg_name is ['ROME']", "allowed: ", "ROME"], id="list-alg_name"),
+    ],
+)
+def test_unreadable_file_is_refused(tmp_path: Path, content: bytes, parts: list[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert_says(refusal(lambda: load_hparams(str(path))), f"{path}: ", *parts)
+
+
+def test_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").mkdir()
+    assert_says(refusal(lambda: load_hparams(str(tmp_path / "x"))), str(tmp_path / "x.yaml"), "not a readable")
+
+
+# Values that must be refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("vlr", 0.5, ["unknown key 'vlr' for ROMEHyperParams", "did you mean 'v_lr'?"]),
+        ("v_num_grad_steps", "many", ["is 'many' (str)", "allowed: int"]),
+        ("v_num_grad_steps", 2.5, ["is 2.5 (float)", "allowed: int"]),
+        ("v_num_grad_steps", None, ["is None (NoneType)", "allowed: int"]),
+        ("v_num_grad_steps", True, ["is True (bool)", "allowed: int"]),
+        ("v_lr", True, ["is True (bool)", "allowed: float"]),
+        ("v_lr", "half", ["is 'half' (str)", "allowed: float"]),
+        ("device", True, ["is True", "allowed: int or str"]),
+        ("layers", [True], ["is [True]", "allowed: list[int]"]),
+        ("layers", 5, ["is 5 (int)", "allowed: list[int]"]),
+        ("layers", "5", ["is '5' (str)", "allowed: list[int]"]),
+        ("mom2_dataset", ["wikipedia"], ["is ['wikipedia'] (list)", "allowed: str"]),
+        ("mom2_adjustment", "maybe", ["is 'maybe' (str)", "allowed: bool"]),
+        ("fact_token", "first", ["is 'first' (str)", "one of 'subject_last', 'subject_first'"]),
+        ("if_prefix", "some", ["is 'some' (str)", "allowed: bool or one of 'all'"]),
+        ("context_template_length_params", [[5]], ["is [[5]] (list)", "allowed: list[tuple[int, int]]"]),
+        ("context_template_length_params", [[5, 0]], ["is [(5, 0)]", "both above 0"]),
+        ("alg_name", "MEMIT", ["is 'MEMIT'", "allowed: one of 'ROME'"]),
+        ("layers", [], ["is []", "allowed: a list of at least one layer"]),
+        ("layers", [3, -1], ["is [3, -1]", "allowed: layer numbers from 0"]),
+        ("layers", [5, 5], ["is [5, 5]", "allowed: each layer once"]),
+        ("rewrite_module_tmp", "h.5.mlp", ["is 'h.5.mlp'", "allowed: a module path with one {}"]),
+        ("layer_module_tmp", "h.{}.{}", ["is 'h.{}.{}'", "allowed: a module path with one {}"]),
+        ("v_lr", float("nan"), ["is nan", "allowed: a finite number"]),
+        ("v_weight_decay", float("nan"), ["is nan", "allowed: "]),
+        ("kl_factor", -0.1, ["is -0.1", "allowed: 0 or more"]),
+        ("ppl_batch_size", 0, ["is 0", "allowed: 1 or more"]),
+        ("save_keys", True, ["true is not supported", "result.trace"]),
+    ],
+)
+def test_wrong_value_is_refused(key: str, value: Any, parts: list[str]) -> None:
+    message = refusal(lambda: ROMEHyperParams.from_dict({**REQUIRED, key: value}, where="my.yaml"))
+    assert_says(message, "my.yaml: ", key, *parts)
+
+
+@pytest.mark.parametrize("key", [key for key in REQUIRED if key != "alg_name"])
+def test_missing_required_key_is_named(key: str) -> None:
+    values = {name: value for name, value in REQUIRED.items() if name != key}
+    assert_says(refusal(lambda: ROMEHyperParams.from_dict(values)), f"key '{key}' is missing", "ROMEHyperParams")
+
+
+def test_several_problems_come_in_one_error() -> None:
+    values = {**REQUIRED, "layer": 5, "seed": "x", "fact_token": "first"}
+    del values["v_loss_layer"]
+    message = refusal(lambda: ROMEHyperParams.from_dict(values))
+    assert_says(message, "'layer'", "did you mean 'layers'?", "seed is 'x'", "fact_token", "'v_loss_layer' is missing")
+
+
+# override: --set key=value
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("v_lr=5e-1", 0.5),
+        ("v_lr = 1", 1.0),
+        ("seed=3", 3),
+        ("if_c_rome=true", True),
+        ("if_prefix=all", "all"),
+        ("if_prefix=false", False),
+        ("layers=[3, 4]", [3, 4]),
+        ("context_template_length_params=[[2, 5]]", [(2, 5)]),
+        ("rewrite_module_tmp=null", None),
+        ("rewrite_module_tmp=", None),
+        ("device=cuda:1", "cuda:1"),
+        ("model_name=./a=b", "./a=b"),
+    ],
+)
+def test_override_types_the_value_and_leaves_the_original(rome: ROMEHyperParams, setting: str, value: Any) -> None:
+    key = setting.partition("=")[0].strip()
+    found = getattr(rome.override([setting]), key)
+    assert (found, type(found)) == (value, type(value))
+    assert rome == ROMEHyperParams.from_dict(REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("vlr=1", ["--set vlr=1", "unknown key 'vlr'", "did you mean 'v_lr'?"]),
+        ("v_lr", ["--set v_lr", "write key=value"]),
+        ("v_lr=[1", ["--set v_lr=[1", "not readable as YAML"]),
+        ("seed=2024-13-45", ["--set seed=2024-13-45"]),
+        ("seed=soon", ["--set", "seed is 'soon' (str)", "allowed: int"]),
+        ("v_lr=", ["v_lr is None (NoneType)", "allowed: float"]),
+        ("layers=5", ["layers is 5 (int)", "allowed: list[int]"]),
+        ("layers=[5, 5]", ["--set", "layers is [5, 5]", "each layer once"]),
+        ("v_lr=.nan", ["--set", "v_lr is nan", "a finite number"]),
+        ("alg_name=MEMIT", ["alg_name is 'MEMIT'", "allowed: one of 'ROME'"]),
+    ],
+)
+def test_override_refuses(rome: ROMEHyperParams, setting: str, parts: list[str]) -> None:
+    assert_says(refusal(lambda: rome.override([setting])), *parts)
+
+
+def test_override_names_a_wrongly_assigned_attribute(rome: ROMEHyperParams) -> None:
+    rome.v_lr = "half"  # type: ignore[assignment]
+    assert_says(refusal(lambda: rome.override(["seed=1"])), "v_lr is 'half'", "allowed: ")
+
+
+# checked: the library's own copy
+
+
+def test_checked_types_assigned_attributes_in_a_copy(rome: ROMEHyperParams) -> None:
+    pair = (object(), object())
+    rome.model_name = pair
+    rome.v_lr = "5e-1"  # type: ignore[assignment]
+    before = dict(vars(rome), layers=[5])
+    copy = rome.checked()
+    copy.layers.append(6)
+    assert (copy.model_name, copy.v_lr) == (pair, 0.5)
+    assert vars(rome) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("v_lr", -1.0, ["v_lr is -1.0", "a number above 0"]),
+        ("layers", "5", ["layers is '5' (str)", "list[int]"]),
+        ("alg_name", "MEMIT", ["alg_name is 'MEMIT'", "one of 'ROME'"]),
+    ],
+)
+def test_checked_refuses_a_wrong_assignment(rome: ROMEHyperParams, key: str, value: Any, parts: list[str]) -> None:
+    setattr(rome, key, value)
+    assert_says(refusal(rome.checked), "ROMEHyperParams: ", *parts)
+    assert getattr(rome, key) == value
