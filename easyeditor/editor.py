@@ -85,11 +85,11 @@ class BaseEditor:
 
     def commit(self, result: EditResult) -> None:
         """Keep an edit in the model; `revert` takes it back."""
-        self._ledger.commit(result, result.deltas)
+        self._ledger.commit(result.deltas)
 
     def revert(self, result: EditResult) -> None:
         """Take a committed edit back, bit-exactly; edits committed after it stay, as if it had never been made."""
-        if not self._ledger.revert(result):
+        if not self._ledger.revert(result.deltas):
             raise DataError("this edit is not committed in this editor, so there is nothing to revert")
 
     def revert_all(self) -> None:

@@ -77,41 +77,40 @@ class Ledger:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._originals: dict[str, Tensor] = {}
-        self._entries: list[tuple[object, tuple[WeightDelta, ...]]] = []
+        self._entries: list[tuple[WeightDelta, ...]] = []
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def commit(self, key: object, deltas: Sequence[WeightDelta]) -> None:
-        """Add `deltas` for good, remembered under `key` (compared by identity)."""
-        new = [delta.name for delta in deltas if delta.name not in self._originals]
+    def commit(self, deltas: Sequence[WeightDelta]) -> None:
+        """Add `deltas` for good; a failure leaves the model as it was."""
         saved = snapshot(self._model, [delta.name for delta in deltas])
         try:
             add(self._model, deltas)
         except BaseException:
             restore(self._model, saved)
             raise
-        self._originals.update({name: saved[name] for name in new})
-        self._entries.append((key, tuple(deltas)))
+        self._originals = {**saved, **self._originals}
+        self._entries.append(tuple(deltas))
 
-    def revert(self, key: object) -> bool:
-        """Take back the edit committed under `key`; False if there is none."""
-        kept = [entry for entry in self._entries if entry[0] is not key]
-        if len(kept) == len(self._entries):
-            return False
-        self._rebuild(kept)
-        return True
+    def revert(self, deltas: Sequence[WeightDelta]) -> bool:
+        """Take back the last commit of these deltas (or equal ones, loaded again); False if there is none."""
+        for place in reversed(range(len(self._entries))):
+            if _equal(self._entries[place], deltas):
+                self._rebuild(self._entries[:place] + self._entries[place + 1 :])
+                return True
+        return False
 
     def revert_all(self) -> None:
         """Back to the weights before the first commit, bit-exactly."""
         self._rebuild([])
 
-    def _rebuild(self, entries: list[tuple[object, tuple[WeightDelta, ...]]]) -> None:
+    def _rebuild(self, entries: list[tuple[WeightDelta, ...]]) -> None:
         restore(self._model, self._originals)
         self._entries = entries
-        for _, deltas in entries:
+        for deltas in entries:
             add(self._model, deltas)
-        touched = {delta.name for _, deltas in entries for delta in deltas}
+        touched = {delta.name for deltas in entries for delta in deltas}
         self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
 
 
@@ -159,6 +158,19 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
         raise DataError(
             f"the edit changes {name!r}, which {type(model).__name__} does not have; it belongs to another model"
         ) from error
+
+
+def _equal(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
+    if len(ours) != len(theirs):
+        return False
+    for a, b in zip(ours, theirs, strict=True):
+        if a is b:
+            continue
+        if a.name != b.name or a.tensors().keys() != b.tensors().keys():
+            return False
+        if not all(torch.equal(a.tensors()[key].cpu(), b.tensors()[key].cpu()) for key in a.tensors()):
+            return False
+    return True
 
 
 def _shape(delta: WeightDelta) -> tuple[int, ...]:

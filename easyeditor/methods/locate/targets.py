@@ -65,7 +65,7 @@ def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch 
     """
     owner_B = torch.tensor(list(rows.owner), device=forward.initial_BD.device)
     first_row = [list(rows.owner).index(r) for r in range(rows.requests)]
-    initial_RD = forward.initial_BD[first_row].float()
+    initial_RD = _wide(forward.initial_BD[first_row])
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
     loss_of = _Loss(rows, initial_RD, search)
@@ -127,7 +127,7 @@ class _Loss:
         self._kl_initial_RV: Tensor | None = None
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
-        logs_NV = logits_NV.to(offset_RD.device).float().log_softmax(dim=1)
+        logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
         nll_L = -logs_NV[self._label_at_L, self._labels_L] * self._share_L
         nll_R = torch.zeros_like(self._norm_R).index_add(0, self._label_owner_L, nll_L)
         kl_logs_RV = logs_NV[self._kl_at_R]
@@ -137,6 +137,11 @@ class _Loss:
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
         decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self._norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
+
+
+def _wide(values: Tensor) -> Tensor:
+    """float32, or the tensor's own dtype where that is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @torch.no_grad()
