@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from easyeditor.editor import BaseEditor as BaseEditor
+    from easyeditor.methods.memit.hparams import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.rome.hparams import ROMEHyperParams as ROMEHyperParams
     from easyeditor.records import EditRequest as EditRequest
     from easyeditor.records import EditResult as EditResult
@@ -20,6 +21,7 @@ _HOMES = {
     "BaseEditor": "easyeditor.editor",
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
+    "MEMITHyperParams": "easyeditor.methods.memit.hparams",
     "ROMEHyperParams": "easyeditor.methods.rome.hparams",
     "WeightDelta": "easyeditor.records",
 }

@@ -180,13 +180,14 @@ class LayerTrace:
 
     `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
     size of
-    the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over contexts.
+    the update; MEMIT has none. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean
+    over contexts.
     `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the
     CPU.
     """
 
     numerator_norm: float
-    denominator: float
+    denominator: float | None
     key_norm: float
     prefixed_key_norm: float
     value_norm_before: float

@@ -12,6 +12,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -40,12 +41,17 @@ class RowForward(Protocol):
         """Logits (N, V) at the scored positions, rows in order, each row's positions in order."""
         ...
 
+    def narrowed(self, kept: Sequence[int]) -> RowForward:
+        """The same for some of the rows."""
+        ...
+
 
 class PlainForward:
     """The oracle: every call runs the whole model on whole, padded rows."""
 
     def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
         self._model, self._module = parts.model, module
+        self._again = (parts, module, layer, rows)
         device = input_device(parts.model)
         self._inputs = model_inputs([row.ids for row in rows], device)
         self._lookup_B = torch.tensor([row.lookup for row in rows])
@@ -57,6 +63,10 @@ class PlainForward:
         with tapped(self._module, on_output=_adder(self._lookup_B, offset_BD)):
             logits_BTV = self._model(**self._inputs, use_cache=False).logits
         return logits_BTV[self._rows_N.to(logits_BTV.device), self._positions_N.to(logits_BTV.device)]
+
+    def narrowed(self, kept: Sequence[int]) -> PlainForward:
+        parts, module, layer, rows = self._again
+        return PlainForward(parts, module, layer, [rows[i] for i in kept])
 
     def _read_initial(self) -> Tensor:
         found: list[Tensor] = []
@@ -77,16 +87,30 @@ class ReplayForward:
     def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
         self._model, self._module, self._blocks = parts.model, module, parts.blocks
         self._device = input_device(parts.model)
-        self._rows_N, self._positions_N = _scored(rows, start=1)
-        self._first_B = torch.zeros(len(rows), dtype=torch.long)
+        self._rows = list(rows)
         # Where the module's output is simply added to the block's, the block above starts from that sum; else the block
         # itself runs again, as the plain forward would.
         adds = module is parts.block(layer) or (module is parts.mlp(layer) and parts.architecture.mlp_adds)
         self._starts_above = adds and layer + 1 < len(self._blocks)
         self._start = layer + 1 if self._starts_above else layer
-        recorded = self._record(rows)
-        self._prefix, self._passage, self.initial_BD = recorded
-        self._inputs = self._suffix_inputs(rows)
+        self._prefix, self._passage, self.initial_BD = self._record(rows)
+        self._prepare()
+
+    def narrowed(self, kept: Sequence[int]) -> ReplayForward:
+        index = list(kept)
+        fewer = copy.copy(self)
+        fewer._rows = [self._rows[i] for i in index]
+        fewer._prefix = self._prefix.narrowed(index)
+        width = max(len(row.ids) - row.lookup for row in fewer._rows)
+        fewer._passage = Passage(self._passage.hidden_BTD[index, :width], self._passage.tuple_output)
+        fewer.initial_BD = self.initial_BD[index]
+        fewer._prepare()
+        return fewer
+
+    def _prepare(self) -> None:
+        self._rows_N, self._positions_N = _scored(self._rows, start=1)
+        self._first_B = torch.zeros(len(self._rows), dtype=torch.long)
+        self._inputs = self._suffix_inputs(self._rows)
         self.tokens_per_call = self._inputs["input_ids"].numel()
 
     def __call__(self, offset_BD: Tensor) -> Tensor:
@@ -166,6 +190,7 @@ class _Prefix:
     grown."""
 
     def __init__(self, lookup_B: Tensor) -> None:
+        self._lookup_B = lookup_B
         self._width = int(lookup_B.max())
         self._source_BP = torch.arange(self._width) - (self._width - lookup_B).unsqueeze(1)
         self.mask_BP = (self._source_BP >= 0).long()
@@ -183,6 +208,14 @@ class _Prefix:
                 self._values.append(self._room(layer.values))
             self._keys[number][batch] = _move(layer.keys, self._source_BP[batch])
             self._values[number][batch] = _move(layer.values, self._source_BP[batch])
+
+    def narrowed(self, kept: list[int]) -> _Prefix:
+        """The prefixes of some rows, cut to the longest of them."""
+        fewer = _Prefix(self._lookup_B[kept])
+        cut = self._width - fewer._width
+        fewer._keys = [keys[kept, :, cut:] for keys in self._keys]
+        fewer._values = [values[kept, :, cut:] for values in self._values]
+        return fewer
 
     def fresh(self) -> Cache:
         """A cache whose layers answer with prefix + new, and keep nothing."""

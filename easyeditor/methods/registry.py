@@ -28,6 +28,11 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.rome.method:ROME",
         paper="https://arxiv.org/abs/2202.05262; C-ROME: https://arxiv.org/abs/2406.11263",
     ),
+    "MEMIT": MethodRow(
+        hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",
+        method="easyeditor.methods.memit.method:MEMIT",
+        paper="https://arxiv.org/abs/2210.07229",
+    ),
 }
 
 

@@ -37,8 +37,8 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
 def verdict(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(style, sentence) lines: collapsed or not, the cause the numbers show, what to try."""
     lines = [_headline(record)]
-    layer, trace = min(record["trace"].items(), key=lambda item: abs(item[1]["denominator"]))
-    small = abs(trace["denominator"]) < TYPICAL_DENOMINATOR
+    layer, trace = min(record["trace"].items(), key=lambda item: _size(item[1]["denominator"]))
+    small = _size(trace["denominator"]) < TYPICAL_DENOMINATOR
     collapsed = record["collapse"] is not None and record["collapse"]["collapsed"]
     denominator = trace["denominator"]
     if small:
@@ -96,6 +96,10 @@ def _before_after(record: Mapping[str, Any]) -> Table:
         title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences)"
         table.add_row(title, _number(pre["ppl"]), _number(post["ppl"]))
     return table
+
+
+def _size(denominator: float | None) -> float:
+    return math.inf if denominator is None else abs(denominator)
 
 
 def _mean(values: list[float]) -> str:

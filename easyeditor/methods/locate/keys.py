@@ -1,11 +1,11 @@
-"""Keys (inputs) and outputs of the edited projection at the lookup token. Axes: B rows, K key width, D model width."""
+"""Inputs (keys) and outputs of a module at the lookup token. Axes: B rows, K input width, D output width."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import StopForward, stopping, tapped
@@ -14,22 +14,22 @@ from easyeditor.lm.tokens import Row, model_inputs, token_batches
 
 
 @torch.no_grad()
-def keys_and_outputs(parts: Anatomy, layer: int, rows: Sequence[Row], batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """Input (B, K) and output (B, D) of the edited projection at each row's lookup token.
+def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """Input (B, K) and output (B, D) of `module` at each row's lookup token.
 
     Rows are cut after their lookup token, sorted by length and batched under `batch_tokens`; the forward ends at the
-    projection.
+    module.
     """
-    keys: list[Tensor] = [torch.empty(0)] * len(rows)
+    inputs: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
     for chunk in token_batches([row.lookup + 1 for row in rows], batch_tokens):
-        keys_BK, outputs_BD = _one_batch(parts, layer, [rows[i] for i in chunk])
+        inputs_BK, outputs_BD = _one_batch(parts, module, [rows[i] for i in chunk])
         for place, i in enumerate(chunk):
-            keys[i], outputs[i] = keys_BK[place], outputs_BD[place]
-    return torch.stack(keys), torch.stack(outputs)
+            inputs[i], outputs[i] = inputs_BK[place], outputs_BD[place]
+    return torch.stack(inputs), torch.stack(outputs)
 
 
-def _one_batch(parts: Anatomy, layer: int, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def _one_batch(parts: Anatomy, module: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     lookup_B = torch.tensor([row.lookup for row in rows])
     found: dict[str, Tensor] = {}
 
@@ -38,13 +38,13 @@ def _one_batch(parts: Anatomy, layer: int, rows: Sequence[Row]) -> tuple[Tensor,
         return states_BTD[index, lookup_B.to(states_BTD.device)].detach().clone()
 
     def on_input(states_BTD: Tensor) -> None:
-        found["keys"] = at_lookup(states_BTD)
+        found["inputs"] = at_lookup(states_BTD)
 
     def on_output(states_BTD: Tensor) -> None:
         found["outputs"] = at_lookup(states_BTD)
         raise StopForward
 
     inputs = model_inputs([row.ids[: row.lookup + 1] for row in rows], input_device(parts.model))
-    with stopping(), tapped(parts.rewrite(layer), on_input=on_input, on_output=on_output):
+    with stopping(), tapped(module, on_input=on_input, on_output=on_output):
         parts.model(**inputs, use_cache=False)
-    return found["keys"], found["outputs"]
+    return found["inputs"], found["outputs"]

@@ -24,3 +24,9 @@ def value_direction(target_D: Tensor, output_D: Tensor, key_K: Tensor, u_K: Tens
     residual_D = target_D.double() - output_D.double()
     denominator = torch.dot(key_K.double(), u_K.double())
     return residual_D / denominator, float(residual_D.norm()), float(denominator)
+
+
+def spread_update(keys_NK: Tensor, moment_KK: Tensor, weight: float) -> Tensor:
+    """MEMIT eq. 14: (weight C + K K^T)^-1 K, shape (K, N); the update is residuals^T (D, N) times its transpose."""
+    keys_KN = keys_NK.double().T
+    return torch.linalg.solve(weight * moment_KK.double() + keys_KN @ keys_KN.T, keys_KN)

@@ -32,14 +32,31 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How the rows of a forward belong to requests: each request has target rows, then one KL row.
+    """How a forward's rows belong to requests, in order: each request's target rows, then its one KL row.
 
-    `labels` holds the target ids of every target row in order; KL rows have none and one scored position.
+    `labels[r][i]` are the target ids that the scored positions of request r's i-th target row predict.
     """
 
-    owner: Sequence[int]
-    labels: Sequence[Sequence[int]]
-    requests: int
+    labels: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @staticmethod
+    def of(labels: Sequence[Sequence[Sequence[int]]]) -> Rows:
+        """From nested lists: request, row, token."""
+        return Rows(labels=tuple(tuple(tuple(target) for target in rows) for rows in labels))
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each request, its KL row included."""
+        return [len(rows) + 1 for rows in self.labels]
+
+    @property
+    def first(self) -> list[int]:
+        """Number of each request's first row."""
+        return [sum(self.counts[:r]) for r in range(len(self.labels))]
+
+    def of_requests(self, kept: Sequence[int]) -> list[int]:
+        """Row numbers of some requests."""
+        return [row for r in kept for row in range(self.first[r], self.first[r] + self.counts[r])]
 
 
 @dataclass
@@ -61,82 +78,94 @@ def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch 
 
     The offset is added at the lookup token of every row, the KL row included; it is clamped to `clamp_norm_factor`
     times
-    the initial value's norm after each step; a request stops at loss < 0.05. The last pass only measures.
+    the initial value's norm after each step; a request stops at loss < 0.05, and its rows leave the batch. The last
+    pass
+    only measures. Requests do not see each other: the answers are those of one at a time.
     """
-    owner_B = torch.tensor(list(rows.owner), device=forward.initial_BD.device)
-    first_row = [list(rows.owner).index(r) for r in range(rows.requests)]
-    initial_RD = _wide(forward.initial_BD[first_row])
+    initial_RD = _wide(forward.initial_BD[rows.first])
+    found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]
+    active = list(range(len(rows.labels)))
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
-    loss_of = _Loss(rows, initial_RD, search)
-    found = [Found(initial_D=initial_RD[r], offset_D=initial_RD[r]) for r in range(rows.requests)]
-    active = set(range(rows.requests))
+    loss_of = _Loss(rows, initial_RD, search, None)
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
-            parts_4R = loss_of(forward(offset_RD[owner_B]), offset_RD)
+            owner_B = torch.tensor([r for r, count in enumerate(rows.counts) for _ in range(count)])
+            parts_4R = loss_of(forward(offset_RD[owner_B.to(offset_RD.device)]), offset_RD)
             measured_4R = parts_4R.detach().cpu()
-            for r in active:
-                found[r].losses.append(tuple(measured_4R[:, r].tolist()))
+            for r, request in enumerate(active):
+                found[request].losses.append(tuple(measured_4R[:, r].tolist()))
+                found[request].offset_D = offset_RD.detach()[r].clone()
             if watch is not None:
                 watch(step, search.v_num_grad_steps, float(measured_4R[0].mean()))
-            done = {r for r in active if float(measured_4R[0, r]) < STOP_LOSS or step == search.v_num_grad_steps}
-            for r in done:
-                found[r].offset_D = offset_RD.detach()[r].clone()
-            active -= done
-            if not active:
+            going = [r for r in range(len(active)) if float(measured_4R[0, r]) >= STOP_LOSS]
+            if not going or step == search.v_num_grad_steps:
                 break
             optimiser.zero_grad()
             torch.autograd.backward(parts_4R[0].sum())
             optimiser.step()
-            _clamp(offset_RD, search.clamp_norm_factor * initial_RD.norm(dim=1))
+            _clamp(offset_RD, search.clamp_norm_factor * loss_of.initial_norm_R)
+            if len(going) < len(active):
+                forward, loss_of = forward.narrowed(rows.of_requests(going)), loss_of.narrowed(going)
+                offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
+                rows = Rows(labels=tuple(rows.labels[r] for r in going))
+                active = [active[r] for r in going]
     return found
 
 
 class _Loss:
     """The search's loss per request: rows total, nll, kl, weight decay (4, R)."""
 
-    def __init__(self, rows: Rows, initial_RD: Tensor, search: Search) -> None:
-        self._rows, self._search = rows, search
-        self._norm_R = initial_RD.norm(dim=1)
+    def __init__(self, rows: Rows, initial_RD: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
+        self._rows, self._search, self._initial_RD = rows, search, initial_RD
+        self.initial_norm_R = initial_RD.norm(dim=1)
+        self._kl_initial_RV = kl_initial_RV
         device = initial_RD.device
-        labels: list[int] = []
-        label_at: list[int] = []
-        label_owner: list[int] = []
-        share: list[float] = []
+        index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
         kl_at: list[int] = []
         place = 0
-        targets = iter(rows.labels)
-        last_of = {r: max(i for i, owner in enumerate(rows.owner) if owner == r) for r in range(rows.requests)}
-        contexts = {r: sum(1 for owner in rows.owner if owner == r) - 1 for r in range(rows.requests)}
-        for i, owner in enumerate(rows.owner):
-            if i == last_of[owner]:
-                kl_at.append(place)
-                place += 1
-                continue
-            target = next(targets)
-            labels += list(target)
-            label_at += range(place, place + len(target))
-            label_owner += [owner] * len(target)
-            share += [1.0 / (len(target) * contexts[owner])] * len(target)
-            place += len(target)
-        self._labels_L = torch.tensor(labels, device=device)
-        self._label_at_L = torch.tensor(label_at, device=device)
-        self._label_owner_L = torch.tensor(label_owner, device=device)
-        self._share_L = torch.tensor(share, device=device)
+        for r, targets in enumerate(rows.labels):
+            for target in targets:
+                share = 1.0 / (len(target) * len(targets))
+                index += [(place + i, label, r, share) for i, label in enumerate(target)]
+                place += len(target)
+            kl_at.append(place)
+            place += 1
+        at, labels, owner, shares = zip(*index, strict=True)
+        self._at_L, self._labels_L = torch.tensor(at, device=device), torch.tensor(labels, device=device)
+        self._owner_L = torch.tensor(owner, device=device)
+        self._share_L = torch.tensor(shares, device=device, dtype=initial_RD.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
-        self._kl_initial_RV: Tensor | None = None
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
-        nll_L = -logs_NV[self._label_at_L, self._labels_L] * self._share_L
-        nll_R = torch.zeros_like(self._norm_R).index_add(0, self._label_owner_L, nll_L)
+        nll_L = -logs_NV[self._at_L, self._labels_L].to(offset_RD.dtype) * self._share_L
+        nll_R = torch.zeros_like(self.initial_norm_R).index_add(0, self._owner_L, nll_L)
         kl_logs_RV = logs_NV[self._kl_at_R]
         if self._kl_initial_RV is None:
             self._kl_initial_RV = kl_logs_RV.detach().clone()
         drift_RV = kl_logs_RV.exp() * (kl_logs_RV - self._kl_initial_RV)  # KL(now || before)
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
-        decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self._norm_R**2
+        decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.initial_norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
+
+    def narrowed(self, kept: Sequence[int]) -> _Loss:
+        """The loss of some of the requests."""
+        assert self._kl_initial_RV is not None
+        rows = Rows(labels=tuple(self._rows.labels[r] for r in kept))
+        return _Loss(rows, self._initial_RD[list(kept)], self._search, self._kl_initial_RV[list(kept)])
+
+
+def _narrowed_adam(
+    offset_RD: Tensor, optimiser: torch.optim.Adam, kept: Sequence[int], lr: float
+) -> tuple[Tensor, torch.optim.Adam]:
+    """The offsets of some requests with an Adam that remembers their moments."""
+    index = list(kept)
+    narrowed = offset_RD.detach()[index].clone().requires_grad_()
+    fresh = torch.optim.Adam([narrowed], lr=lr)
+    state = optimiser.state[offset_RD]
+    fresh.state[narrowed] = {key: value[index] if value.ndim == 2 else value for key, value in state.items()}
+    return narrowed, fresh
 
 
 def _wide(values: Tensor) -> Tensor:

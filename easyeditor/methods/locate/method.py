@@ -1,0 +1,103 @@
+"""What ROME, MEMIT and their kin share: parts, contexts, statistics, deltas. Axes: K key width, D model width, r
+rank."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.weights import frozen
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
+from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.methods.locate.targets import Search
+from easyeditor.records import WeightDelta
+from easyeditor.stats.store import load_moment
+
+L = TypeVar("L", bound=LocateHyperParams)
+
+
+class LocateMethod(EditMethod[L], Generic[L]):
+    """A method that rewrites the MLP's output projection at given layers, by keys and values at a lookup token."""
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
+        super().__init__(model, tok, hparams)
+        self.parts.check_layers(hparams.layers)
+        self.parts.check_layers([hparams.v_loss_layer], "v_loss_layer")
+        given = hparams.context_templates
+        self._groups = None if given is None else given_contexts(given)
+        self._moments: dict[int, Tensor] = {}
+
+    def find_parts(self) -> Anatomy:
+        h = self.hparams
+        return anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=h.rewrite_module_tmp)
+
+    @property
+    def weight_names(self) -> list[str]:
+        return [self.parts.weight_name(layer) for layer in self.layers]
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.hparams.layers)
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        return tuple(text for group in self.context_groups for text in group)
+
+    @property
+    def context_groups(self) -> list[list[str]]:
+        """The contexts in groups, generated on first use from the method's seeded generator."""
+        if self._groups is None:
+            params = self.context_lengths()
+            with frozen(self.model):
+                self._groups = [[t] for t in generated_contexts(self.model, self.tok, params, self.generator)]
+        return self._groups
+
+    def context_lengths(self) -> list[tuple[int, int]]:
+        """(tokens, how many) of the contexts to generate."""
+        return list(self.hparams.context_template_length_params)
+
+    def search_settings(self) -> Search:
+        """The value search's settings."""
+        h = self.hparams
+        return Search(
+            v_num_grad_steps=h.v_num_grad_steps,
+            v_lr=h.v_lr,
+            v_weight_decay=h.v_weight_decay,
+            clamp_norm_factor=h.clamp_norm_factor,
+            kl_factor=h.kl_factor,
+        )
+
+    def longest_row(self) -> int:
+        """Most tokens a row may have: `max_length`, or the model's positions if fewer."""
+        limit = max_positions(self.model)
+        return self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
+
+    def moment(self, layer: int) -> Tensor:
+        """The second moment (K, K) of the keys at `layer`, float64, read once. Raises StatsError."""
+        if layer not in self._moments:
+            weight = self.model.get_parameter(self.parts.weight_name(layer))
+            moment = load_moment(
+                self.hparams.stats_dir,
+                str(self.model.config.name_or_path),
+                self.parts.rewrite_name(layer),
+                dataset=self.hparams.mom2_dataset,
+                dtype=self.hparams.mom2_dtype,
+                samples=self.hparams.mom2_n_samples,
+                width=weight.shape[0 if weight_is_transposed(self.parts.rewrite(layer)) else 1],
+            )
+            self._moments[layer] = moment.to(weight.device)
+        return self._moments[layer]
+
+    def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> WeightDelta:
+        """The update values @ keys^T as a low-rank delta in the weight's own orientation, float32 or wider."""
+        name = self.parts.weight_name(layer)
+        dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
+        keys_Kr, values_Dr = keys_Kr.to(dtype), values_Dr.to(dtype)
+        if weight_is_transposed(self.parts.rewrite(layer)):
+            return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
+        return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)

@@ -1,0 +1,181 @@
+"""MEMIT: many facts at once, spread over several layers.
+
+Axes: N requests, G context groups, K key width, D model width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from easyeditor.errors import ConfigError
+from easyeditor.lm.replay import row_forward
+from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
+from easyeditor.lm.weights import applied, fingerprint, frozen
+from easyeditor.methods.base import Progress
+from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.locate.rows import kl_row, prompt_row, target_rows
+from easyeditor.methods.locate.solve import spread_update
+from easyeditor.methods.locate.targets import Found, Rows, search_values
+from easyeditor.methods.memit.hparams import MEMITHyperParams
+from easyeditor.methods.memit.targets import TargetStore
+from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt
+GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
+
+
+class MEMIT(LocateMethod[MEMITHyperParams]):
+    """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1).
+
+    Each request's target z is searched at the last layer; then layer by layer the remaining difference is shared out
+    and
+    dW = R K^T (lambda C + K K^T)^-1 solved in float64.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        last = len(self.parts.blocks) - 1
+        if self.hparams.v_loss_layer != last:
+            raise ConfigError(f"v_loss_layer is {self.hparams.v_loss_layer}; allowed: {last}, the model's last layer")
+
+    @property
+    def title(self) -> str:
+        return "MEMIT"
+
+    @property
+    def context_groups(self) -> list[list[str]]:
+        """The bare prompt alone, and the texts together: the mean over groups gives the bare prompt weight 1/2."""
+        groups = super().context_groups
+        if len(groups) > 1 and groups[0] == [SLOT] and all(len(group) == 1 for group in groups):
+            return [[SLOT], [text for group in groups[1:] for text in group]]
+        return groups
+
+    def context_lengths(self) -> list[tuple[int, int]]:
+        return [(CONTEXT_LENGTH, CONTEXT_COUNT)]
+
+    def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
+        """One delta per layer that writes all `requests` at once."""
+        started = time.perf_counter()
+        layers = self.layers
+        moments = [self.moment(layer) for layer in layers]  # missing statistics are found before hours of search
+        with frozen(self.model):
+            found = self._targets(requests, progress)
+            target_ND = torch.stack([f.target_D for f in found])
+            rows = [self._key_rows(request) for request in requests]
+            deltas: list[WeightDelta] = []
+            traces: list[dict[int, LayerTrace]] = [{} for _ in requests]
+            for i, layer in enumerate(layers):
+                with applied(self.model, deltas):
+                    keys_NK, bare_NK = self._keys(layer, rows)
+                    missing_ND = target_ND.double() - self._values([r[0][0] for r in rows]).double()
+                residual_ND = missing_ND / (len(layers) - i)
+                adjusted_KN = spread_update(keys_NK, moments[i], self.hparams.mom2_update_weight)
+                deltas.append(self.delta(layer, adjusted_KN, residual_ND.T))
+                size = float((residual_ND.T @ adjusted_KN.T).norm())
+                for n, trace in enumerate(traces):
+                    trace[layer] = _trace(found[n], residual_ND[n], bare_NK[n], keys_NK[n], size)
+        return EditResult(
+            method=self.hparams.alg_name,
+            requests=tuple(requests),
+            deltas=tuple(deltas),
+            traces=tuple(traces),
+            contexts=self.contexts,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _targets(self, requests: Sequence[EditRequest], progress: Progress | None) -> list[Found]:
+        """The value search of every request, batched over requests; targets saved before are read instead."""
+        store = TargetStore(self.hparams, fingerprint(self.model), self.contexts)
+        found: dict[int, Found] = {n: known for n, r in enumerate(requests) if (known := store.read(r)) is not None}
+        todo = [n for n in range(len(requests)) if n not in found]
+        made = {n: self._search_rows(requests[n]) for n in todo}
+        longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
+        done = len(found)
+        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST // 1)):
+            members = [todo[i] for i in batch]
+            for n, result in zip(members, self._search(members, made, done, len(requests), progress), strict=True):
+                found[n] = result
+                store.write(requests[n], result)
+            done += len(members)
+        return [found[n] for n in range(len(requests))]
+
+    def _search(
+        self,
+        members: Sequence[int],
+        made: dict[int, tuple[list[Row], list[list[int]]]],
+        done: int,
+        of: int,
+        progress: Progress | None,
+    ) -> list[Found]:
+        layer = self.layers[-1]
+        rows = [row for n in members for row in made[n][0]]
+        forward = row_forward(self.parts, self.parts.block(layer), layer, rows, replay=self.hparams.replay)
+
+        def watch(step: int, steps: int, loss: float) -> None:
+            if progress is not None:
+                progress(done, of, f"{len(members)} together, pass {step}/{steps}, loss {loss:.3f}")
+
+        return search_values(forward, Rows.of([made[n][1] for n in members]), self.search_settings(), watch)
+
+    def _search_rows(self, request: EditRequest) -> tuple[list[Row], list[list[int]]]:
+        rows, labels = target_rows(self.tok, request, self.contexts, self.hparams.fact_token)
+        rows.append(kl_row(self.tok, request, self.hparams.fact_token))
+        what = f"request {request.case_id!r}: the prompt in its longest context"
+        check_length([row.ids for row in rows], self.longest_row(), what)
+        return rows, labels
+
+    def _key_rows(self, request: EditRequest) -> list[list[Row]]:
+        """Rows in groups; the first row of the first group is the bare prompt's."""
+        groups = [
+            [prompt_row(self.tok, request, text, self.hparams.fact_token) for text in g] for g in self.context_groups
+        ]
+        if self.context_groups[0][0] != SLOT:
+            groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token)])
+        return groups
+
+    def _keys(self, layer: int, rows: Sequence[list[list[Row]]]) -> tuple[Tensor, Tensor]:
+        """Keys (N, K), averaged within groups and then over groups, in float64; and the bare prompts' keys (N, K)."""
+        flat = [row for groups in rows for group in groups for row in group]
+        keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.hparams.batch_tokens)
+        used = len(self.context_groups)
+        place, means, bare = 0, [], []
+        for groups in rows:
+            bare.append(keys_BK[place])
+            averages = []
+            for group in groups:
+                averages.append(keys_BK[place : place + len(group)].double().mean(0))
+                place += len(group)
+            means.append(torch.stack(averages[-used:]).mean(0))
+        return torch.stack(means), torch.stack(bare)
+
+    def _values(self, rows: Sequence[Row]) -> Tensor:
+        """What the last layer's block gives at the lookup token of the bare prompts (N, D)."""
+        block = self.parts.block(self.layers[-1])
+        return read_at_lookup(self.parts, block, rows, self.hparams.batch_tokens)[1]
+
+
+def _trace(found: Found, residual_D: Tensor, bare_K: Tensor, mean_K: Tensor, delta_norm: float) -> LayerTrace:
+    return LayerTrace(
+        numerator_norm=float(residual_D.norm()),
+        denominator=None,
+        key_norm=float(bare_K.norm()),
+        prefixed_key_norm=float(mean_K.norm()),
+        value_norm_before=float(found.initial_D.norm()),
+        value_norm_after=float(found.target_D.norm()),
+        loss_first=found.losses[0][0],
+        loss_last=found.losses[-1][0],
+        steps=len(found.losses),
+        delta_norm=delta_norm,
+        losses=tuple(found.losses),
+        vectors={
+            "target": found.target_D.float().cpu(),
+            "target_init": found.initial_D.float().cpu(),
+            "key": mean_K.float().cpu(),
+            "residual": residual_D.float().cpu(),
+        },
+    )
