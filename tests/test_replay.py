@@ -80,12 +80,12 @@ def same_edit(ours: EditResult, other: EditResult) -> None:
 # Edits
 
 
-QUICK = {(False, "start", 0), (False, "middle", 3), (True, "end", 1)}
+QUICK = {(False, "start", 0), (False, "end", 3), (True, "middle", 1)}
 CASES = [
     pytest.param(bos, name, layer, id=f"{name}-{layer}{'-bos' * bos}", marks=[] if quick else [pytest.mark.slow])
     for bos in (False, True)
     for name in REQUESTS
-    for layer in (0, 1, 3)
+    for layer in (0, 1, 3 if name == "end" else 2)  # the last layer moves no later token
     for quick in [(bos, name, layer) in QUICK]
 ]
 

@@ -8,7 +8,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -82,6 +83,21 @@ def call(script: Any, args: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: 
     return Ran(ended.value.code, *capsys.readouterr())
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: for tiny models faster than two, and much faster on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a YAML and a checkpoint each of `llama` and `gpt2`."""
@@ -124,8 +140,13 @@ def test_an_edit_prints_a_table_and_a_verdict_and_writes_a_run_folder(edit: Any,
     ran = edit()
     assert ran.code == 0
     assert "Traceback" not in ran.err
-    for said in ("ROME: Bay, which is located in → Italy", "rewrite accuracy", "P(Italy)", "NO COLLAPSE",
-    "denominator"):
+    for said in (
+        "ROME: Bay, which is located in → Italy",
+        "rewrite accuracy",
+        "P(Italy)",
+        "NO COLLAPSE",
+        "denominator",
+    ):
         assert said in ran.out
     (folder,) = (tmp_path / "results").iterdir()
     assert f"record: {folder.relative_to(tmp_path) / 'result.json'}" in ran.out
@@ -176,13 +197,23 @@ def test_square_brackets_are_printed_as_they_are(edit: Any, text: str) -> None:
         assert said in ran.out
 
 
-@pytest.mark.parametrize("flags", [["--dry-run"], [*FAST, "--json"], FAST], ids=["dry-run", "json", "table"])
-def test_a_terminal_that_is_not_utf8_does_not_lose_a_finished_edit(
-    edit: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+@pytest.mark.parametrize(
+    ("flags", "read"),
+    [
+        pytest.param(["--dry-run"], lambda text: strict(text)["request"]["prompt"], id="dry-run"),
+        pytest.param([*FAST, "--json"], lambda text: strict(text)["requested_rewrite"]["prompt"], id="json"),
+        pytest.param(FAST, lambda text: "Bay 東京 is in" if "rewrite accuracy" in text else text, id="table"),
+    ],
+)
+def test_standard_output_that_is_not_utf8_loses_nothing(
+    edit: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str], read: Callable[[str], str]
 ) -> None:
-    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # Windows, output redirected to a file
+    bytes_out = io.BytesIO()
+    console = io.TextIOWrapper(bytes_out, encoding="cp1252")  # Windows, output redirected to a file
     monkeypatch.setattr(sys, "stdout", console)
     assert edit(*flags, "--prompt", "{} 東京 is in", "--subject", "Bay", "--target-new", "Italy").code == 0
+    console.flush()
+    assert read(bytes_out.getvalue().decode(console.encoding)) == "Bay 東京 is in"
 
 
 # single_case_edit.py: flags
@@ -194,9 +225,12 @@ def test_dry_run_prints_hparams_and_request_and_loads_no_model(edit: Any, tmp_pa
     hparams, request = ran.json["hparams"], ran.json["request"]
     assert [hparams[key] for key in ("v_lr", "layers", "if_c_rome", "stats_dir")] == [0.1, [2], True, "7a"]
     assert {key: request[key] for key in ("prompt", "subject", "target_new", "ground_truth", "subject_start")} == {
-        "prompt": BAY["prompt"], "subject": "Bay", "target_new": "Italy", "ground_truth": "Philippines",
+        "prompt": BAY["prompt"],
+        "subject": "Bay",
+        "target_new": "Italy",
+        "ground_truth": "Philippines",
         "subject_start": 0,
-    }  # fmt: skip
+    }
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,14 +257,19 @@ def test_device_and_dtype_flags_win_over_the_file_and_set_may_be_repeated(edit: 
             {
                 "case_id": 7,
                 "requested_rewrite": {
-                    "prompt": "{} is in", "subject": "Bay", "target_new": {"str": "Italy"},
+                    "prompt": "{} is in",
+                    "subject": "Bay",
+                    "target_new": {"str": "Italy"},
                     "target_true": {"str": "Spain"},
                 },
                 "paraphrase_prompts": ["Bay lies in"],
                 "neighborhood_prompts": ["Rome is in"],
             },
             {
-                "case_id": 7, "prompt": "Bay is in", "ground_truth": "Spain", "rephrase_prompt": ["Bay lies in"],
+                "case_id": 7,
+                "prompt": "Bay is in",
+                "ground_truth": "Spain",
+                "rephrase_prompt": ["Bay lies in"],
                 "locality": {"neighborhood": {"prompt": ["Rome is in"], "ground_truth": ["Spain"]}},
             },
             id="counterfact",
@@ -239,11 +278,18 @@ def test_device_and_dtype_flags_win_over_the_file_and_set_may_be_repeated(edit: 
         pytest.param([BAY], {"case_id": "bay", "ground_truth": "Philippines"}, id="list-of-one"),
         pytest.param(
             {
-                "subject": "Bay", "src": "Where is Bay?", "alt": "Italy", "answers": ["Spain"], "rephrase": "Bay is where?",
-                "loc": "nq question: who sings", "loc_ans": "Garth Brooks",
+                "subject": "Bay",
+                "src": "Where is Bay?",
+                "alt": "Italy",
+                "answers": ["Spain"],
+                "rephrase": "Bay is where?",
+                "loc": "nq question: who sings",
+                "loc_ans": "Garth Brooks",
             },
             {
-                "prompt": "Where is Bay?", "ground_truth": "Spain", "rephrase_prompt": ["Bay is where?"],
+                "prompt": "Where is Bay?",
+                "ground_truth": "Spain",
+                "rephrase_prompt": ["Bay is where?"],
                 "locality": {"neighborhood": {"prompt": ["who sings"], "ground_truth": ["Garth Brooks"]}},
             },
             id="zsre",
@@ -254,7 +300,7 @@ def test_device_and_dtype_flags_win_over_the_file_and_set_may_be_repeated(edit: 
             id="question",
         ),
     ],
-)  # fmt: skip
+)
 def test_request_file_of_each_format(edit: Any, tmp_path: Path, record: Any, expected: dict[str, Any]) -> None:
     (tmp_path / "one.json").write_text(json.dumps(record), encoding="utf-8")
     ran = edit(*FAST, "--json", "--request", "one.json")
@@ -274,9 +320,7 @@ def test_request_from_flags_with_probes(edit: Any) -> None:
 
 
 @pytest.mark.parametrize("script", [single_case_edit, ppl_script], ids=["single_case_edit", "ppl"])
-def test_help_is_the_run_book(
-    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_is_the_run_book(script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran = call(script, ["--help"], monkeypatch, capsys)
     assert (ran.code, ran.err) == (0, "")
     launches = [line.split("  ")[1] for line in script.__doc__.splitlines() if line.startswith("  python ")]
@@ -350,7 +394,7 @@ def test_output_that_holds_a_result_is_refused(edit: Any, tmp_path: Path) -> Non
     assert (tmp_path / "run/result.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("case", ["../../../out", "a/b", "/tmp/x"])
+@pytest.mark.parametrize("case", ["../../../out", "a/b", "/tmp/x", "a\0b"])
 def test_a_case_id_from_a_file_cannot_place_the_run_elsewhere(edit: Any, tmp_path: Path, case: str) -> None:
     (tmp_path / "one.json").write_text(json.dumps({**BAY, "case_id": case}), encoding="utf-8")
     assert edit(*FAST, "--request", "one.json").code == 0
@@ -411,7 +455,7 @@ def test_perplexity_of_each_kind_of_file_is_exp_of_the_models_own_loss(
     model, expected = AutoModelForCausalLM.from_pretrained(models / "llama"), []
     for text in SENTENCES:
         ids = tokenizer()(text, return_tensors="pt")["input_ids"]
-        expected.append(math.exp(model(ids, labels=ids).loss))
+        expected.append(math.exp(model(ids, labels=ids).loss.item()))
     assert ran.json["per_sentence"] == pytest.approx(expected, rel=1e-4)
     assert ran.json["perplexity"]["mean"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     assert (ran.json["sentences"]["name"], ran.json["sentences"]["sentences"]) == (Path(file).stem, len(SENTENCES))
@@ -469,9 +513,11 @@ def test_ppl_with_the_edit_of_another_model(
 
 def test_in_a_process_of_its_own(models: Path, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "single_case_edit.py", "--hparams", models / "llama.yaml", "--json"]
-    done = subprocess.run([*command, "--fail-on-collapse", *COLLAPSING], capture_output=True, text=True, cwd=tmp_path)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--fail-on-collapse", *COLLAPSING], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
     assert done.returncode == 3
     assert strict(done.stdout)["collapse"]["collapsed"] is True
     assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == ["results"]
-    assert torch.tensor(strict(done.stdout)["perplexity"]["after"]["mean"]).isfinite()
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]

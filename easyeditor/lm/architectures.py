@@ -86,6 +86,11 @@ class Anatomy:
         """Parameter name of the edited weight."""
         return self.rewrite_name(layer) + ".weight"
 
+    def key_width(self, layer: int) -> int:
+        """Width K of the keys at `layer`: the inputs of the edited projection."""
+        weight = self.model.get_parameter(self.weight_name(layer))
+        return int(weight.shape[0 if weight_is_transposed(self.rewrite(layer)) else 1])
+
     def check_layers(self, layers: list[int], key: str = "layers") -> None:
         """Raise ConfigError unless every layer exists."""
         count = len(self.blocks)

@@ -1,60 +1,148 @@
-"""Second moments C = E[k k^T] on disk, in upstream's `.npz` form (kmeng01/rome): read, checked, never unpickled.
+"""Second moments C = E[k k^T] on disk, in upstream's `.npz` form (kmeng01/rome): read, checked, written; no pickle.
 
 Keys: `mom2.constructor` (text), `mom2.count` (tokens), `mom2.mom2` (K, K; the *sum* of k k^T), `sample_size`
-(documents).
+(documents). Beside a file of ours stands a manifest, `<file>.json`; upstream's files have none and are checked by
+shape.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from easyeditor.errors import StatsError
+from easyeditor.errors import OutputError, StatsError
+from easyeditor.files import write_json
+from easyeditor.lm.weights import alike
+
+FORMAT = 1
+CONSTRUCTOR = "util.runningstats.SecondMoment()"  # what upstream's reader expects to find
 
 
-def moment_paths(stats_dir: str, model_name: str, module: str, *, dataset: str, dtype: str, samples: int) -> list[Path]:
-    """Where a statistics file may lie: upstream spells the model's folder as its path with `/` -> `_`, or its last
-    segment."""
-    file = f"{module}_{dtype}_mom2_{samples}.npz"
-    spelled = model_name.rstrip("/")
-    folders = dict.fromkeys([spelled.replace("/", "_"), spelled.rsplit("/", 1)[-1]])
-    return [Path(stats_dir) / folder / f"{dataset}_stats" / file for folder in folders]
+@dataclass(frozen=True, kw_only=True)
+class StatsKey:
+    """What a statistics file is of; its place on disk follows from it."""
+
+    stats_dir: str
+    model_name: str
+    module: str
+    dataset: str
+    dtype: str
+    samples: int
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where it may lie: upstream spells the model's folder as its path with `/` -> `_`, or its last segment."""
+        file = f"{self.module}_{self.dtype}_mom2_{self.samples}.npz"
+        spelled = self.model_name.rstrip("/")
+        folders = dict.fromkeys([spelled.rsplit("/", 1)[-1], spelled.replace("/", "_")])
+        return [Path(self.stats_dir) / folder / f"{self.dataset}_stats" / file for folder in folders]
+
+    def find(self) -> Path | None:
+        """The file that is there, if any."""
+        return next((path for path in self.paths if path.exists()), None)
 
 
-def load_moment(
-    stats_dir: str, model_name: str, module: str, *, dataset: str, dtype: str, samples: int, width: int
-) -> Tensor:
-    """The second moment (K, K) of the inputs of `module`, float64.
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """How a moment was collected; `weights` is `lm.weights.sample` of the model."""
+
+    module: str
+    model_name: str
+    weights: str
+    corpus: str
+    corpus_identity: str
+    samples: int
+    documents: int
+    tokens: int
+    max_length: int
+    sums: str
+    format: int = FORMAT
+
+
+def write_moment(path: Path, sum_KK: Tensor, manifest: Manifest) -> None:
+    """Write the moment and its manifest, each whole or not at all. Raises OutputError."""
+    dtype = np.float64 if "_float64_" in path.name else np.float32
+    packed = io.BytesIO()
+    arrays: dict[str, Any] = {
+        "mom2.constructor": np.array(CONSTRUCTOR),
+        "mom2.count": np.array(manifest.tokens),
+        "mom2.mom2": sum_KK.cpu().numpy().astype(dtype),
+        "sample_size": np.array(manifest.samples),
+    }
+    np.savez(packed, **arrays)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(packed.getvalue())
+        write_json(_manifest_path(path), asdict(manifest))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
+    """The moment (K, K) in a file, float64.
 
     Raises:
-        StatsError: no such file (named, with what to do), corrupt, of another width, or not positive.
+        StatsError: corrupt or truncated, of another width, not finite, or collected on another model's weights.
     """
-    paths = moment_paths(stats_dir, model_name, module, dataset=dataset, dtype=dtype, samples=samples)
-    path = next((p for p in paths if p.exists()), None)
-    if path is None:
-        places = " or ".join(str(p) for p in paths)
-        raise StatsError(
-            f"no second-moment statistics: looked for {places}; put an upstream file there, or set "
-            "mom2_adjustment: false (identity); `python -m easyeditor.stats` will collect them in a coming release"
-        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             total = np.asarray(archive["mom2.mom2"], dtype=np.float64)
             count = float(archive["mom2.count"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StatsError(
-            f"{path}: not a readable statistics file ({type(error).__name__}: {error}); delete it"
-        ) from error
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise StatsError(f"{path}: not a readable statistics file ({why}); delete it and collect again") from error
     if total.shape != (width, width):
         raise StatsError(
-            f"{path}: moment of shape {total.shape}, but {module} has keys of width {width}: another model's file"
+            f"{path}: moment of shape {total.shape}, but the keys have width {width}: another model's file"
         )
     if not count > 0 or not np.isfinite(total).all():
         raise StatsError(
             f"{path}: count {count}, finite {bool(np.isfinite(total).all())}; the file is damaged, delete it"
         )
+    if not (np.diagonal(total) >= 0).all():
+        raise StatsError(f"{path}: a negative sum of squares on the diagonal; the file is damaged, delete it")
+    manifest = read_manifest(path)
+    if manifest is not None and weights is not None and not alike(manifest.weights, weights):
+        raise StatsError(
+            f"{path}: collected on other weights ({manifest.model_name}) than this model's; collect for this model, or "
+            f"remove {_manifest_path(path).name} to use it all the same"
+        )
     return torch.from_numpy(total / count)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of a statistics file; None for upstream's, which have none. Raises StatsError if it is damaged."""
+    where = _manifest_path(path)
+    if not where.exists():
+        return None
+    try:
+        manifest = Manifest(**json.loads(where.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise StatsError(f"{where}: not a readable manifest ({error}); delete it with its .npz") from error
+    if manifest.format != FORMAT:
+        raise StatsError(f"{where}: manifest of format {manifest.format}; this version reads {FORMAT}")
+    return manifest
+
+
+def missing(key: StatsKey, command: str) -> StatsError:
+    """The error for statistics that are not there: which file, and what to do."""
+    places = " or ".join(str(path) for path in key.paths)
+    return StatsError(
+        f"no second-moment statistics: looked for {places}; collect them: {command} (or set collect_stats: auto; "
+        "for ROME also mom2_adjustment: false, the identity)"
+    )
+
+
+def _manifest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

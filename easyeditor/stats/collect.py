@@ -1,0 +1,233 @@
+"""One streaming pass over a corpus: the second moments of the keys at all wanted layers.
+
+Documents go by in windows; a window is tokenised, sorted by length and cut into padded batches under a token budget, so
+memory does not depend on the model's longest position. Products are made in `sums` precision (float32 by default) and
+added to float64 totals after every window. After every `every` windows the totals are checkpointed atomically; a run
+that
+resumes goes on from there, bit-equal to one that was never stopped.
+
+Axes: N tokens of a batch, K key width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import DataError, StatsError
+from easyeditor.files import write_tensors
+from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.hooks import StopForward, stopping, tapped
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.tokens import encode, model_inputs, token_batches
+from easyeditor.lm.weights import frozen, sample
+from easyeditor.stats.corpus import Corpus
+from easyeditor.stats.store import Manifest
+
+LOG = logging.getLogger(__name__)
+
+WINDOW = 64  # documents tokenised, sorted and summed together
+
+Tick = Callable[[int, int, int], None]
+"""Called after every window with (documents done, documents wanted, tokens done)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the numbers of a collection."""
+
+    layers: tuple[int, ...]
+    samples: int
+    max_length: int
+    batch_tokens: int
+    sums: str = "float32"
+    """Precision of the products k k^T within a window; totals are always float64."""
+    tokens: int | None = None
+    """Stop at the first window's end with at least this many tokens (fast mode); None: use all samples."""
+
+
+@dataclass
+class Totals:
+    """Sums so far, per layer (K, K) float64, and what they hold."""
+
+    sums: dict[int, Tensor]
+    documents: int = 0
+    tokens: int = 0
+
+
+def collect(
+    parts: Anatomy,
+    tok: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    settings: Settings,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    every: int = 4,
+    tick: Tick | None = None,
+) -> Totals:
+    """Sum k k^T over the corpus's first `samples` documents, each cut at `max_length` tokens, for all layers in one
+    pass.
+
+    In a process group documents are dealt out by rank and the sums all-reduced at the end.
+
+    Raises:
+        DataError: no document with text. StatsError: `resume` finds a checkpoint of another collection.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    identity = _identity(parts.model, corpus, settings, rank, world)
+    totals = _read_checkpoint(checkpoint, identity, settings) if resume and checkpoint is not None else Totals(sums={})
+    wanted = len(range(rank, settings.samples, world))
+    share = None if settings.tokens is None else -(-settings.tokens // world)
+    windows_since = 0
+    with torch.inference_mode(), frozen(parts.model):
+        for texts in _windows(corpus, totals.documents, settings.samples, rank, world):
+            if share is not None and totals.tokens >= share:
+                break
+            _add_window(parts, tok, texts, settings, totals)
+            windows_since += 1
+            if checkpoint is not None and windows_since == every:
+                _write_checkpoint(checkpoint, identity, totals)
+                windows_since = 0
+            if tick is not None:
+                tick(totals.documents, wanted, totals.tokens)
+    if world > 1:
+        _reduce(totals, parts, settings)
+    if not totals.tokens:
+        raise DataError(f"corpus {corpus.name!r}: no document with text in the first {settings.samples}")
+    return totals
+
+
+def manifest(totals: Totals, parts: Anatomy, layer: int, corpus: Corpus, settings: Settings, name: str) -> Manifest:
+    """How these totals came to be, for the file of one layer."""
+    return Manifest(
+        module=parts.rewrite_name(layer),
+        model_name=name,
+        weights=sample(parts.model),
+        corpus=corpus.name,
+        corpus_identity=corpus.identity,
+        samples=settings.samples,
+        documents=totals.documents,
+        tokens=totals.tokens,
+        max_length=settings.max_length,
+        sums=settings.sums,
+    )
+
+
+def _windows(corpus: Corpus, done: int, samples: int, rank: int, world: int) -> Iterator[list[str]]:
+    """This rank's documents after the first `done`, in windows. Empty documents count, so that places stay fixed."""
+    texts: list[str] = []
+    for text in corpus.slice(done * world, samples, rank, world):
+        texts.append(text)
+        if len(texts) == WINDOW:
+            yield texts
+            texts = []
+    if texts:
+        yield texts
+
+
+def _add_window(
+    parts: Anatomy, tok: PreTrainedTokenizerBase, texts: Sequence[str], settings: Settings, totals: Totals
+) -> None:
+    limit = max_positions(parts.model)
+    longest = settings.max_length if limit is None else min(settings.max_length, limit)
+    rows = [encode(tok, text)[:longest] for text in texts if text.strip()]
+    rows = [row for row in rows if row]
+    window: dict[int, Tensor] = {}
+    for batch in token_batches([len(row) for row in rows], settings.batch_tokens):
+        _add_batch(parts, [rows[i] for i in batch], settings, window)
+    for layer, sum_KK in window.items():
+        total = totals.sums.setdefault(layer, torch.zeros_like(sum_KK, dtype=torch.float64))
+        total.add_(sum_KK)
+    totals.documents += len(texts)
+    totals.tokens += sum(map(len, rows))
+
+
+def _add_batch(parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, window: dict[int, Tensor]) -> None:
+    inputs = model_inputs(rows, input_device(parts.model))
+    real_BT = inputs["attention_mask"].bool()
+    deepest = max(settings.layers)
+    with ExitStack() as taps:
+        taps.enter_context(stopping())
+        for layer in settings.layers:
+            taps.enter_context(_summing(parts, layer, real_BT, settings, window, last=layer == deepest))
+        parts.model(**inputs, use_cache=False)
+
+
+@contextmanager
+def _summing(
+    parts: Anatomy, layer: int, real_BT: Tensor, settings: Settings, window: dict[int, Tensor], *, last: bool
+) -> Iterator[None]:
+    def add(keys_BTK: Tensor) -> None:
+        keys_NK = keys_BTK[real_BT.to(keys_BTK.device)].to(getattr(torch, settings.sums))
+        if layer in window:
+            window[layer].addmm_(keys_NK.T, keys_NK)
+        else:
+            window[layer] = keys_NK.T @ keys_NK
+        if last:
+            raise StopForward
+
+    with tapped(parts.rewrite(layer), on_input=add):
+        yield
+
+
+def _reduce(totals: Totals, parts: Anatomy, settings: Settings) -> None:
+    """Sum over ranks; a rank without documents takes part with zeros."""
+    for layer in sorted(settings.layers):
+        device = parts.model.get_parameter(parts.weight_name(layer)).device
+        if layer not in totals.sums:
+            shape = parts.key_width(layer)
+            totals.sums[layer] = torch.zeros(shape, shape, dtype=torch.float64, device=device)
+        dist.all_reduce(totals.sums[layer])
+    counts = torch.tensor([totals.documents, totals.tokens], device=input_device(parts.model))
+    dist.all_reduce(counts)
+    totals.documents, totals.tokens = (int(count) for count in counts)
+
+
+def _identity(model: PreTrainedModel, corpus: Corpus, settings: Settings, rank: int, world: int) -> dict[str, str]:
+    return {
+        "weights": sample(model),
+        "corpus": corpus.identity,
+        "layers": str(sorted(settings.layers)),
+        "samples": str(settings.samples),
+        "max_length": str(settings.max_length),
+        "batch_tokens": str(settings.batch_tokens),
+        "sums": settings.sums,
+        "tokens": str(settings.tokens),
+        "rank": f"{rank} of {world}",
+    }
+
+
+def _write_checkpoint(path: Path, identity: dict[str, str], totals: Totals) -> None:
+    started = time.perf_counter()
+    state = {**identity, "done": json.dumps([totals.documents, totals.tokens])}
+    write_tensors(path, {str(layer): total for layer, total in totals.sums.items()}, state)
+    LOG.debug("checkpoint of %d documents in %.2f s", totals.documents, time.perf_counter() - started)
+
+
+def _read_checkpoint(path: Path, identity: dict[str, str], settings: Settings) -> Totals:
+    if not path.exists():
+        return Totals(sums={})
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            state = dict(opened.metadata() or {})
+            sums = {int(key): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            documents, tokens = json.loads(state.pop("done"))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StatsError(f"{path}: not a readable checkpoint ({error}); delete it to start again") from error
+    differing = [key for key in identity if state.get(key) != identity[key]]
+    if differing:
+        found = ", ".join(f"{key} {state.get(key)!r:.60} instead of {identity[key]!r:.60}" for key in differing)
+        raise StatsError(f"{path}: a checkpoint of another collection ({found}); delete it, or run without --resume")
+    return Totals(sums=sums, documents=documents, tokens=tokens)

@@ -1,0 +1,204 @@
+"""Where the text of the statistics comes from: Wikipedia through `datasets`, the small excerpt, or a file."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import logging
+import re
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from easyeditor.errors import DataError, OutputError
+from easyeditor.fetch import WheelFile, file_sha256, obtain
+from easyeditor.files import write_text
+
+LOG = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+EXCERPT = "wikipedia-excerpt"
+WIKIPEDIA = "wikipedia"
+EXCERPT_FILE = ROOT / "data" / "corpus" / f"{EXCERPT}.jsonl"
+EXCERPT_WHEEL = WheelFile(
+    requirement="gensim==4.4.0",
+    member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+    sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+    megabytes=28,
+    any_platform=False,
+)
+PASSAGE_CHARACTERS = 2000
+_REMOVED_TAGS = ("ref", "table", "gallery", "math", "timeline", "score", "imagemap")
+_REMOVED_LINKS = re.compile(r"^\s*(file|image|category|[a-z]{2,3}(-[a-z]+)*)\s*:", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A name, an identity that changes with the content, and the documents in a fixed order."""
+
+    name: str
+    identity: str
+    documents: Iterable[str]
+
+    def slice(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[str]:
+        """Documents start + rank, start + rank + world, … below `stop`."""
+        return islice(iter(self.documents), start + rank, stop, world)
+
+
+def open_corpus(name: str) -> Corpus:
+    """A corpus by name (`wikipedia`, `wikipedia-excerpt`) or path (.txt, .jsonl, .json, .parquet, .arrow).
+
+    Raises:
+        DataError: no such file, an unknown kind of file, no text in it; or `datasets` cannot reach Wikipedia.
+    """
+    if name == EXCERPT:
+        return _file(_excerpt(), EXCERPT)
+    if name == WIKIPEDIA:
+        return _wikipedia()
+    path = Path(name)
+    if not path.exists():
+        raise DataError(f"corpus {name!r}: no such file, and not one of {WIKIPEDIA}, {EXCERPT}")
+    return _file(path, path.stem)
+
+
+class _Lines:
+    """Documents of a text or JSONL file, read again at every iteration."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        try:
+            with open(self._path, encoding="utf-8") as source:
+                for number, line in enumerate(source, 1):
+                    if "\0" in line:
+                        raise DataError(f"{self._path}: line {number} holds a NUL byte; not a text file")
+                    if line.strip():
+                        yield self._document(line, number)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._path}: not UTF-8 after line {number} ({error})") from error
+
+    def _document(self, line: str, number: int) -> str:
+        if self._path.suffix == ".txt":
+            return line.rstrip("\n")
+        try:
+            item = json.loads(line)
+            text = item if isinstance(item, str) else item["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{self._path}: line {number} is not JSON with a "text" ({error})') from error
+        if not isinstance(text, str):
+            raise DataError(f'{self._path}: line {number}: "text" is {type(text).__name__}, not a text')
+        return text
+
+
+class _Table:
+    """The `text` column of a Parquet or Arrow file, through `datasets`."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
+
+    def __iter__(self) -> Iterator[str]:
+        from datasets import load_dataset
+
+        try:
+            table: Any = load_dataset(self._kind, data_files=str(self._path), split="train", streaming=True)
+            for row in table:
+                yield row["text"]
+        except DataError:
+            raise
+        except KeyError as error:
+            raise DataError(f"{self._path}: has no column 'text'") from error
+        except Exception as error:  # datasets and pyarrow raise many kinds
+            raise DataError(f"{self._path}: not readable as {self._kind} ({type(error).__name__}: {error})") from error
+
+
+def _file(path: Path, name: str) -> Corpus:
+    kinds = {".parquet": "parquet", ".arrow": "arrow"}
+    if path.suffix in kinds:
+        return Corpus(name=name, identity=file_sha256(path), documents=_Table(path, kinds[path.suffix]))
+    if path.suffix in (".txt", ".jsonl", ".json"):
+        return Corpus(name=name, identity=file_sha256(path), documents=_Lines(path))
+    raise DataError(f"{path}: unknown kind of corpus; give .txt (a document a line), .jsonl, .parquet or .arrow")
+
+
+def _wikipedia() -> Corpus:
+    from datasets import load_dataset
+
+    snapshot = "20231101.en"
+
+    class Articles:
+        def __iter__(self) -> Iterator[str]:
+            try:
+                for row in load_dataset("wikimedia/wikipedia", snapshot, split="train", streaming=True):
+                    yield row["text"]
+            except Exception as error:  # no network, no hub, no such snapshot
+                raise DataError(
+                    f"Wikipedia cannot be read through `datasets` ({type(error).__name__}: {error}); use --corpus "
+                    f"{EXCERPT}, or a file"
+                ) from error
+
+    return Corpus(name=WIKIPEDIA, identity=f"wikimedia/wikipedia {snapshot}", documents=Articles())
+
+
+def _excerpt() -> Path:
+    """The cleaned excerpt: passages of 106 English Wikipedia articles, about 1,450 documents; made on first use."""
+    if EXCERPT_FILE.exists():
+        return EXCERPT_FILE
+    try:
+        EXCERPT_FILE.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=EXCERPT_FILE.parent, prefix=".fetch-") as scratch:
+            dump = obtain(EXCERPT_WHEEL, Path(scratch), EXCERPT_FILE.parent)
+            articles = list(_articles(dump))
+    except OSError as error:
+        raise OutputError(f"{EXCERPT_FILE}: cannot be written ({error})") from error
+    documents = [p for a in tqdm(articles, desc="cleaning Wikipedia articles") for p in passages(plain_text(a))]
+    text = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    write_text(EXCERPT_FILE, text)
+    return EXCERPT_FILE
+
+
+def _articles(dump: Path) -> Iterator[str]:
+    with bz2.open(dump) as source:
+        for _, element in ET.iterparse(source):
+            tag = element.tag.rsplit("}", 1)[-1]
+            if tag == "text" and element.text and not element.text.lstrip().lower().startswith("#redirect"):
+                yield element.text
+            if tag == "page":
+                element.clear()
+
+
+def plain_text(wikitext: str) -> str:
+    """The prose of an article: templates, references, tables, files and categories removed."""
+    import mwparserfromhell
+
+    code = mwparserfromhell.parse(wikitext)
+    nodes: list[Any] = list(code.filter_tags(matches=lambda tag: str(tag.tag).lower() in _REMOVED_TAGS))
+    nodes += code.filter_wikilinks(matches=lambda link: bool(_REMOVED_LINKS.match(str(link.title))))
+    for node in nodes:
+        try:
+            code.remove(node)
+        except ValueError:  # it went with the node that held it
+            continue
+    return str(code.strip_code())
+
+
+def passages(text: str) -> Iterator[str]:
+    """Paragraphs joined to documents of about 2,000 characters; headings and short lines left out."""
+    held: list[str] = []
+    for line in text.splitlines():
+        line = line.strip()
+        if len(line) < 80:
+            continue
+        held.append(line)
+        if sum(map(len, held)) >= PASSAGE_CHARACTERS:
+            yield "\n".join(held)
+            held = []
+    if held:
+        yield "\n".join(held)

@@ -1,0 +1,83 @@
+"""Collect statistics and put them where editing looks for them: what the command and `collect_stats: auto` share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from easyeditor.errors import ConfigError, OutputError
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.stats.collect import Settings, collect, manifest
+from easyeditor.stats.corpus import open_corpus
+from easyeditor.stats.store import StatsKey, write_moment
+
+MAX_LENGTH = 1024
+BATCH_TOKENS = 4096
+
+
+def gather(
+    parts: Anatomy,
+    tok: PreTrainedTokenizerBase,
+    keys: Mapping[int, StatsKey],
+    *,
+    corpus: str | None = None,
+    max_length: int = MAX_LENGTH,
+    batch_tokens: int = BATCH_TOKENS,
+    sums: str = "float32",
+    tokens: int | None = None,
+    resume: bool = False,
+    every: int = 4,
+    show: bool = False,
+) -> list[Path]:
+    """Collect the moments of all layers in `keys` in one pass and write their files; returns the paths.
+
+    Under torchrun every rank calls this; rank 0 writes. A checkpoint beside the files lets `resume` go on.
+
+    Raises:
+        ConfigError: samples, lengths or budgets below 1. DataError: nothing to read. OutputError: nowhere to write.
+    """
+    first = next(iter(keys.values()))
+    for name, value in (("samples", first.samples), ("max_length", max_length), ("batch_tokens", batch_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; allowed: 1 or more")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    folder = first.paths[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    opened = open_corpus(corpus or first.dataset)
+    settings = Settings(
+        layers=tuple(sorted(keys)),
+        samples=first.samples,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        sums=sums,
+        tokens=tokens,
+    )
+    layers = "-".join(map(str, settings.layers))
+    checkpoint = folder / f".collecting-layers-{layers}-samples-{first.samples}-rank-{rank}.safetensors"
+    started = time.perf_counter()
+    with tqdm(total=first.samples, unit="doc", desc="statistics", disable=not show or rank > 0, file=sys.stderr) as bar:
+
+        def tick(done: int, wanted: int, seen: int) -> None:
+            bar.total = wanted
+            bar.n = done
+            bar.set_postfix_str(f"{seen / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
+            bar.refresh()
+
+        totals = collect(parts, tok, opened, settings, checkpoint=checkpoint, resume=resume, every=every, tick=tick)
+    paths = []
+    for layer, key in keys.items():
+        paths.append(key.paths[0])
+        if rank == 0:
+            made = manifest(totals, parts, layer, opened, settings, key.model_name)
+            write_moment(key.paths[0], totals.sums[layer], made)
+    checkpoint.unlink(missing_ok=True)
+    return paths
