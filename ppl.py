@@ -56,11 +56,10 @@ def main() -> int:
 
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
 
-    from tqdm import tqdm
-
     from easyeditor.evaluate.perplexity import PerplexityProbe
     from easyeditor.lm.loading import load
     from easyeditor.lm.weights import applied, fingerprint
+    from easyeditor.progress import progress_bar
     from easyeditor.records import EditResult
 
     quiet_transformers()
@@ -69,14 +68,9 @@ def main() -> int:
     if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
         LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
     probe = PerplexityProbe(model, tok, sentences.texts, fast=args.batch_size is None, batch_size=args.batch_size or 1)
-    with applied(model, edit.deltas if edit is not None else ()), tqdm(desc="perplexity", dynamic_ncols=True) as bar:
-
-        def step(done: int, of: int) -> None:
-            bar.total = of
-            bar.n = done
-            bar.refresh()
-
-        report = probe.measure(step)
+    with applied(model, edit.deltas if edit is not None else ()), progress_bar("perplexity", True) as bar:
+        assert bar is not None
+        report = probe.measure(lambda done, of: bar(done, of, ""))
     worst: list[dict[str, Any]] = [
         {"number": i + 1, "perplexity": report.perplexities[i], "tokens": report.tokens[i], "text": sentences.texts[i]}
         for i in report.worst(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from easyeditor.dataset.columns import requests_from_columns
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.errors import ConfigError, DataError
@@ -25,8 +24,8 @@ from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
 from easyeditor.lm.tokens import SLOT
-from easyeditor.methods.base import Progress
 from easyeditor.methods.registry import method_class
+from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest, EditResult
 
 Request = EditRequest | Mapping[str, Any]
@@ -73,7 +72,7 @@ class BaseEditor:
         if not listed:
             raise DataError("no requests to edit")
         made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i) for i, r in enumerate(listed)]
-        with _bar(f"{label} {self.method.title}", verbose) as show:
+        with progress_bar(f"{label} {self.method.title}", verbose) as show:
             result = self.method.edit(made, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
@@ -147,7 +146,7 @@ class BaseEditor:
             ConfigError: contradicting flags.
         """
         restore = _restore_flag(keep_original_weight, sequential_edit)
-        requests = _requests(
+        requests = requests_from_columns(
             prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
         )
         copy = {} if restore else weights.snapshot(self.model, self.method.weight_names)
@@ -213,7 +212,7 @@ class BaseEditor:
         probe = self._perplexity_probe()
         if probe is None:
             return None
-        with _bar(title, verbose) as show:
+        with progress_bar(title, verbose) as show:
             return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
 
     def _perplexity_probe(self) -> PerplexityProbe | None:
@@ -265,82 +264,3 @@ def _restore_flag(keep_original_weight: bool | None, sequential_edit: bool | Non
     if sequential_edit is not None:
         return not sequential_edit
     return bool(keep_original_weight)
-
-
-def _requests(
-    prompts: str | Sequence[str],
-    target_new: str | Sequence[str],
-    ground_truth: str | Sequence[str | None] | None,
-    rephrase_prompts: str | Sequence[str] | None,
-    locality_inputs: Mapping[str, Any] | None,
-    portability_inputs: Mapping[str, Any] | None,
-    subject: str | Sequence[str] | None,
-) -> list[EditRequest]:
-    """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ."""
-    listed = _listed(prompts)
-    count = len(listed)
-    if subject is None:
-        raise DataError("edit() needs subject= (one per prompt): the words in the prompt whose fact is changed")
-    columns: dict[str, list[Any]] = {
-        "subject": _listed(subject),
-        "target_new": _listed(target_new),
-        "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth),
-        "rephrase_prompts": [None] * count if rephrase_prompts is None else _listed(rephrase_prompts),
-    }
-    for key, values in columns.items():
-        if len(values) != count:
-            raise DataError(f"edit(): {count} prompts but {len(values)} {key}; give one for each prompt")
-    localities = _spread(locality_inputs, count, "locality_inputs")
-    portabilities = _spread(portability_inputs, count, "portability_inputs")
-    return [
-        EditRequest.make(
-            prompt,
-            **{key: values[i] for key, values in columns.items()},
-            locality=localities[i],
-            portability=portabilities[i],
-            case_id=i,
-        )
-        for i, prompt in enumerate(listed)
-    ]
-
-
-def _spread(inputs: Mapping[str, Any] | None, count: int, where: str) -> list[dict[str, Any]]:
-    """``{key: {"prompt": […N], "ground_truth": […N]}}`` as one mapping per prompt; an entry may be None or a list."""
-    spread: list[dict[str, Any]] = [{} for _ in range(count)]
-    for key, probe in (inputs or {}).items():
-        if not isinstance(probe, Mapping) or not {"prompt", "ground_truth"} <= probe.keys():
-            raise DataError(f"{where}[{key!r}] must have 'prompt' and 'ground_truth', found {probe!r}")
-        prompts, answers = _listed(probe["prompt"]), _listed(probe["ground_truth"])
-        if len(prompts) != count or len(answers) != count:
-            raise DataError(
-                f"{where}[{key!r}] has {len(prompts)} prompts and {len(answers)} ground truths for {count} edits; "
-                "give one for each edit (None where there is none)"
-            )
-        for i in range(count):
-            if prompts[i] is not None:
-                spread[i][key] = {"prompt": prompts[i], "ground_truth": answers[i]}
-    return spread
-
-
-def _listed(value: Any) -> list[Any]:
-    return [value] if value is None or isinstance(value, str) else list(value)
-
-
-@contextmanager
-def _bar(title: str, verbose: bool) -> Iterator[Progress | None]:
-    """A progress bar with time left on stderr, or nothing."""
-    if not verbose:
-        yield None
-        return
-    with tqdm(desc=title.strip(), leave=True, dynamic_ncols=True, file=sys.stderr) as bar:
-
-        def show(done: int, of: int, note: str) -> None:
-            bar.total = of
-            bar.n = done
-            bar.set_postfix_str(note, refresh=False)
-            bar.refresh()
-
-        yield show
-        if bar.total is not None and bar.n < bar.total:  # stopped early: the rest was not needed
-            bar.total = bar.n
-            bar.refresh()

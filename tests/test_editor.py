@@ -406,7 +406,12 @@ def test_hparams_belong_to_the_user_and_the_editor_has_its_own() -> None:
         ("v_lr", "half", ["v_lr", "float"]),
         ("v_lrate", 0.5, ["unknown key 'v_lrate'", "did you mean"]),
         ("layers", [4], ["layer 4", "0 to 3"]),
-        ("v_loss_layer", 9, ["v_loss_layer", "0 to 3"]),
+        ("v_loss_layer", 9, ["v_loss_layer", "3"]),
+        (
+            "v_loss_layer",
+            2,
+            ["v_loss_layer", "3"],
+        ),  # the model's own forward gives the loss: never a silent other layer
         ("model_name", 5, ["(model, tokenizer) pair", "int"]),
         ("model_name", (1, 2), ["(model, tokenizer) pair", "(int, int)"]),
         ("context_templates", ["{} {}"], ["context_templates", "exactly one {}"]),
@@ -694,6 +699,13 @@ def test_bad_sentence_files_are_refused(name: str, content: bytes, part: str, tm
     with pytest.raises(DataError, match=part) as caught:
         read_sentences(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("replay", [True, False], ids=["fast", "plain"])
+def test_sentences_beyond_max_length_are_refused(replay: bool) -> None:
+    editor = editor_of(ppl_sentence_num=5, max_length=8, replay=replay)
+    with pytest.raises(DataError, match=r"\d+ tokens; the limit is 8"):
+        editor.perplexity()
 
 
 # The verdict

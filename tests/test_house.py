@@ -26,8 +26,9 @@ import easyeditor
 
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors",),
-    ("files", "fetch"),
-    ("hparams", "records"),
+    ("files", "fetch", "progress"),
+    ("hparams", "request"),
+    ("records",),
     ("lm",),
     ("dataset", "stats"),
     ("methods", "evaluate"),
@@ -131,7 +132,7 @@ def test_imports_point_one_way(file: str) -> None:
         ("easyeditor/lm/a.py", "def f():\n    from easyeditor.editor import BaseEditor"),
         ("easyeditor/lm/a.py", "if TYPE_CHECKING:\n    import easyeditor.evaluate.scoring"),
         ("easyeditor/lm/a.py", "from easyeditor import EditRequest"),
-        ("easyeditor/records.py", "from easyeditor.hparams import HyperParams"),
+        ("easyeditor/request.py", "from easyeditor.hparams import HyperParams"),
         ("easyeditor/stats/a.py", "from easyeditor.dataset.formats import parse"),
         ("easyeditor/evaluate/a.py", "from easyeditor.methods import registry"),
         ("easyeditor/methods/a/b.py", "from easyeditor.evaluate.scoring import score"),

@@ -25,9 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ppl as ppl_script
 import single_case_edit
-from easyeditor import cli
+from easyeditor import EditResult, cli
 from easyeditor.evaluate.perplexity import PerplexityProbe
-from easyeditor.records import EditResult
 
 BAY = json.loads((ROOT / "data" / "requests" / "bay.json").read_text(encoding="utf-8"))
 SENTENCES = ["The river was high.", " A museum, closed for years, will reopen.", "Ask, “why?” twice", "Bay is in Italy"]

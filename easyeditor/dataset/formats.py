@@ -37,17 +37,29 @@ def parse(raw: Any, where: str, case_id: int | str = 0) -> EditRequest:
 
 def read_request(path: Path) -> EditRequest:
     """The one record in a JSON file (an object, or a list with a single object)."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    raw = _read_json(path)
     if isinstance(raw, list):
         if len(raw) != 1:
             raise DataError(f"{path}: holds {len(raw)} records; --request takes a file with one")
         raw = raw[0]
     return parse(raw, str(path))
+
+
+def read_requests(path: Path, limit: int | None = None) -> list[EditRequest]:
+    """The records of a JSON list, the first `limit` of them. Raises DataError naming the record."""
+    raw = _read_json(path)
+    if not isinstance(raw, list):
+        raise DataError(f"{path}: expected a JSON list of records, found {type(raw).__name__}")
+    return [parse(item, f"{path}: record {number}", number) for number, item in enumerate(raw[:limit])]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
 
 
 def _counterfact(raw: Raw, case_id: int | str) -> EditRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -11,12 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult
 
 H = TypeVar("H", bound=HyperParams)
-
-Progress = Callable[[int, int, str], None]
-"""Called with (done, of, note): what a progress bar needs."""
 
 
 class EditMethod(ABC, Generic[H]):

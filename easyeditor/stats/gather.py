@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, OutputError
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.progress import progress_bar
 from easyeditor.stats.collect import Settings, collect, manifest
 from easyeditor.stats.corpus import open_corpus
 from easyeditor.stats.store import StatsKey, write_moment
@@ -64,13 +63,11 @@ def gather(
     layers = "-".join(map(str, settings.layers))
     checkpoint = folder / f".collecting-layers-{layers}-samples-{first.samples}-rank-{rank}.safetensors"
     started = time.perf_counter()
-    with tqdm(total=first.samples, unit="doc", desc="statistics", disable=not show or rank > 0, file=sys.stderr) as bar:
+    with progress_bar("statistics (documents)", show and rank == 0) as bar:
 
         def tick(done: int, wanted: int, seen: int) -> None:
-            bar.total = wanted
-            bar.n = done
-            bar.set_postfix_str(f"{seen / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
-            bar.refresh()
+            if bar is not None:
+                bar(done, wanted, f"{seen / (time.perf_counter() - started):,.0f} tokens/s")
 
         totals = collect(parts, tok, opened, settings, checkpoint=checkpoint, resume=resume, every=every, tick=tick)
     paths = []

@@ -15,7 +15,6 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
 from easyeditor.lm.weights import applied, fingerprint, frozen
-from easyeditor.methods.base import Progress
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import kl_row, prompt_row, target_rows
@@ -23,6 +22,7 @@ from easyeditor.methods.locate.solve import spread_update
 from easyeditor.methods.locate.targets import Found, Rows, search_values
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.memit.targets import TargetStore
+from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
 CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, check_length
 from easyeditor.lm.weights import applied, frozen
-from easyeditor.methods.base import Progress
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import kl_row, prompt_row, target_rows
 from easyeditor.methods.locate.solve import key_direction, value_direction
 from easyeditor.methods.locate.targets import Found, Rows, search_values
 from easyeditor.methods.rome.hparams import ROMEHyperParams
+from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
 

@@ -1,0 +1,68 @@
+"""EasyEdit's `edit(...)` arguments, parallel lists, as requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easyeditor.errors import DataError
+from easyeditor.records import EditRequest
+
+
+def requests_from_columns(
+    prompts: str | Sequence[str],
+    target_new: str | Sequence[str],
+    ground_truth: str | Sequence[str | None] | None,
+    rephrase_prompts: str | Sequence[str] | None,
+    locality_inputs: Mapping[str, Any] | None,
+    portability_inputs: Mapping[str, Any] | None,
+    subject: str | Sequence[str] | None,
+) -> list[EditRequest]:
+    """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ."""
+    listed = _listed(prompts)
+    count = len(listed)
+    if subject is None:
+        raise DataError("edit() needs subject= (one per prompt): the words in the prompt whose fact is changed")
+    columns: dict[str, list[Any]] = {
+        "subject": _listed(subject),
+        "target_new": _listed(target_new),
+        "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth),
+        "rephrase_prompts": [None] * count if rephrase_prompts is None else _listed(rephrase_prompts),
+    }
+    for key, values in columns.items():
+        if len(values) != count:
+            raise DataError(f"edit(): {count} prompts but {len(values)} {key}; give one for each prompt")
+    localities = _spread(locality_inputs, count, "locality_inputs")
+    portabilities = _spread(portability_inputs, count, "portability_inputs")
+    return [
+        EditRequest.make(
+            prompt,
+            **{key: values[i] for key, values in columns.items()},
+            locality=localities[i],
+            portability=portabilities[i],
+            case_id=i,
+        )
+        for i, prompt in enumerate(listed)
+    ]
+
+
+def _spread(inputs: Mapping[str, Any] | None, count: int, where: str) -> list[dict[str, Any]]:
+    """``{key: {"prompt": […N], "ground_truth": […N]}}`` as one mapping per prompt; an entry may be None or a list."""
+    spread: list[dict[str, Any]] = [{} for _ in range(count)]
+    for key, probe in (inputs or {}).items():
+        if not isinstance(probe, Mapping) or not {"prompt", "ground_truth"} <= probe.keys():
+            raise DataError(f"{where}[{key!r}] must have 'prompt' and 'ground_truth', found {probe!r}")
+        prompts, answers = _listed(probe["prompt"]), _listed(probe["ground_truth"])
+        if len(prompts) != count or len(answers) != count:
+            raise DataError(
+                f"{where}[{key!r}] has {len(prompts)} prompts and {len(answers)} ground truths for {count} edits; "
+                "give one for each edit (None where there is none)"
+            )
+        for i in range(count):
+            if prompts[i] is not None:
+                spread[i][key] = {"prompt": prompts[i], "ground_truth": answers[i]}
+    return spread
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if value is None or isinstance(value, str) else list(value)

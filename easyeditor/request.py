@@ -1,0 +1,171 @@
+"""EditRequest: one fact to change, checked, with a definite place for its subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from easyeditor.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Prompts with the answers they are scored against (locality or portability); both lists are equally long."""
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """One fact to change: `prompt` (the subject filled in) should be continued by `target_new`.
+
+    `subject_start` is the character in `prompt` where the subject that is edited begins; with a subject that
+    occurs several times it is the last whole-word occurrence, unless the caller marked one with ``{}``.
+    Use `EditRequest.make` rather than the constructor: it checks and fills in.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    subject_start: int
+    ground_truth: str | None = None
+    rephrase_prompts: tuple[str, ...] = ()
+    locality: Mapping[str, Probe] = field(default_factory=dict)
+    portability: Mapping[str, Probe] = field(default_factory=dict)
+    case_id: int | str = 0
+
+    @staticmethod
+    def make(
+        prompt: str,
+        *,
+        subject: str,
+        target_new: str,
+        ground_truth: str | None = None,
+        rephrase_prompts: str | Sequence[str] | None = None,
+        locality: Mapping[str, Any] | None = None,
+        portability: Mapping[str, Any] | None = None,
+        case_id: int | str = 0,
+    ) -> EditRequest:
+        """Check one request and give it a definite subject position.
+
+        Raises:
+            DataError: empty or non-text fields, two ``{}``, subject not in the prompt, probes of unequal length.
+        """
+        where = f"request {case_id!r}"
+        for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
+            if not isinstance(value, str):
+                raise DataError(f"{where}: {name} must be text, found {type(value).__name__} ({value!r})")
+            if not value.strip():
+                raise DataError(f"{where}: {name} is empty; give it at least one visible character")
+        text, start = _place_subject(prompt, subject, where)
+        rephrase = (rephrase_prompts,) if isinstance(rephrase_prompts, str) else tuple(rephrase_prompts or ())
+        if any(not isinstance(p, str) or not p.strip() for p in rephrase):
+            raise DataError(f"{where}: rephrase_prompts must be non-empty texts, found {rephrase!r}")
+        return EditRequest(
+            prompt=text,
+            subject=subject,
+            target_new=target_new,
+            subject_start=start,
+            ground_truth=_optional_text(ground_truth, f"{where}: ground_truth"),
+            rephrase_prompts=rephrase,
+            locality=_probes(locality, f"{where}: locality"),
+            portability=_probes(portability, f"{where}: portability"),
+            case_id=case_id,
+        )
+
+    @property
+    def before(self) -> str:
+        """The prompt's text before the subject."""
+        return self.prompt[: self.subject_start]
+
+    @property
+    def after(self) -> str:
+        """The prompt's text after the subject."""
+        return self.prompt[self.subject_start + len(self.subject) :]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request under EasyEdit's names (`requested_rewrite`)."""
+        return {
+            "case_id": self.case_id,
+            "prompt": self.prompt,
+            "subject": self.subject,
+            "subject_start": self.subject_start,
+            "target_new": self.target_new,
+            "ground_truth": self.ground_truth,
+            "rephrase_prompt": list(self.rephrase_prompts),
+            "locality": _probes_to_json(self.locality),
+            "portability": _probes_to_json(self.portability),
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> EditRequest:
+        """Inverse of `to_json`."""
+        return EditRequest(
+            prompt=raw["prompt"],
+            subject=raw["subject"],
+            target_new=raw["target_new"],
+            subject_start=raw["subject_start"],
+            ground_truth=raw["ground_truth"],
+            rephrase_prompts=tuple(raw["rephrase_prompt"]),
+            locality=_probes(raw["locality"], "locality"),
+            portability=_probes(raw["portability"], "portability"),
+            case_id=raw["case_id"],
+        )
+
+
+def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
+    slots = prompt.count("{}")
+    if slots > 1:
+        raise DataError(f"{where}: prompt has {slots} '{{}}' ({prompt!r}); mark the subject once")
+    if slots == 1:
+        start = prompt.index("{}")
+        return prompt[:start] + subject + prompt[start + 2 :], start
+    found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
+    start = found[-1] if found else prompt.rfind(subject)
+    if start < 0:
+        raise DataError(
+            f"{where}: subject {subject!r} is not in the prompt {prompt!r}; write it there, or mark its place with {{}}"
+        )
+    return prompt, start
+
+
+def _optional_text(value: Any, where: str) -> str | None:
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if value is None or isinstance(value, str):
+        return value or None
+    raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+
+
+def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
+    """Read EasyEdit's `{key: {"prompt": …, "ground_truth": …}}`, either value a text or a list of texts."""
+    probes = {}
+    for key, value in (raw or {}).items():
+        if isinstance(value, Probe):
+            probes[key] = value
+            continue
+        if not isinstance(value, Mapping) or "prompt" not in value or "ground_truth" not in value:
+            raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r}")
+        prompts, answers = _texts(value["prompt"]), _texts(value["ground_truth"])
+        if len(prompts) != len(answers):
+            raise DataError(
+                f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each"
+            )
+        if any(not isinstance(t, str) or not t.strip() for t in (*prompts, *answers)):
+            raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r}")
+        if prompts:
+            probes[key] = Probe(prompts=prompts, answers=answers)
+    return probes
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _probes_to_json(probes: Mapping[str, Probe]) -> dict[str, Any]:
+    return {key: {"prompt": list(p.prompts), "ground_truth": list(p.answers)} for key, p in probes.items()}
