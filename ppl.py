@@ -19,7 +19,7 @@ from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import to_json, write_json
+from easyeditor.files import check_place, to_json, write_json
 
 LOG = logging.getLogger("ppl")
 
@@ -54,6 +54,8 @@ def main() -> int:
 
     from easyeditor.dataset.sentences import load_sentences, read_sentences
 
+    if args.output is not None:
+        check_place(Path(args.output))
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
 
     from easyeditor.evaluate.perplexity import PerplexityProbe

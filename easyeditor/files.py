@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.errors import OutputError
+from easyeditor.errors import DataError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or none of it. Raises OutputError (disk full, read-only folder)."""
+    check_place(path)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(sink.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -35,14 +37,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    check_place(path)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise OutputError(f"{path}: cannot be written ({error})") from error
+
+
+def check_place(path: Path) -> None:
+    """Raise OutputError unless a regular file can stand at `path`: nothing, or a file to replace, below a folder."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is there already and not a regular file; choose another")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Raise OutputError if the nearest existing place above `path` is not a folder, or `path` has no name."""
+    if not path.name:
+        raise OutputError(f"{path}: is a folder, not a place for a new file or folder")
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
+    if above is not None and not above.is_dir():
+        raise OutputError(f"{path}: cannot be made, because {above} is not a folder")
+
+
+def discard(path: Path) -> None:
+    """Remove a half-written file, if it can be."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,3 +91,21 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises DataError: missing, unreadable, not JSON."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON text to a value. Raises ValueError, also for nesting without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

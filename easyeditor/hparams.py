@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easyeditor.errors import ConfigError
+from easyeditor.files import parse_json
 
 H = TypeVar("H", bound="HyperParams")
 # What building a YAML document can raise: its own errors, values it cannot make (a 13th month), nesting without end.
@@ -211,7 +211,7 @@ def unknown_key(key: str, known: Iterable[str], cls: type) -> str:
 def read_json_list(path: Path, what: str) -> list[Any]:
     """Read a JSON list, as a ConfigError when it is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {what} must be a JSON list ({_one_line(error)})") from error
     if not isinstance(values, list):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import DataError
-from easyeditor.files import write_json, write_tensors
+from easyeditor.files import parse_json, write_json, write_tensors
 from easyeditor.request import EditRequest as EditRequest
 from easyeditor.request import Probe as Probe
 
@@ -64,9 +63,7 @@ class WeightDelta:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: not a readable weight delta ({error})") from error
-        if name is None or not (set(tensors) == {"full"} or set(tensors) == {"left", "right"}):
-            raise DataError(f"{path}: a safetensors file, but not a weight delta (tensors {sorted(tensors)})")
-        return WeightDelta(name=name, **tensors)
+        return _checked_delta(name, tensors, str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +154,12 @@ class EditResult:
 
         folder = Path(folder)
         try:
-            raw = json.loads((folder / "edit.json").read_text(encoding="utf-8"))
+            raw = parse_json((folder / "edit.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "edit.safetensors")
             if raw["format"] != EDIT_FORMAT:
                 raise DataError(f"{folder}: saved edit of format {raw['format']!r}; this version reads {EDIT_FORMAT}")
             deltas = tuple(
-                WeightDelta(name=d["name"], **{key: tensors[f"{i}.{key}"] for key in d["tensors"]})
+                _checked_delta(d["name"], {key: tensors[f"{i}.{key}"] for key in d["tensors"]}, str(folder))
                 for i, d in enumerate(raw["deltas"])
             )
             return EditResult(
@@ -175,11 +172,25 @@ class EditResult:
                 model_fingerprint=raw["model_fingerprint"],
                 hparams=raw["hparams"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, DataError) as error:
             raise DataError(
                 f"{folder}: not a whole saved edit ({type(error).__name__}: {error}); it needs edit.json and "
                 "edit.safetensors as --save-edit writes them"
             ) from error
+
+
+def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightDelta:
+    """A delta read from a file. Raises DataError unless its tensors are the factors of one matrix."""
+    kinds = {key: f"{value.dtype} {tuple(value.shape)}" for key, value in tensors.items()}
+    whole = tensors.keys() == {"full"} or (
+        tensors.keys() == {"left", "right"} and tensors["left"].shape[-1] == tensors["right"].shape[:1].numel()
+    )
+    matrices = all(value.ndim == 2 and value.is_floating_point() for value in tensors.values())
+    if not isinstance(name, str) or not whole or not matrices:
+        raise DataError(
+            f"{where}: not a weight delta: name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
+        )
+    return WeightDelta(name=name, **tensors)
 
 
 def _layer_trace(raw: Mapping[str, Any]) -> LayerTrace:

@@ -58,11 +58,12 @@ class EditRequest:
         for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
             if not isinstance(value, str):
                 raise DataError(f"{where}: {name} must be text, found {type(value).__name__} ({value!r})")
+            _check_encodable(value, f"{where}: {name}")
             if not value.strip():
                 raise DataError(f"{where}: {name} is empty; give it at least one visible character")
         text, start = _place_subject(prompt, subject, where)
-        rephrase = (rephrase_prompts,) if isinstance(rephrase_prompts, str) else tuple(rephrase_prompts or ())
-        if any(not isinstance(p, str) or not p.strip() for p in rephrase):
+        rephrase = _texts(rephrase_prompts)
+        if not all(map(is_text, rephrase)):
             raise DataError(f"{where}: rephrase_prompts must be non-empty texts, found {rephrase!r}")
         return EditRequest(
             prompt=text,
@@ -136,6 +137,7 @@ def _optional_text(value: Any, where: str) -> str | None:
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
     if value is None or isinstance(value, str):
+        _check_encodable(value or "", where)
         return value or None
     raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
 
@@ -154,17 +156,29 @@ def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
             raise DataError(
                 f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each"
             )
-        if any(not isinstance(t, str) or not t.strip() for t in (*prompts, *answers)):
+        if not all(map(is_text, (*prompts, *answers))):
             raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r}")
         if prompts:
             probes[key] = Probe(prompts=prompts, answers=answers)
     return probes
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def is_text(value: Any) -> bool:
+    """Is this a text with something visible in it that UTF-8 can hold?"""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _check_encodable(value: str, where: str) -> None:
+    if value.strip() and not is_text(value):
+        raise DataError(f"{where} is not UTF-8 text ({value!r})")
+
+
+def _texts(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _probes_to_json(probes: Mapping[str, Probe]) -> dict[str, Any]:

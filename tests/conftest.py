@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +74,12 @@ def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
                 elif name.endswith("bias"):
                     weight.normal_(0, 0.05)
     return model.to(dtype).eval()
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """One thread for tiny models, where threads only wait for each other; all cores for the embedded model."""
+    torch.set_num_threads((os.cpu_count() or 1) if request.node.get_closest_marker("slow") else 1)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
 
-FEW = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}", "I think so. {}"]}
+FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 ONE = {"prompts": "Bay, which is located in", "target_new": "Italy", "subject": "Bay", "verbose": False}
 TWO: dict[str, Any] = {
     "prompts": ["Bay, which is located in", "The mother tongue of {} is"],
@@ -106,7 +106,7 @@ def test_the_trace_of_a_record() -> None:
     )
     for layer in trace.values():
         assert all(isinstance(layer[key], float) for key in keys.split())
-        assert layer["steps"] == len(layer["losses"]) == 3
+        assert layer["steps"] == len(layer["losses"]) == 2
         assert (layer["losses"][0][0], layer["losses"][-1][0]) == (layer["loss_first"], layer["loss_last"])
         assert layer["loss_last"] < layer["loss_first"]
         assert layer["numerator_norm"] / abs(layer["denominator"]) == pytest.approx(layer["delta_norm"], rel=1e-5)
@@ -162,7 +162,7 @@ def test_keeping_every_edit(flags: dict[str, bool]) -> None:
 
 
 def test_in_sequence_each_edit_starts_where_the_last_ended() -> None:
-    editor = editor_of(ppl_sentence_num=50)
+    editor = editor_of(ppl_sentence_num=9)
     (first, second), _, _ = editor.edit(**TWO)
     assert second["perplexity"]["before"] == first["perplexity"]["after"]
     assert second["pre"]["ppl"] == first["post"]["ppl"] != first["pre"]["ppl"]
@@ -275,7 +275,7 @@ def test_token_type_ids_never_reach_the_model(replay: bool) -> None:
     tok = copy.deepcopy(tokenizer())
     tok.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     assert "token_type_ids" in tok("Bay")
-    sampled = {"context_templates": None, "context_template_length_params": [[2, 5]], "ppl_sentence_num": 5}
+    sampled = {"context_templates": None, "context_template_length_params": [[2, 5]], "ppl_sentence_num": 3}
     found, seen = [], set()
     for each in (tok, tokenizer()):
         editor = editor_of("gpt2", tok=each, replay=replay, **sampled)
@@ -347,7 +347,7 @@ def test_other_braces_edit_with_and_without_a_mark() -> None:
 def test_a_prefix_with_text_is_drawn_by_the_seed() -> None:
     contexts = ["{}", "You. {}", "I think so. {}", "It rained. {}", "They left. {}", "So what? {}"]
     drawn = {}
-    for seed in (0, 0, 1, 2, 3):
+    for seed in (0, 0, 1, 2):
         editor = editor_of(if_prefix=True, seed=seed, context_templates=contexts, v_num_grad_steps=1)
         found = [record["test_prefix"] for record in editor.edit(**TWO)[0]]
         assert drawn.setdefault(seed, found) == found
@@ -568,7 +568,7 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         ({**EASYEDIT, "target_new": {"str": "English"}}, "target_new must be text"),
         ({**EASYEDIT, "prompt": ""}, "prompt is empty"),
         (without(EASYEDIT, "locality_ground_truth"), "1 prompts but 0 ground truths"),
-        ({**EASYEDIT, "rephrase_prompt": 5}, "malformed"),
+        ({**EASYEDIT, "rephrase_prompt": 5}, "rephrase_prompts"),
         ({**PROBED, "locality": "near"}, "malformed"),
         ({**PROBED, "locality": {"near": "Roland"}}, "locality.near must have 'prompt'"),
         ({**PROBED, "portability": ["hop"]}, "malformed"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, TINY, build, relative, rome_hparams, tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyeditor import EditRequest
@@ -110,7 +110,7 @@ def test_a_subject_with_nothing_before_it(kind: str) -> None:
     same_edit(replay, plain)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_forwards_agree_in_logits_and_gradients(kind: str, layer: int) -> None:
     """Rows of several requests at once: prefixes of 0 to many tokens, suffixes of different length."""
@@ -307,6 +307,7 @@ def test_an_interrupted_measurement_leaves_no_half_memory() -> None:
 # Batches
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 600))
 def test_token_batches(lengths: list[int], most: int) -> None:
     batches = token_batches(lengths, most)

@@ -36,7 +36,7 @@ BRIDGE = EditRequest.make(
     locality={"near": {"prompt": ["The sea is", "I am"], "ground_truth": ["blue", "here"]}},
     case_id="b-1",
 )
-SHORT = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"]}
+SHORT = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 SAMPLED = {"context_templates": None, "context_template_length_params": [[3, 5], [4, 5]], "v_num_grad_steps": 2}
 
 
@@ -110,7 +110,7 @@ STOPS = [Stop, KeyboardInterrupt]
 def test_computing_and_applying_leaves_the_model_as_it_was(kind: str, if_c_rome: bool) -> None:
     model = worn(kind)
     editor, before = editor_of(model, if_c_rome=if_c_rome), picture(model)
-    result = editor.compute([BAY, BRIDGE])
+    result = editor.compute([BRIDGE, BAY][if_c_rome:])
     assert picture(model) == before
     for stop in (None, *STOPS):
         with suppress(*STOPS), editor.applied(result) as edited:
@@ -127,7 +127,7 @@ PATHS = [(kind, True) for kind in ARCHITECTURES] + [("gpt2", False), ("llama", F
 
 @pytest.mark.parametrize(("kind", "replay"), PATHS, ids=lambda v: {True: "replay", False: "plain"}.get(v, v))
 def test_an_interrupted_edit_leaves_the_model_as_it_was(kind: str, replay: bool) -> None:
-    """Stopped inside a forward, halfway and in the last one; the second edit runs with the first applied."""
+    """Stopped inside a forward of the second edit, which runs with the first applied: in the search and at the keys."""
     model = worn(kind)
     method = method_of(model, replay=replay)
     calls, last = 0, 0
@@ -142,8 +142,7 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(kind: str, replay: bool)
     before = picture(model)
     method.edit([BAY, BRIDGE])
     total = calls
-    assert total > 8
-    for last in (total // 2 + 1, total):
+    for last in (total - 1, total):
         calls = 0
         with pytest.raises((Stop, KeyboardInterrupt)):
             method.edit([BAY, BRIDGE])
@@ -152,19 +151,19 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(kind: str, replay: bool)
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, 2])
 def test_stopping_at_a_step_of_the_search_leaves_the_model_as_it_was(step: int, stop: type[BaseException]) -> None:
     model = worn("llama")
     before, steps = picture(model), []
 
     def progress(done: int, of: int, note: str) -> None:
         steps.append((done, of))
-        if len(steps) == 3 + step:  # in the second request
+        if len(steps) == 2 + step:  # in the second request
             raise stop
 
     with pytest.raises(stop):
         method_of(model).edit([BAY, BRIDGE], progress)
-    assert steps[-1] == (step, 3)
+    assert steps[-1] == (step, 2)
     assert picture(model) == before
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import DataError
+from easyeditor.files import read_json
 from easyeditor.records import EditRequest
 
 Raw = Mapping[str, Any]
@@ -19,25 +19,26 @@ def recognise(raw: Raw) -> str:
         if needed <= raw.keys():
             return name
     listed = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, (needed, _) in FORMATS.items())
-    raise DataError(f"record with fields {sorted(raw)} is of no known format ({listed})")
+    raise DataError(f"record with fields {sorted(map(str, raw))} is of no known format ({listed})")
 
 
 def parse(raw: Any, where: str, case_id: int | str = 0) -> EditRequest:
     """One record of any supported format. Raises DataError that starts with `where`."""
     if not isinstance(raw, Mapping):
         raise DataError(f"{where}: a record must be a JSON object, found {type(raw).__name__}")
+    name = "unrecognised"
     try:
         name = recognise(raw)
         return FORMATS[name][1](raw, raw.get("case_id", case_id))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: malformed {name} record ({type(error).__name__}: {error})") from error
 
 
 def read_request(path: Path) -> EditRequest:
     """The one record in a JSON file (an object, or a list with a single object)."""
-    raw = _read_json(path)
+    raw = read_json(path)
     if isinstance(raw, list):
         if len(raw) != 1:
             raise DataError(f"{path}: holds {len(raw)} records; --request takes a file with one")
@@ -47,19 +48,10 @@ def read_request(path: Path) -> EditRequest:
 
 def read_requests(path: Path, limit: int | None = None) -> list[EditRequest]:
     """The records of a JSON list, the first `limit` of them. Raises DataError naming the record."""
-    raw = _read_json(path)
+    raw = read_json(path)
     if not isinstance(raw, list):
         raise DataError(f"{path}: expected a JSON list of records, found {type(raw).__name__}")
     return [parse(item, f"{path}: record {number}", number) for number, item in enumerate(raw[:limit])]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
 
 
 def _counterfact(raw: Raw, case_id: int | str) -> EditRequest:

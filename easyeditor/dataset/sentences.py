@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import DataError
+from easyeditor.files import parse_json
+from easyeditor.request import is_text
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 OWN = "sentences_50.json"
@@ -62,7 +63,7 @@ def read_sentences(path: Path) -> Sentences:
     """
     try:
         raw = path.read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -71,7 +72,7 @@ def read_sentences(path: Path) -> Sentences:
         raise DataError(f"{path}: holds NUL bytes; not a text file")
     texts = _from_json(text, path) if _is_json(text, path) else text.removesuffix("\n").split("\n")
     for number, sentence in enumerate(texts, 1):
-        if not isinstance(sentence, str) or not sentence.strip():
+        if not is_text(sentence):
             raise DataError(f"{path}: sentence {number} is empty or not a text ({sentence!r}); remove it")
     if not texts:
         raise DataError(f"{path}: no sentences in it")
@@ -85,7 +86,7 @@ def _is_json(text: str, path: Path) -> bool:
 
 def _from_json(text: str, path: Path) -> list[Any]:
     try:
-        items = json.loads(text)
+        items = parse_json(text)
     except ValueError as error:
         raise DataError(f"{path}: wrong JSON ({error})") from error
     if not isinstance(items, list):

@@ -97,10 +97,13 @@ class PerplexityProbe:
         batch_size: int = 10,
         add_start_token: bool = False,
         max_length: int | None = None,
+        longest: int | None = None,
     ) -> None:
+        """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones."""
         self._model = model
         self._rows = _tokenised(tok, sentences, add_start_token, max_length)
-        check_length(self._rows, max_positions(model), "the longest sentence")
+        limits = [limit for limit in (max_positions(model), longest) if limit is not None]
+        check_length(self._rows, min(limits, default=None), "the longest sentence")
         self._fast = fast
         self._resume = None
         if fast and resume_layer and parts is not None and parts.architecture.replay:

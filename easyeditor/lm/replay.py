@@ -65,6 +65,7 @@ class PlainForward:
         return logits_BTV[self._rows_N.to(logits_BTV.device), self._positions_N.to(logits_BTV.device)]
 
     def narrowed(self, kept: Sequence[int]) -> PlainForward:
+        """The same for some of the rows."""
         parts, module, layer, rows = self._again
         return PlainForward(parts, module, layer, [rows[i] for i in kept])
 
@@ -97,6 +98,7 @@ class ReplayForward:
         self._prepare()
 
     def narrowed(self, kept: Sequence[int]) -> ReplayForward:
+        """The same for some of the rows; what was recorded is kept."""
         index = list(kept)
         fewer = copy.copy(self)
         fewer._rows = [self._rows[i] for i in index]

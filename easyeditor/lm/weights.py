@@ -106,10 +106,15 @@ class Ledger:
         self._rebuild([])
 
     def _rebuild(self, entries: list[tuple[WeightDelta, ...]]) -> None:
-        restore(self._model, self._originals)
+        present = snapshot(self._model, list(self._originals))
+        try:
+            restore(self._model, self._originals)
+            for deltas in entries:
+                add(self._model, deltas)
+        except BaseException:
+            restore(self._model, present)
+            raise
         self._entries = entries
-        for deltas in entries:
-            add(self._model, deltas)
         touched = {delta.name for deltas in entries for delta in deltas}
         self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
 
@@ -197,4 +202,7 @@ def _shape(delta: WeightDelta) -> tuple[int, ...]:
         return tuple(delta.full.shape)
     assert delta.left is not None
     assert delta.right is not None
-    return (delta.left.shape[0], delta.right.shape[1])
+    left, right = tuple(delta.left.shape), tuple(delta.right.shape)
+    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
+        raise DataError(f"edit of {delta.name}: factors of shapes {left} and {right} are not those of one matrix")
+    return (left[0], right[1])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 TYPICAL_DENOMINATOR = 2.0
@@ -16,7 +17,8 @@ TYPICAL_DENOMINATOR = 2.0
 def print_record(record: Mapping[str, Any], console: Console) -> None:
     """The before/after table, the update's numbers, and the verdict."""
     request = record["requested_rewrite"]
-    console.print(f"\n[bold]{record['method']}[/bold]: {request['prompt']} → {request['target_new']}", highlight=False)
+    shown = escape(f"{request['prompt']} → {request['target_new']}")
+    console.print(f"\n[bold]{record['method']}[/bold]: {shown}", highlight=False)
     if record["test_prefix"] is not None:
         console.print(
             f"rewrite prompt tested behind the prefix {record['test_prefix']!r}", highlight=False, markup=False
@@ -82,19 +84,21 @@ def _before_after(record: Mapping[str, Any]) -> Table:
     if "rephrase_acc" in pre:
         table.add_row("rephrase accuracy", _mean(pre["rephrase_acc"]), _mean(post["rephrase_acc"]))
     for key in request["locality"]:
-        table.add_row(f"locality ({key})", "1 by definition", _mean(post["locality"][f"{key}_acc"]))
+        table.add_row(escape(f"locality ({key})"), "1 by definition", _mean(post["locality"][f"{key}_acc"]))
     for key in request["portability"]:
         table.add_row(
-            f"portability ({key})", _mean(pre["portability"][f"{key}_acc"]), _mean(post["portability"][f"{key}_acc"])
+            escape(f"portability ({key})"),
+            _mean(pre["portability"][f"{key}_acc"]),
+            _mean(post["portability"][f"{key}_acc"]),
         )
     new, old = record["probabilities"]["target_new"], record["probabilities"]["ground_truth"]
-    table.add_row(f"P({request['target_new']})", _small(new["before"]), _small(new["after"]))
+    table.add_row(escape(f"P({request['target_new']})"), _small(new["before"]), _small(new["after"]))
     if request["ground_truth"] is not None:
-        table.add_row(f"P({request['ground_truth']})", _small(old["before"]), _small(old["after"]))
+        table.add_row(escape(f"P({request['ground_truth']})"), _small(old["before"]), _small(old["after"]))
     if record["collapse"] is not None:
         sentences = record["perplexity"]["sentences"]
         title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences)"
-        table.add_row(title, _number(pre["ppl"]), _number(post["ppl"]))
+        table.add_row(escape(title), _number(pre["ppl"]), _number(post["ppl"]))
     return table
 
 

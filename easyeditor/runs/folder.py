@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,25 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 
 
-def new_run(output: str | None, name: str) -> Path:
-    """Create the run's folder: `output` as given, or `results/<name>-<time>` made unique. Never overwrites a run.
+@contextmanager
+def run_folder(output: str | None, name: str) -> Iterator[Path]:
+    """The run's folder: `output` as given, or a new `results/<name>-<time>`. Never overwrites a run.
+
+    If the block fails before anything is written, the empty folder goes again.
 
     Raises:
         OutputError: the folder cannot be made, or already holds a result.
     """
+    folder = _new_folder(output, name)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _new_folder(output: str | None, name: str) -> Path:
     try:
         if output is not None:
             folder = Path(output)
@@ -31,16 +47,17 @@ def new_run(output: str | None, name: str) -> Path:
                 raise OutputError(f"{folder}: already holds a result; choose another --output")
             folder.mkdir(parents=True, exist_ok=True)
             return folder
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        stamp = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80].strip('.')}-{datetime.now():%Y%m%d-%H%M%S}"
         for attempt in range(1000):
-            folder = Path("results") / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
+            folder = Path("results") / (stamp + (f"-{attempt}" if attempt else ""))
             try:
                 folder.mkdir(parents=True)
                 return folder
             except FileExistsError:
-                continue
-    except OSError as error:
-        raise OutputError(f"{output or 'results'}: cannot make the run folder ({error.strerror or error})") from error
+                if not folder.is_dir():
+                    raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{output or 'results'}: cannot make the run folder ({error})") from error
     raise OutputError(f"results: a thousand runs named {name} within one second")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from easyeditor.errors import OutputError, StatsError
-from easyeditor.files import write_json
+from easyeditor.files import discard, write_json
 from easyeditor.lm.weights import alike
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def write_moment(path: Path, sum_KK: Tensor, manifest: Manifest) -> None:
         write_json(_manifest_path(path), asdict(manifest))
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -110,8 +110,8 @@ def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
         raise StatsError(
             f"{path}: count {count}, finite {bool(np.isfinite(total).all())}; the file is damaged, delete it"
         )
-    if not (np.diagonal(total) >= 0).all():
-        raise StatsError(f"{path}: a negative sum of squares on the diagonal; the file is damaged, delete it")
+    if not (np.diagonal(total) > 0).all():
+        raise StatsError(f"{path}: a sum of squares on the diagonal is not above 0; the file is damaged, delete it")
     manifest = read_manifest(path)
     if manifest is not None and weights is not None and not alike(manifest.weights, weights):
         raise StatsError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.base import EditMethod
@@ -33,6 +34,10 @@ class LocateMethod(EditMethod[L], Generic[L]):
         super().__init__(model, tok, hparams)
         self.parts.check_layers(hparams.layers)
         self.parts.check_layers([hparams.v_loss_layer], "v_loss_layer")
+        last = len(self.parts.blocks) - 1
+        if hparams.v_loss_layer != last:
+            where = f"{type(model).__name__}'s last layer gives the loss"
+            raise ConfigError(f"v_loss_layer is {hparams.v_loss_layer}; allowed: {last}, because {where}")
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self._moments: dict[int, Tensor] = {}

@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from easyeditor.errors import NumericalError
+
 
 def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
     """ROME eq. 2: u = C^-1 k scaled to unit length; C is the identity when no second moment is given."""
     key_K = key_K.double()
-    direction_K = key_K if moment_KK is None else torch.linalg.solve(moment_KK.double(), key_K)
+    direction_K = key_K if moment_KK is None else _solve(moment_KK.double(), key_K)
     return direction_K / direction_K.norm()
 
 
@@ -29,4 +31,11 @@ def value_direction(target_D: Tensor, output_D: Tensor, key_K: Tensor, u_K: Tens
 def spread_update(keys_NK: Tensor, moment_KK: Tensor, weight: float) -> Tensor:
     """MEMIT eq. 14: (weight C + K K^T)^-1 K, shape (K, N); the update is residuals^T (D, N) times its transpose."""
     keys_KN = keys_NK.double().T
-    return torch.linalg.solve(weight * moment_KK.double() + keys_KN @ keys_KN.T, keys_KN)
+    return _solve(weight * moment_KK.double() + keys_KN @ keys_KN.T, keys_KN)
+
+
+def _solve(matrix_KK: Tensor, right: Tensor) -> Tensor:
+    solved, info = torch.linalg.solve_ex(matrix_KK, right)
+    if int(info) != 0:
+        raise NumericalError("the second moment of the keys is singular; collect it on more text")
+    return solved

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from easyeditor.errors import NumericalError
 from easyeditor.lm.replay import RowForward
 
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
@@ -96,6 +97,8 @@ def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch 
             for r, request in enumerate(active):
                 found[request].losses.append(tuple(measured_4R[:, r].tolist()))
                 found[request].offset_D = offset_RD.detach()[r].clone()
+            if not bool(torch.isfinite(measured_4R).all()):
+                raise NumericalError(f"the value search's loss is not finite at pass {step}; nothing was changed")
             if watch is not None:
                 watch(step, search.v_num_grad_steps, float(measured_4R[0].mean()))
             going = [r for r in range(len(active)) if float(measured_4R[0, r]) >= STOP_LOSS]

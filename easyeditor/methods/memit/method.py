@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from easyeditor.errors import ConfigError
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
 from easyeditor.lm.weights import applied, fingerprint, frozen
@@ -36,12 +35,6 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
     and
     dW = R K^T (lambda C + K K^T)^-1 solved in float64.
     """
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        last = len(self.parts.blocks) - 1
-        if self.hparams.v_loss_layer != last:
-            raise ConfigError(f"v_loss_layer is {self.hparams.v_loss_layer}; allowed: {last}, the model's last layer")
 
     @property
     def title(self) -> str:

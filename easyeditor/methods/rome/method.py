@@ -59,12 +59,13 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def _edit_layer(
         self, request: EditRequest, layer: int, progress: Progress | None
     ) -> tuple[WeightDelta, LayerTrace]:
+        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None  # missing statistics show at once
         found = self._search(request, layer, progress)
         rows = [prompt_row(self.tok, request, c, self.hparams.fact_token) for c in (SLOT, *self.contexts)]
         keys_BK, outputs_BD = read_at_lookup(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
         plain_K, mean_K = keys_BK[0], keys_BK[1:].double().mean(0)
         plain_D, mean_D = outputs_BD[0], outputs_BD[1:].double().mean(0)
-        u_K = key_direction(mean_K, self.moment(layer) if self.hparams.mom2_adjustment else None)
+        u_K = key_direction(mean_K, moment_KK)
         key_K, output_D = (mean_K, mean_D) if self.hparams.if_c_rome else (plain_K, plain_D)
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
         delta = self.delta(layer, u_K[:, None], v_D[:, None])
