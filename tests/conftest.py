@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
     "mistral": {**_LLAMA, "sliding_window": 6},
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
     "gemma2": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ TWO: dict[str, Any] = {
     "portability_inputs": {"hop": {"prompt": ["In Bay they speak", None], "ground_truth": ["Italian", None]}},
     "verbose": False,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Ten times faster for models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def editor_of(kind: str = "llama", *, tok: Any = None, **changes: Any) -> BaseEditor:

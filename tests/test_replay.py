@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -43,15 +43,6 @@ SENTENCES = [
 ]
 PAIRS = [("Bay is in", "Italy"), ("The mother tongue of Danielle Darrieux is", "a language of France"), ("I", "am")]
 SLIDING = [kind for kind in ARCHITECTURES if "sliding_window" in TINY[kind]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Ten times faster for models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @lru_cache

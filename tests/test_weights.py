@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,6 @@ BRIDGE = EditRequest.make(
 )
 SHORT = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 SAMPLED = {"context_templates": None, "context_template_length_params": [[3, 5], [4, 5]], "v_num_grad_steps": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Ten times faster for models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def editor_of(model: Any, *, bos: bool = False, **changes: Any) -> BaseEditor:

@@ -92,7 +92,8 @@ def _zsre(raw: Raw, case_id: int | str) -> EditRequest:
     removed."""
     locality = None
     if raw.get("loc"):
-        answer = raw.get("loc_ans")
+        answers = raw.get("loc_ans")
+        answer = answers[0] if isinstance(answers, list) and answers else answers
         locality = {"neighborhood": {"prompt": raw["loc"].removeprefix("nq question: "), "ground_truth": answer}}
     return EditRequest.make(
         raw["src"],

@@ -1,0 +1,260 @@
+"""Second moments: equal to plain numpy, to the reference's files, to themselves when interrupted or shared out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, relative, tokenizer
+from test_golden import MODELS, pair, read
+
+from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
+from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.tokens import encode
+from easyeditor.lm.weights import sample
+from easyeditor.stats.collect import Settings, collect
+from easyeditor.stats.corpus import Corpus, open_corpus, passages, plain_text
+from easyeditor.stats.gather import gather
+from easyeditor.stats.store import StatsKey, read_manifest, read_moment
+
+TEXTS = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))]
+
+
+def corpus(texts: list[str] = TEXTS) -> Corpus:
+    return Corpus(name="own", identity=str(len(texts)), documents=texts)
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"layers": (1,), "samples": 50, "max_length": 64, "batch_tokens": 256, **changes})
+
+
+def by_numpy(model: Any, tok: Any, layer: int, texts: list[str], max_length: int) -> tuple[np.ndarray, int]:
+    """One text at a time, one hook, numpy sums."""
+    keys: list[np.ndarray] = []
+    handle = anatomy(model).rewrite(layer).register_forward_pre_hook(lambda _m, args: keys.append(args[0][0].numpy()))
+    with torch.no_grad():
+        for text in texts:
+            model(torch.tensor([encode(tok, text)[:max_length]]))
+    handle.remove()
+    stacked = np.concatenate(keys).astype(np.float64)
+    return stacked.T @ stacked, len(stacked)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_equal_to_numpy(kind: str, bos: bool) -> None:
+    model, tok = build(kind), tokenizer(bos)
+    totals = collect(anatomy(model), tok, corpus(), settings(layers=(0, 2), max_length=24))
+    for layer in (0, 2):
+        expected, count = by_numpy(model, tok, layer, TEXTS, 24)
+        assert totals.tokens == count
+        assert relative(totals.sums[layer], torch.from_numpy(expected)) < 1e-5
+
+
+@needs_shared
+@pytest.mark.parametrize("model", MODELS)
+def test_equal_to_the_references_files(model: str) -> None:
+    lm, tok = pair(model)
+    parts, sentences = anatomy(lm), read("inputs.json")["ppl_sentences"]
+    totals = collect(parts, tok, corpus(sentences), settings(layers=(2, 3, 4), sums="float64", max_length=256))
+    for layer in (2, 3, 4):
+        file = GOLDEN / "stats" / model / "wikipedia_stats" / f"{parts.rewrite_name(layer)}_float32_mom2_50.npz"
+        moment = read_moment(file, parts.key_width(layer))
+        assert totals.tokens == int(np.load(file)["mom2.count"])
+        assert relative(totals.sums[layer] / totals.tokens, moment) < 1e-5
+
+
+def key(folder: Path, parts: Any, layer: int, samples: int = 50) -> StatsKey:
+    return StatsKey(
+        stats_dir=str(folder),
+        model_name="tiny",
+        module=parts.rewrite_name(layer),
+        dataset="own",
+        dtype="float32",
+        samples=samples,
+    )
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 6), encoding="utf-8")
+    return str(path)
+
+
+def test_written_as_upstream_reads_it_with_a_manifest(tmp_path: Path, own: str) -> None:
+    model, tok = build("gpt2"), tokenizer()
+    parts = anatomy(model)
+    (path,) = gather(parts, tok, {1: key(tmp_path, parts, 1)}, corpus=own)
+    assert path == tmp_path / "tiny/own_stats/transformer.h.1.mlp.c_proj_float32_mom2_50.npz"
+    with np.load(path, allow_pickle=False) as archive:
+        assert set(archive) == {"mom2.constructor", "mom2.count", "mom2.mom2", "sample_size"}
+        assert archive["mom2.mom2"].dtype == np.float32
+        assert int(archive["sample_size"]) == 50
+    made = read_manifest(path)
+    assert made is not None
+    assert (made.documents, made.samples, made.max_length) == (50, 50, 1024)
+    read_moment(path, parts.key_width(1))
+    with pytest.raises(StatsError, match="other weights"):
+        read_moment(path, parts.key_width(1), sample(build("gpt2", seed=1)))
+
+
+def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
+    model, tok = build("llama"), tokenizer()
+    parts, wanted = anatomy(model), settings(samples=300, layers=(0, 2))
+    texts = corpus(TEXTS * 6)
+    whole = collect(parts, tok, texts, wanted)
+    for stop in (1, 2, 4):
+        checkpoint = tmp_path / f"{stop}.safetensors"
+        windows = 0
+
+        def tick(*_: int, stop: int = stop) -> None:
+            nonlocal windows
+            windows += 1
+            if windows == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            collect(parts, tok, texts, wanted, checkpoint=checkpoint, every=1, tick=tick)
+        resumed = collect(parts, tok, texts, wanted, checkpoint=checkpoint, resume=True, every=1)
+        assert (resumed.tokens, resumed.documents) == (whole.tokens, whole.documents)
+        assert all(torch.equal(resumed.sums[layer], whole.sums[layer]) for layer in (0, 2))
+
+
+def test_a_checkpoint_of_another_collection_is_refused(tmp_path: Path) -> None:
+    model, tok = build("llama"), tokenizer()
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        collect(anatomy(model), tok, corpus(), settings(), checkpoint=checkpoint, every=1, tick=_interrupt)
+    with pytest.raises(StatsError, match=r"another collection.*max_length"):
+        collect(anatomy(model), tok, corpus(), settings(max_length=32), checkpoint=checkpoint, resume=True)
+
+
+def _interrupt(*_: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_fast_mode_stops_at_the_tokens_asked_for() -> None:
+    model, tok = build("llama"), tokenizer()
+    totals = collect(anatomy(model), tok, corpus(TEXTS * 6), settings(samples=300, tokens=1000))
+    assert 1000 <= totals.tokens < 64 * 64
+    assert totals.documents == 64
+
+
+COMMAND = [sys.executable, "-m", "easyeditor.stats", "--device", "cpu", "--layers", "0", "2", "--samples", "300"]
+
+
+def run_stats(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    build("llama").save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    return str(tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_killed_ten_times_the_file_is_bit_equal(tmp_path: Path, saved: str, own: str) -> None:
+    fixed = ["--model", saved, "--corpus", own, "--every", "1", "--resume", "--batch-tokens", "64"]
+    whole = run_stats([*fixed, "--output", str(tmp_path / "whole")])
+    assert whole.returncode == 0, whole.stderr
+    kills = 0
+    for number in range(200):
+        process = subprocess.Popen(
+            [*COMMAND, *fixed, "--output", str(tmp_path / "killed")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        folder = tmp_path / "killed" / "m" / "own_stats"
+        if kills < 10:
+            before = _stamps(folder)
+            while process.poll() is None and _stamps(folder) == before:
+                time.sleep(0.001)  # until it has written something new
+            time.sleep(0.002 * (number % 5))
+        if kills < 10 and process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert kills >= 3, "the runs ended before they could be killed"
+    for path in sorted((tmp_path / "whole").rglob("*.npz")):
+        other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        with np.load(path) as a, np.load(other) as b:
+            assert np.array_equal(a["mom2.mom2"], b["mom2.mom2"])
+
+
+def _stamps(folder: Path) -> list[tuple[str, int]]:
+    return (
+        sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob(".collecting*.safetensors"))
+        if folder.exists()
+        else []
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path, saved: str, own: str) -> None:
+    fixed = ["--model", saved, "--corpus", own]
+    assert run_stats([*fixed, "--output", str(tmp_path / "one")]).returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
+    two = subprocess.run(
+        [*torchrun, *COMMAND[1:], *fixed, "--output", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert two.returncode == 0, two.stderr
+    for path in sorted((tmp_path / "one").rglob("*.npz")):
+        with np.load(path) as a, np.load(tmp_path / "two" / path.relative_to(tmp_path / "one")) as b:
+            assert int(a["mom2.count"]) == int(b["mom2.count"])
+            assert relative(torch.from_numpy(b["mom2.mom2"]), torch.from_numpy(a["mom2.mom2"])) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.jsonl", b'{"text": "a\\u0000b"}\n{"text": 5}', "line 2"),
+        ("a.txt", b"one\ntw\0o\n", "line 2 holds a NUL byte"),
+        ("a.txt", b"caf\xe9 " * 3, "not UTF-8"),
+        ("a.jsonl", b"{", "line 1 is not JSON"),
+        ("a.csv", b"x", "unknown kind of corpus"),
+        ("a.parquet", b"nonsense", "not readable as parquet"),
+    ],
+)
+def test_damaged_corpora(tmp_path: Path, name: str, content: bytes, part: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=part):
+        list(open_corpus(str(tmp_path / name)).documents)
+
+
+def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
+    model, tok = build("llama"), tokenizer()
+    parts = anatomy(model)
+    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(DataError, match="no document with text"):
+        gather(parts, tok, {1: key(tmp_path, parts, 1)}, corpus=str(tmp_path / "empty.txt"))
+    with pytest.raises(ConfigError, match="samples is 0"):
+        gather(parts, tok, {1: key(tmp_path, parts, 1, samples=0)}, corpus=str(tmp_path / "empty.txt"))
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot be made"):
+        gather(parts, tok, {1: key(tmp_path / "file", parts, 1)}, corpus=str(tmp_path / "empty.txt"))
+
+
+def test_wikitext_becomes_prose() -> None:
+    text = (
+        "{{Infobox|a=b}}'''Rome''' is the [[capital city|capital]] of [[Italy]].<ref>no</ref> [[File:x.jpg|thumb|no]]\n"
+        * 3
+    )
+    made = plain_text(text)
+    assert "Rome is the capital of Italy." in made
+    assert not {"Infobox", "ref", "thumb"} & set(made.replace("|", " ").split())
+    assert [len(p) > 100 for p in passages(("word " * 30 + "\n") * 50)] == [True] * 4
