@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.collapse import Collapse, judge
 from easyeditor.evaluate.metrics import RequestScores, score_request
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
+from easyeditor.evaluate.record import Measured, edit_record
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
@@ -27,6 +29,9 @@ from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.registry import method_class
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest, EditResult
+from easyeditor.request import reconcile
+
+LOG = logging.getLogger(__name__)
 
 Request = EditRequest | Mapping[str, Any]
 
@@ -67,13 +72,22 @@ class BaseEditor:
     # -- edits as values ------------------------------------------------------------------------------------------
 
     def compute(self, requests: Request | Sequence[Request], *, verbose: bool = False, label: str = "") -> EditResult:
-        """The edit for `requests` as a value; the model's weights are left alone."""
+        """The edit for `requests` as a value; the model's weights are left alone.
+
+        A repeated request is edited once, and requests that share a subject are edited and noted (both as a warning).
+
+        Raises:
+            DataError: no request, a bad one, or two that contradict each other.
+        """
         listed = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
         if not listed:
             raise DataError("no requests to edit")
         made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i) for i, r in enumerate(listed)]
+        kept, notes = reconcile(made)
+        for note in notes:
+            LOG.warning(note)
         with progress_bar(f"{label} {self.method.title}", verbose) as show:
-            result = self.method.edit(made, show)
+            result = self.method.edit(kept, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
     @contextmanager
@@ -161,6 +175,44 @@ class BaseEditor:
             records.append(examined.record)
         return records, self.model, copy
 
+    def batch_edit(
+        self,
+        prompts: Sequence[str],
+        target_new: Sequence[str],
+        ground_truth: Sequence[str | None] | None = None,
+        rephrase_prompts: Sequence[str] | None = None,
+        locality_inputs: Mapping[str, Any] | None = None,
+        portability_inputs: Mapping[str, Any] | None = None,
+        *,
+        subject: Sequence[str] | None = None,
+        keep_original_weight: bool = False,
+        verbose: bool = True,
+    ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
+        """Edit all facts as one edit (MEMIT: jointly), measure each with all of them in; arguments and values as
+        `edit`'s."""
+        requests = requests_from_columns(
+            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
+        )
+        prefix = self._test_prefix()
+        before = [self.score(request, prefix) for request in requests]
+        ppl_before = self._measure("perplexity before", verbose)
+        started = time.perf_counter()
+        result = self.compute(requests, verbose=verbose)
+        seconds = (time.perf_counter() - started) / len(requests)
+        with self.applied(result):
+            after = [self.score(request, prefix) for request in requests]
+            ppl_after = self._measure("perplexity after", verbose)
+        place_of = {made.prompt: place for place, made in enumerate(result.requests)}
+        records = []
+        for request, old, new in zip(requests, before, after, strict=True):
+            measured = Measured(old, new, ppl_before, ppl_after, seconds)
+            records.append(self._record(request, result, place_of[request.prompt], measured, prefix))
+        if keep_original_weight:
+            return records, self.model, {}
+        copy = weights.snapshot(self.model, self.method.weight_names)
+        self.commit(result)
+        return records, self.model, copy
+
     def examine(
         self,
         request: EditRequest,
@@ -184,29 +236,27 @@ class BaseEditor:
         with self.applied(result):
             scores_after = self.score(request, prefix)
             ppl_after = self._measure(f"{label} perplexity after", verbose)
+        measured = Measured(scores_before, scores_after, ppl_before, ppl_after, seconds)
+        record = self._record(request, result, 0, measured, prefix)
         collapse = self._judge(ppl_before, ppl_after)
-        record: dict[str, Any] = {
-            "case_id": request.case_id,
+        return Examined(record=record, result=result, ppl_before=ppl_before, ppl_after=ppl_after, collapse=collapse)
+
+    def _record(
+        self,
+        request: EditRequest,
+        result: EditResult,
+        place: int,
+        measured: Measured,
+        prefix: str | None,
+    ) -> dict[str, Any]:
+        """One request's record; `place` is its number in `result`."""
+        return {
+            **edit_record(request, measured, self._judge(measured.ppl_before, measured.ppl_after), self.sentences),
             "method": self.method.title,
-            "requested_rewrite": request.to_json(),
-            "time": seconds,
-            "pre": {**scores_before.to_json(), "ppl": None if ppl_before is None else ppl_before.mean},
-            "post": {**scores_after.to_json(scores_before), "ppl": None if ppl_after is None else ppl_after.mean},
-            "probabilities": {
-                key: {"before": value, "after": scores_after.probabilities()[key]}
-                for key, value in scores_before.probabilities().items()
-            },
-            "collapse": None if collapse is None else collapse.to_json(),
-            "trace": result.trace_json()[0],
+            "trace": result.trace_json()[place],
             "test_prefix": prefix,
             "remedy": self.method.remedy,
-            "perplexity": {
-                "sentences": None if self.sentences is None else self.sentences.to_json(),
-                "before": None if ppl_before is None else ppl_before.to_json(),
-                "after": None if ppl_after is None else ppl_after.to_json(),
-            },
         }
-        return Examined(record=record, result=result, ppl_before=ppl_before, ppl_after=ppl_after, collapse=collapse)
 
     def _measure(self, title: str, verbose: bool) -> PerplexityReport | None:
         probe = self._perplexity_probe()

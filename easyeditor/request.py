@@ -117,6 +117,38 @@ class EditRequest:
         )
 
 
+def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[str]]:
+    """The requests of one joint edit without repetitions, and notes on what was found.
+
+    The same request twice is kept once. Several facts about one subject share a key and pull at each other: kept,
+    noted.
+
+    Raises:
+        DataError: two requests give one prompt different answers.
+    """
+    kept: dict[tuple[str, int, str], EditRequest] = {}
+    notes: list[str] = []
+    prompts_of: dict[str, list[Any]] = {}
+    for request in requests:
+        place = (request.prompt, request.subject_start, request.subject)
+        if place not in kept:
+            kept[place] = request
+            prompts_of.setdefault(request.subject, []).append(request.case_id)
+            continue
+        first = kept[place]
+        if first.target_new.strip() != request.target_new.strip():
+            raise DataError(
+                f"requests {first.case_id!r} and {request.case_id!r} contradict each other: {request.prompt!r} -> "
+                f"{first.target_new!r} and {request.target_new!r}; keep one of them"
+            )
+        notes.append(f"request {request.case_id!r} repeats {first.case_id!r}; edited once")
+    for subject, cases in prompts_of.items():
+        if len(cases) > 1:
+            listed = ", ".join(map(repr, cases))
+            notes.append(f"requests {listed} share the subject {subject!r}, and with it nearly the same key")
+    return list(kept.values()), notes
+
+
 def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
     slots = prompt.count("{}")
     if slots > 1:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, build, needs_shared, relative, same, states, tokenizer
 from test_golden import MODELS, TOLERANCE, pair, read, request, tensors
 
-from easyeditor import EditRequest, MEMITHyperParams
-from easyeditor.errors import ConfigError, StatsError
+from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
+from easyeditor.errors import ConfigError, DataError, StatsError
+from easyeditor.lm.architectures import anatomy
 from easyeditor.methods.memit.method import MEMIT
+from easyeditor.stats.gather import gather
 
 LAYERS = (2, 3, 4)
 
@@ -116,3 +119,34 @@ def test_missing_statistics_are_named_before_any_search(tmp_path: Any) -> None:
         MEMIT(*hparams.model_name, hparams).edit(
             [made], lambda *_: pytest.fail("searched before statistics were there")
         )
+
+
+def test_batch_edit_repeats_collisions_and_contradictions(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    hparams = tiny_hparams(
+        stats_dir=str(tmp_path), ppl_sentence_num=0, device="cpu", context_templates=["{}", "So. {}"]
+    )
+    parts, tok = anatomy(hparams.model_name[0]), hparams.model_name[1]
+    corpus = tmp_path / "own.txt"
+    corpus.write_text("\n".join(["Some words about a place by the sea, and others."] * 70), encoding="utf-8")
+    editor = BaseEditor(hparams)
+    keys = {layer: editor.method._stats_key(layer) for layer in (1, 2)}  # type: ignore[attr-defined]
+    gather(parts, tok, keys, corpus=str(corpus), sums="float64")
+    for key in keys.values():
+        with np.load(key.paths[0]) as archive:
+            arrays = dict(archive)
+        arrays["mom2.mom2"] = arrays["mom2.mom2"] + np.eye(len(arrays["mom2.mom2"]), dtype=np.float32)
+        np.savez(key.paths[0], **arrays)  # a text this small does not fill the space of keys
+    before = states(editor.model)
+    prompts = ["Bay is in", "Roland speaks", "Bay is in", "Bay was found by"]
+    targets, subjects = ["Italy", "Dutch", "Italy", "Nell"], ["Bay", "Roland", "Bay", "Bay"]
+    records, model, copy = editor.batch_edit(prompts, targets, subject=subjects, verbose=False)
+    assert [r["requested_rewrite"]["prompt"] for r in records] == prompts
+    assert "request 2 repeats 0" in caplog.text
+    assert "share the subject 'Bay'" in caplog.text
+    assert not same(model, before)
+    assert set(copy) == {parts.weight_name(1), parts.weight_name(2)}
+    editor.revert_all()
+    assert same(model, before)
+    with pytest.raises(DataError, match="requests 0 and 1 contradict"):
+        editor.batch_edit(["Bay is in", "Bay is in"], ["Italy", "Spain"], subject=["Bay", "Bay"], verbose=False)
+    assert same(model, before)
