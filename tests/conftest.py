@@ -80,7 +80,7 @@ def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
     """One thread for tiny models, where threads only wait for each other; all cores for the embedded model."""
-    torch.set_num_threads((os.cpu_count() or 1) if request.node.get_closest_marker("slow") else 1)
+    torch.set_num_threads((os.cpu_count() or 1) if "smol" in request.fixturenames else 1)
 
 
 @pytest.fixture
