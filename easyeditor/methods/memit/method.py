@@ -89,7 +89,7 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
         made = {n: self._search_rows(requests[n]) for n in todo}
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
         done = len(found)
-        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST // 1)):
+        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
             members = [todo[i] for i in batch]
             for n, result in zip(members, self._search(members, made, done, len(requests), progress), strict=True):
                 found[n] = result
