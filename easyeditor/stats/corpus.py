@@ -148,7 +148,7 @@ def _wikipedia() -> Corpus:
 
 
 def _excerpt() -> Path:
-    """The cleaned excerpt: passages of 106 English Wikipedia articles, about 1,450 documents; made on first use."""
+    """The cleaned excerpt: passages of 106 English Wikipedia articles, about 1,200 documents; made on first use."""
     if EXCERPT_FILE.exists():
         return EXCERPT_FILE
     try:
