@@ -202,11 +202,12 @@ class BaseEditor:
         with self.applied(result):
             after = [self.score(request, prefix) for request in requests]
             ppl_after = self._measure("perplexity after", verbose)
-        place_of = {made.prompt: place for place, made in enumerate(result.requests)}
+        place_of = {made.place: place for place, made in enumerate(result.requests)}
+        collapse = self._judge(ppl_before, ppl_after)
         records = []
         for request, old, new in zip(requests, before, after, strict=True):
             measured = Measured(old, new, ppl_before, ppl_after, seconds)
-            records.append(self._record(request, result, place_of[request.prompt], measured, prefix))
+            records.append(self._record(request, result, place_of[request.place], measured, collapse, prefix))
         if keep_original_weight:
             return records, self.model, {}
         copy = weights.snapshot(self.model, self.method.weight_names)
@@ -237,8 +238,8 @@ class BaseEditor:
             scores_after = self.score(request, prefix)
             ppl_after = self._measure(f"{label} perplexity after", verbose)
         measured = Measured(scores_before, scores_after, ppl_before, ppl_after, seconds)
-        record = self._record(request, result, 0, measured, prefix)
         collapse = self._judge(ppl_before, ppl_after)
+        record = self._record(request, result, 0, measured, collapse, prefix)
         return Examined(record=record, result=result, ppl_before=ppl_before, ppl_after=ppl_after, collapse=collapse)
 
     def _record(
@@ -247,11 +248,12 @@ class BaseEditor:
         result: EditResult,
         place: int,
         measured: Measured,
+        collapse: Collapse | None,
         prefix: str | None,
     ) -> dict[str, Any]:
         """One request's record; `place` is its number in `result`."""
         return {
-            **edit_record(request, measured, self._judge(measured.ppl_before, measured.ppl_after), self.sentences),
+            **edit_record(request, measured, collapse, self.sentences),
             "method": self.method.title,
             "trace": result.trace_json()[place],
             "test_prefix": prefix,

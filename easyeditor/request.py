@@ -78,6 +78,11 @@ class EditRequest:
         )
 
     @property
+    def place(self) -> tuple[str, int, str]:
+        """What a request edits: two requests with the same place are about the same fact."""
+        return (self.prompt, self.subject_start, self.subject)
+
+    @property
     def before(self) -> str:
         """The prompt's text before the subject."""
         return self.prompt[: self.subject_start]
@@ -130,12 +135,11 @@ def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[
     notes: list[str] = []
     prompts_of: dict[str, list[Any]] = {}
     for request in requests:
-        place = (request.prompt, request.subject_start, request.subject)
-        if place not in kept:
-            kept[place] = request
+        if request.place not in kept:
+            kept[request.place] = request
             prompts_of.setdefault(request.subject, []).append(request.case_id)
             continue
-        first = kept[place]
+        first = kept[request.place]
         if first.target_new.strip() != request.target_new.strip():
             raise DataError(
                 f"requests {first.case_id!r} and {request.case_id!r} contradict each other: {request.prompt!r} -> "

@@ -147,6 +147,10 @@ def test_batch_edit_repeats_collisions_and_contradictions(tmp_path: Any, caplog:
     assert set(copy) == {parts.weight_name(1), parts.weight_name(2)}
     editor.revert_all()
     assert same(model, before)
+    text = "Roland came to Bay and was"  # two facts in one prompt: each record carries its own subject's trace
+    two, _, _ = editor.batch_edit([text, text], ["Italy", "Dutch"], subject=["Roland", "Bay"], verbose=False)
+    assert two[0]["trace"]["1"]["key_norm"] != two[1]["trace"]["1"]["key_norm"]
+    editor.revert_all()
     with pytest.raises(DataError, match="requests 0 and 1 contradict"):
         editor.batch_edit(["Bay is in", "Bay is in"], ["Italy", "Spain"], subject=["Bay", "Bay"], verbose=False)
     assert same(model, before)

@@ -13,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.tokens import Row, check_length
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.methods.locate.rows import kl_row, target_rows
 from easyeditor.methods.locate.targets import Search
-from easyeditor.records import WeightDelta
+from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, missing, read_moment
 
@@ -83,10 +85,19 @@ class LocateMethod(EditMethod[L], Generic[L]):
             kl_factor=h.kl_factor,
         )
 
-    def longest_row(self) -> int:
-        """Most tokens a row may have: `max_length`, or the model's positions if fewer."""
+    def search_rows(self, request: EditRequest) -> tuple[list[Row], list[list[int]]]:
+        """The rows of a value search, one per context and the KL row last, and the target ids of all but the last.
+
+        Raises:
+            DataError: a row longer than `max_length` or the model's positions.
+        """
+        rows, labels = target_rows(self.tok, request, self.contexts, self.hparams.fact_token)
+        rows.append(kl_row(self.tok, request, self.hparams.fact_token))
         limit = max_positions(self.model)
-        return self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
+        limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
+        what = f"request {request.case_id!r}: the prompt in its longest context"
+        check_length([row.ids for row in rows], limit, what)
+        return rows, labels
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

@@ -77,11 +77,9 @@ class Found:
 def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch | None = None) -> list[Found]:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
-    The offset is added at the lookup token of every row, the KL row included; it is clamped to `clamp_norm_factor`
-    times
-    the initial value's norm after each step; a request stops at loss < 0.05, and its rows leave the batch. The last
-    pass
-    only measures. Requests do not see each other: the answers are those of one at a time.
+    The offset is added at the lookup token of every row, the KL row included, and clamped after each step to
+    `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05, and its rows leave the batch.
+    The last pass only measures. Requests do not see each other: the answers are those of one at a time.
     """
     initial_RD = _wide(forward.initial_BD[rows.first])
     found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]

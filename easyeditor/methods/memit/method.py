@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
+from easyeditor.lm.tokens import SLOT, Row, token_batches
 from easyeditor.lm.weights import applied, fingerprint, frozen
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
-from easyeditor.methods.locate.rows import kl_row, prompt_row, target_rows
+from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import spread_update
 from easyeditor.methods.locate.targets import Found, Rows, search_values
 from easyeditor.methods.memit.hparams import MEMITHyperParams
@@ -86,7 +86,7 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
         store = TargetStore(self.hparams, fingerprint(self.model), self.contexts)
         found: dict[int, Found] = {n: known for n, r in enumerate(requests) if (known := store.read(r)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
-        made = {n: self._search_rows(requests[n]) for n in todo}
+        made = {n: self.search_rows(requests[n]) for n in todo}
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
         done = len(found)
         for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
@@ -114,13 +114,6 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
                 progress(done, of, f"{len(members)} together, pass {step}/{steps}, loss {loss:.3f}")
 
         return search_values(forward, Rows.of([made[n][1] for n in members]), self.search_settings(), watch)
-
-    def _search_rows(self, request: EditRequest) -> tuple[list[Row], list[list[int]]]:
-        rows, labels = target_rows(self.tok, request, self.contexts, self.hparams.fact_token)
-        rows.append(kl_row(self.tok, request, self.hparams.fact_token))
-        what = f"request {request.case_id!r}: the prompt in its longest context"
-        check_length([row.ids for row in rows], self.longest_row(), what)
-        return rows, labels
 
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, check_length
+from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
-from easyeditor.methods.locate.rows import kl_row, prompt_row, target_rows
+from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import key_direction, value_direction
 from easyeditor.methods.locate.targets import Found, Rows, search_values
 from easyeditor.methods.rome.hparams import ROMEHyperParams
@@ -93,12 +93,8 @@ class ROME(LocateMethod[ROMEHyperParams]):
         return delta, trace
 
     def _search(self, request: EditRequest, layer: int, progress: Progress | None) -> Found:
-        hparams = self.hparams
-        rows, labels = target_rows(self.tok, request, self.contexts, hparams.fact_token)
-        rows.append(kl_row(self.tok, request, hparams.fact_token))
-        what = f"request {request.case_id!r}: the prompt in its longest context"
-        check_length([row.ids for row in rows], self.longest_row(), what)
-        forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=hparams.replay)
+        rows, labels = self.search_rows(request)
+        forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=self.hparams.replay)
 
         def watch(step: int, steps: int, loss: float) -> None:
             if progress is not None:
