@@ -16,7 +16,8 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate.collapse import Collapse, judge
+from easyeditor.evaluate import collapse as verdict
+from easyeditor.evaluate.collapse import Collapse
 from easyeditor.evaluate.metrics import RequestScores, score_requests
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
 from easyeditor.evaluate.record import Examined as Examined
@@ -168,6 +169,7 @@ class BaseEditor(EasyEditCalls):
         *,
         result: EditResult | None = None,
         ppl_before: PerplexityReport | None = None,
+        ppl_base: PerplexityReport | None = None,
         scores_before: Sequence[RequestScores] | None = None,
         draw: int | None = None,
         verbose: bool = False,
@@ -176,7 +178,8 @@ class BaseEditor(EasyEditCalls):
         """Compute one edit for `requests`, measure the model before and with it, and take it back.
 
         What is known already is given: the edit (`result`), the perplexity and the scores of the model as it is.
-        `draw` is for `test_prefix`. Nothing stays in the model, also on error.
+        `ppl_base` is what the verdict compares with, where edits made earlier are in the model already. `draw` is for
+        `test_prefix`. Nothing stays in the model, also on error.
         """
         prefix = self.test_prefix(draw)
         clock = Stopwatch()
@@ -196,7 +199,7 @@ class BaseEditor(EasyEditCalls):
                 scores_after = self.score_all(requests, [prefix] * len(requests))
             with clock("perplexity"):
                 ppl_after = self._measure(f"{label} perplexity after", verbose)
-        collapse = self._judge(ppl_before, ppl_after)
+        collapse = self.judge(ppl_base or ppl_before, ppl_after)
         seconds = clock.seconds["edit"] / len(requests)
         place_of = {made.place: place for place, made in enumerate(result.requests)}
         records = []
@@ -264,8 +267,9 @@ class BaseEditor(EasyEditCalls):
         source = self._prefixes if draw is None else random.Random(f"{self.hparams.seed} {draw}")
         return source.choice(texts)
 
-    def _judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
+    def judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
+        """The verdict on a change of perplexity; None when it was not measured."""
         if before is None or after is None:
             return None
         limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
-        return judge(before.mean, after.mean, **limits)
+        return verdict.judge(before.mean, after.mean, **limits)

@@ -1,4 +1,4 @@
-"""A dataset file, folder or Hugging Face name as edit requests: its format recognised and named, bad records reported."""
+"""A dataset file, folder or Hugging Face name as edit requests: format recognised and named, bad records reported."""
 
 from __future__ import annotations
 
