@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
-from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import key_direction, value_direction
@@ -24,6 +28,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
     Update: dW = (v* - W k) u^T / (k.u) with u = C^-1 kbar, kbar the mean key over contexts. Published ROME takes the
     *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`).
     """
+
+    joint: ClassVar[bool] = False
+    screens: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
@@ -56,17 +63,65 @@ class ROME(LocateMethod[ROMEHyperParams]):
             seconds=time.perf_counter() - started,
         )
 
+    def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """Edits of their own, their value searches batched and their keys read together."""
+        if len(self.layers) > 1:  # a later layer is searched with the request's own earlier edit applied
+            return super().edit_each(requests, progress)
+        started = time.perf_counter()
+        (layer,) = self.layers
+        self.prepare()  # missing statistics show at once
+        found: dict[int, Found] = {}
+        with frozen(self.model):
+            for members, results in self.searched(requests, self.parts.mlp(layer), layer, progress):
+                found |= zip(members, results, strict=True)
+            lookups = self._look_up(requests, layer)
+        made = [self._update(layer, found[n], lookup) for n, lookup in enumerate(lookups)]
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [
+            EditResult(
+                method=self.hparams.alg_name,
+                requests=(request,),
+                deltas=(delta,),
+                traces=({layer: trace},),
+                contexts=self.contexts,
+                seconds=seconds,
+            )
+            for request, (delta, trace) in zip(requests, made, strict=True)
+        ]
+
+    def screen(self, requests: Sequence[EditRequest]) -> list[float]:
+        """k.u of every request at every layer, on the model as it is: keys only, batched."""
+        found: list[list[float]] = [[] for _ in requests]
+        with frozen(self.model):
+            for layer in self.layers:
+                for own, lookup in zip(found, self._look_up(requests, layer), strict=True):
+                    own.append(float(torch.dot(*self._key_and_direction(layer, lookup))))
+        return [min(own, key=abs) for own in found]
+
     def _edit_layer(
         self, request: EditRequest, layer: int, progress: Progress | None
     ) -> tuple[WeightDelta, LayerTrace]:
-        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None  # missing statistics show at once
+        if self.hparams.mom2_adjustment:
+            self.moment(layer)  # missing statistics show at once
         found = self._search(request, layer, progress)
-        rows = [prompt_row(self.tok, request, c, self.hparams.fact_token) for c in (SLOT, *self.contexts)]
-        keys_BK, outputs_BD = read_at_lookup(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
-        plain_K, mean_K = keys_BK[0], keys_BK[1:].double().mean(0)
-        plain_D, mean_D = outputs_BD[0], outputs_BD[1:].double().mean(0)
-        u_K = key_direction(mean_K, moment_KK)
-        key_K, output_D = (mean_K, mean_D) if self.hparams.if_c_rome else (plain_K, plain_D)
+        (lookup,) = self._look_up([request], layer)
+        return self._update(layer, found, lookup)
+
+    def _look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
+        templates = (SLOT, *self.contexts)
+        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
+        return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
+
+    def _key_and_direction(self, layer: int, lookup: Lookup) -> tuple[Tensor, Tensor]:
+        """k and u, float64 (K)."""
+        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None
+        key_K = lookup.mean_K if self.hparams.if_c_rome else lookup.plain_K
+        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
+
+    def _update(self, layer: int, found: Found, lookup: Lookup) -> tuple[WeightDelta, LayerTrace]:
+        key_K, u_K = self._key_and_direction(layer, lookup)
+        output_D = lookup.mean_D if self.hparams.if_c_rome else lookup.plain_D
+        plain_K, mean_K = lookup.plain_K, lookup.mean_K
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
         delta = self.delta(layer, u_K[:, None], v_D[:, None])
         trace = LayerTrace(
