@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,23 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.tokens import Row, model_inputs, token_batches
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Key and output of the edited projection at a request's lookup token: of the bare prompt (k^u, W k^u) and averaged
+    over the contexts (kbar, W kbar; float64)."""
+
+    plain_K: Tensor
+    mean_K: Tensor
+    plain_D: Tensor
+    mean_D: Tensor
+
+
+def lookup_of(parts: Anatomy, module: nn.Module, plain: Row, contexts: Sequence[Row], batch_tokens: int) -> Lookup:
+    """Read the bare prompt's row and the rows behind contexts in one go."""
+    keys_BK, outputs_BD = read_at_lookup(parts, module, [plain, *contexts], batch_tokens)
+    return Lookup(keys_BK[0], keys_BK[1:].double().mean(0), outputs_BD[0], outputs_BD[1:].double().mean(0))
 
 
 @torch.no_grad()
