@@ -186,6 +186,9 @@ def max_pooled(matrix: Array, rows: int, columns: int) -> Array:
 
 def save(figure: Figure, folder: Path, name: str) -> list[str]:
     """Write `<name>.png` and `<name>.svg`, each whole or not at all. Returns the file names."""
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()  # lays the figure out, once for both files
+    figure.set_layout_engine("none")
     written: Mapping[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
     for kind, metadata in written.items():
         path = folder / f"{name}.{kind}"
