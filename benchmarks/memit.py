@@ -67,16 +67,18 @@ def search(editor: Any, requests: list[Any], args: argparse.Namespace) -> None:
     """Seconds per request of the value search, batched and one at a time."""
     from easyeditor.lm.weights import frozen
 
+    layer = editor.method.layers[-1]
+    module = editor.method.parts.block(layer)
     single = requests[: args.one_at_a_time]
     batched, alone = [], []
     with frozen(editor.model):
         for _ in range(args.repeats):
             started = time.perf_counter()
-            found = editor.method._targets(requests, None)
+            found = editor.method.values(requests, module, layer)
             batched.append((time.perf_counter() - started) / len(requests))
             started = time.perf_counter()
             for request in single:
-                editor.method._targets([request], None)
+                editor.method.values([request], module, layer)
             alone.append((time.perf_counter() - started) / len(single))
     one, many = statistics.median(alone), statistics.median(batched)
     passes = statistics.mean(len(f.losses) for f in found)
@@ -91,15 +93,13 @@ def rest(editor: Any, requests: list[Any]) -> None:
     """Seconds of everything after the search."""
     import torch
 
-    from easyeditor.lm.weights import fingerprint
     from easyeditor.methods.locate.targets import Found
-    from easyeditor.methods.memit.targets import TargetStore
 
     if not requests:
         return
     with tempfile.TemporaryDirectory() as folder:
         editor.method.hparams.targets_dir = folder
-        store = TargetStore(editor.method.hparams, fingerprint(editor.model), editor.method.contexts)
+        store = editor.method._store(editor.method.parts.block(editor.method.layers[-1]))
         generator = torch.Generator().manual_seed(0)
         width = editor.model.config.hidden_size
         for request in requests:

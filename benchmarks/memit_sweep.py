@@ -60,8 +60,9 @@ def main() -> None:
                 if before is None:
                     before = [editor.score(r) for r in requests]
                     ppl = editor.perplexity()
-                    print(f"| none | | {mean([s.rewrite.accuracy for s in before]):.3f} | "
-                          f"{mean([x.accuracy for s in before for x in s.rephrase]):.3f} | 1.000 | {ppl.mean:.1f} | |")  # fmt: skip
+                    said = [mean([s.rewrite.accuracy for s in before])]
+                    said.append(mean([x.accuracy for s in before for x in s.rephrase]))
+                    print(f"| none | | {said[0]:.3f} | {said[1]:.3f} | 1.000 | {ppl.mean:.1f} | |", flush=True)
                 result = editor.compute(requests)
                 with editor.applied(result):
                     after = [editor.score(r) for r in requests]

@@ -175,7 +175,7 @@ def test_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
         ("v_weight_decay", float("nan"), ["is nan", "allowed: "]),
         ("kl_factor", -0.1, ["is -0.1", "allowed: 0 or more"]),
         ("ppl_batch_size", 0, ["is 0", "allowed: 1 or more"]),
-        ("save_keys", True, ["true is not supported", "result.trace"]),
+        ("consistent_value", True, ["true needs if_c_rome: true"]),
     ],
 )
 def test_wrong_value_is_refused(key: str, value: Any, parts: list[str]) -> None:

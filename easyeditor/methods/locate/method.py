@@ -4,7 +4,7 @@ rank."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,12 +16,13 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import Row, check_length, token_batches
-from easyeditor.lm.weights import frozen, sample
+from easyeditor.lm.weights import fingerprint, frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
-from easyeditor.methods.locate.targets import Found, Rows, Search, search_values
+from easyeditor.methods.locate.saved import TargetStore
+from easyeditor.methods.locate.targets import Found, Rows, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.gather import gather
@@ -121,32 +122,44 @@ class LocateMethod(EditMethod[L], Generic[L]):
         check_length([row.ids for row in rows], limit, what)
         return rows, labels
 
-    def searched(
-        self,
-        requests: Sequence[EditRequest],
-        module: nn.Module,
-        layer: int,
-        progress: Progress | None = None,
-        *,
-        done: int = 0,
-    ) -> Iterator[tuple[list[int], list[Found]]]:
-        """The value searches of `requests`, batched under the token budget: numbers of requests with their results.
+    @property
+    def mean_initial(self) -> bool:
+        """Whether the search starts from the mean over contexts, not from the first context."""
+        return False
 
-        The answers are those of one at a time. `done` requests are already counted in the progress shown.
+    def values(
+        self, requests: Sequence[EditRequest], module: nn.Module, layer: int, progress: Progress | None = None
+    ) -> list[Found]:
+        """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
+
+        With `targets_dir`, searches saved before are read, and new ones saved.
         """
-        made = [self.search_rows(request) for request in requests]
-        longest = [max(len(row.ids) - row.lookup for row in rows) * len(rows) for rows, _ in made]
-        for members in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
-            rows = [row for n in members for row in made[n][0]]
-            forward = row_forward(self.parts, module, layer, rows, replay=self.hparams.replay)
-            note = f"{len(members)} together, pass"
+        store = self._store(module)
+        found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
+        todo = [n for n in range(len(requests)) if n not in found]
+        made = {n: self.search_rows(requests[n]) for n in todo}
+        longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
+        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+            members = [todo[i] for i in batch]
+            forward = row_forward(
+                self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
+            )
+            rows, watch = (
+                Rows.of([made[n][1] for n in members]),
+                _watch(progress, len(members), len(found), len(requests)),
+            )
+            results = search_values(forward, rows, self.search_settings(), watch, mean_initial=self.mean_initial)
+            for n, result in zip(members, results, strict=True):
+                found[n] = result
+                if store is not None:
+                    store.write(requests[n], result)
+        return [found[n] for n in range(len(requests))]
 
-            def watch(step: int, steps: int, loss: float, note: str = note, start: int = done) -> None:
-                if progress is not None:
-                    progress(start, len(requests) + start, f"{note} {step}/{steps}, loss {loss:.3f}")
-
-            yield members, search_values(forward, Rows.of([made[n][1] for n in members]), self.search_settings(), watch)
-            done += len(members)
+    def _store(self, module: nn.Module) -> TargetStore | None:
+        if self.hparams.targets_dir is None:
+            return None
+        name = next(name for name, other in self.model.named_modules() if other is module)
+        return TargetStore(self.hparams, fingerprint(self.model), self.contexts, [name, self.mean_initial])
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
@@ -200,3 +213,17 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if weight_is_transposed(self.parts.rewrite(layer)):
             return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
         return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
+
+
+def _watch(progress: Progress | None, together: int, done: int, of: int) -> Watch | None:
+    """The search's passes as progress: of the passes for one request, of the requests for many."""
+    if progress is None:
+        return None
+
+    def watch(step: int, steps: int, loss: float) -> None:
+        if of == 1:
+            progress(step, steps, f"loss {loss:.3f}")
+        else:
+            progress(done, of, f"{together} together, pass {step}/{steps}, loss {loss:.3f}")
+
+    return watch

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.tokens import SLOT, Row
-from easyeditor.lm.weights import applied, fingerprint, frozen
+from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import spread_update
 from easyeditor.methods.locate.targets import Found
 from easyeditor.methods.memit.hparams import MEMITHyperParams
-from easyeditor.methods.memit.targets import TargetStore
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
@@ -55,7 +54,7 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
         layers = self.layers
         moments = [self.moment(layer) for layer in layers]  # missing statistics are found before hours of search
         with frozen(self.model):
-            found = self._targets(requests, progress)
+            found = self.values(requests, self.parts.block(layers[-1]), layers[-1], progress)
             target_ND = torch.stack([f.target_D for f in found])
             rows = [self._key_rows(request) for request in requests]
             deltas: list[WeightDelta] = []
@@ -78,19 +77,6 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
             contexts=self.contexts,
             seconds=time.perf_counter() - started,
         )
-
-    def _targets(self, requests: Sequence[EditRequest], progress: Progress | None) -> list[Found]:
-        """The value search of every request, batched over requests; targets saved before are read instead."""
-        store = TargetStore(self.hparams, fingerprint(self.model), self.contexts)
-        found: dict[int, Found] = {n: known for n, r in enumerate(requests) if (known := store.read(r)) is not None}
-        todo = [n for n in range(len(requests)) if n not in found]
-        layer, module = self.layers[-1], self.parts.block(self.layers[-1])
-        lacking = [requests[n] for n in todo]
-        for members, results in self.searched(lacking, module, layer, progress, done=len(found)):
-            for i, result in zip(members, results, strict=True):
-                found[todo[i]] = result
-                store.write(lacking[i], result)
-        return [found[n] for n in range(len(requests))]
 
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""

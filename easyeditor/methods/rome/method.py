@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
+from easyeditor.methods.locate.dumps import dump_keys
 from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.solve import key_direction, value_direction
-from easyeditor.methods.locate.targets import Found, Rows, search_values
+from easyeditor.methods.locate.solve import key_direction, value_direction, whitened
+from easyeditor.methods.locate.targets import Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
@@ -26,7 +27,11 @@ class ROME(LocateMethod[ROMEHyperParams]):
     """Rank-One Model Editing (Meng et al. 2022, arXiv 2202.05262), with C-ROME (Yang et al. 2024, arXiv 2406.11263).
 
     Update: dW = (v* - W k) u^T / (k.u) with u = C^-1 kbar, kbar the mean key over contexts. Published ROME takes the
-    *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`).
+    *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`). The search starts from the bare prompt's output
+    v0; `consistent_value` starts it from the mean output over contexts, so that v* - W kbar is the offset found.
+
+    `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
+    and C-ROME, with and without C, share the first two.
     """
 
     joint: ClassVar[bool] = False
@@ -34,7 +39,13 @@ class ROME(LocateMethod[ROMEHyperParams]):
 
     @property
     def title(self) -> str:
+        if self.hparams.consistent_value:
+            return "C-ROME, consistent value"
         return "C-ROME" if self.hparams.if_c_rome else "ROME"
+
+    @property
+    def mean_initial(self) -> bool:
+        return self.hparams.consistent_value
 
     @property
     def remedy(self) -> str | None:
@@ -70,12 +81,10 @@ class ROME(LocateMethod[ROMEHyperParams]):
         started = time.perf_counter()
         (layer,) = self.layers
         self.prepare()  # missing statistics show at once
-        found: dict[int, Found] = {}
         with frozen(self.model):
-            for members, results in self.searched(requests, self.parts.mlp(layer), layer, progress):
-                found |= zip(members, results, strict=True)
-            lookups = self._look_up(requests, layer)
-        made = [self._update(layer, found[n], lookup) for n, lookup in enumerate(lookups)]
+            found = self.values(requests, self.parts.mlp(layer), layer, progress)
+            lookups = self._look_ups(requests, layer)
+        made = [self._written(layer, value, lookup) for value, lookup in zip(found, lookups, strict=True)]
         seconds = (time.perf_counter() - started) / len(requests)
         return [
             EditResult(
@@ -92,43 +101,46 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def screen(self, requests: Sequence[EditRequest]) -> list[float]:
         """k.u of every request at every layer, on the model as it is: keys only, batched."""
         found: list[list[float]] = [[] for _ in requests]
+        h = self.hparams
         with frozen(self.model):
             for layer in self.layers:
-                for own, lookup in zip(found, self._look_up(requests, layer), strict=True):
-                    own.append(float(torch.dot(*self._key_and_direction(layer, lookup))))
+                for own, lookup in zip(found, self._look_ups(requests, layer), strict=True):
+                    own.append(
+                        float(torch.dot(*self._key_and_direction(layer, lookup, h.if_c_rome, h.mom2_adjustment)))
+                    )
         return [min(own, key=abs) for own in found]
 
-    def _edit_layer(
-        self, request: EditRequest, layer: int, progress: Progress | None
+    def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
+        """The value search (ROME eq. 4) of one request at `layer`: the same for ROME and C-ROME, with or without C."""
+        with frozen(self.model):
+            return self.values([request], self.parts.mlp(layer), layer, progress)[0]
+
+    def look_up(self, request: EditRequest, layer: int) -> Lookup:
+        """The keys k^u and kbar of a request at `layer`, and what the projection answers to them."""
+        with frozen(self.model):
+            return self._look_ups([request], layer)[0]
+
+    def update(
+        self,
+        layer: int,
+        found: Found,
+        lookup: Lookup,
+        *,
+        if_c_rome: bool | None = None,
+        mom2_adjustment: bool | None = None,
     ) -> tuple[WeightDelta, LayerTrace]:
-        if self.hparams.mom2_adjustment:
-            self.moment(layer)  # missing statistics show at once
-        found = self._search(request, layer, progress)
-        (lookup,) = self._look_up([request], layer)
-        return self._update(layer, found, lookup)
-
-    def _look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
-        templates = (SLOT, *self.contexts)
-        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
-        return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
-
-    def _key_and_direction(self, layer: int, lookup: Lookup) -> tuple[Tensor, Tensor]:
-        """k and u, float64 (K)."""
-        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None
-        key_K = lookup.mean_K if self.hparams.if_c_rome else lookup.plain_K
-        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
-
-    def _update(self, layer: int, found: Found, lookup: Lookup) -> tuple[WeightDelta, LayerTrace]:
-        key_K, u_K = self._key_and_direction(layer, lookup)
-        output_D = lookup.mean_D if self.hparams.if_c_rome else lookup.plain_D
-        plain_K, mean_K = lookup.plain_K, lookup.mean_K
+        """The rank-one update that writes `found` (ROME eq. 2) and its trace; None: as the hyper-parameters say."""
+        h = self.hparams
+        c_rome = h.if_c_rome if if_c_rome is None else if_c_rome
+        mom2 = h.mom2_adjustment if mom2_adjustment is None else mom2_adjustment
+        key_K, u_K = self._key_and_direction(layer, lookup, c_rome, mom2)
+        output_D = lookup.mean_D if c_rome else lookup.plain_D
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
-        delta = self.delta(layer, u_K[:, None], v_D[:, None])
         trace = LayerTrace(
             numerator_norm=numerator,
             denominator=denominator,
-            key_norm=float(plain_K.norm()),
-            prefixed_key_norm=float(mean_K.norm()),
+            key_norm=float(lookup.plain_K.norm()),
+            prefixed_key_norm=float(lookup.mean_K.norm()),
             value_norm_before=float(found.initial_D.norm()),
             value_norm_after=float(found.target_D.norm()),
             loss_first=found.losses[0][0],
@@ -139,20 +151,35 @@ class ROME(LocateMethod[ROMEHyperParams]):
             vectors={
                 "u": u_K.float().cpu(),
                 "v": v_D.float().cpu(),
-                "key": plain_K.float().cpu(),
-                "prefixed_key": mean_K.float().cpu(),
+                "key": lookup.plain_K.float().cpu(),
+                "prefixed_key": lookup.mean_K.float().cpu(),
                 "target": found.target_D.float().cpu(),
                 "target_init": found.initial_D.float().cpu(),
             },
         )
-        return delta, trace
+        return self.delta(layer, u_K[:, None], v_D[:, None]), trace
 
-    def _search(self, request: EditRequest, layer: int, progress: Progress | None) -> Found:
-        rows, labels = self.search_rows(request)
-        forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=self.hparams.replay)
+    def _edit_layer(
+        self, request: EditRequest, layer: int, progress: Progress | None
+    ) -> tuple[WeightDelta, LayerTrace]:
+        if self.hparams.mom2_adjustment:
+            self.moment(layer)  # missing statistics show at once
+        return self._written(layer, self.search(request, layer, progress), self.look_up(request, layer))
 
-        def watch(step: int, steps: int, loss: float) -> None:
-            if progress is not None:
-                progress(step, steps, f"loss {loss:.3f}")
+    def _written(self, layer: int, found: Found, lookup: Lookup) -> tuple[WeightDelta, LayerTrace]:
+        """The update, its keys dumped where `save_keys` asks for them."""
+        if self.hparams.save_keys:
+            moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None
+            direction_K = whitened(lookup.mean_K, moment_KK)
+            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
+        return self.update(layer, found, lookup)
 
-        return search_values(forward, Rows.of([labels]), self.search_settings(), watch)[0]
+    def _look_ups(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
+        templates = (SLOT, *self.contexts)
+        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
+        return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
+
+    def _key_and_direction(self, layer: int, lookup: Lookup, c_rome: bool, mom2: bool) -> tuple[Tensor, Tensor]:
+        """k and u, float64 (K)."""
+        key_K = lookup.mean_K if c_rome else lookup.plain_K
+        return key_K.double(), key_direction(lookup.mean_K, self.moment(layer) if mom2 else None)
