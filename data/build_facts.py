@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,8 @@ def _relation(name: str, words: Mapping[str, Any], table: packages.Table) -> Rel
         for subject in subjects:
             if subject in answer_of:
                 raise DataError(f"{name}: {subject!r} has two answers, {answer_of[subject]!r} and {answer!r}; drop one")
+            if re.search(rf"\b{re.escape(bare(answer))}\b", subject):
+                raise DataError(f"{name}: {subject!r} gives its answer {answer!r} away; drop it")
             answer_of[subject] = answer
     also = words.get("also_true", {})
     strays = sorted(also.keys() - answer_of)

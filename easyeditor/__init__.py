@@ -1,4 +1,4 @@
-"""Model editing (ROME, C-ROME) with a perplexity probe after every edit: see, explain and prevent collapse.
+"""Model editing (ROME, C-ROME, MEMIT, FT) with a perplexity probe after every edit: see, explain and prevent collapse.
 
 The public names, resolved when they are first used, so that importing this package loads neither torch nor
 transformers.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from easyeditor.editor import BaseEditor as BaseEditor
+    from easyeditor.methods.ft.hparams import FTHyperParams as FTHyperParams
     from easyeditor.methods.memit.hparams import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.rome.hparams import ROMEHyperParams as ROMEHyperParams
     from easyeditor.records import EditRequest as EditRequest
@@ -21,6 +22,7 @@ _HOMES = {
     "BaseEditor": "easyeditor.editor",
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
+    "FTHyperParams": "easyeditor.methods.ft.hparams",
     "MEMITHyperParams": "easyeditor.methods.memit.hparams",
     "ROMEHyperParams": "easyeditor.methods.rome.hparams",
     "WeightDelta": "easyeditor.records",

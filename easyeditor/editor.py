@@ -250,7 +250,7 @@ class BaseEditor(EasyEditCalls):
                 resume_layer=min(self.method.layers),
                 fast=self.hparams.replay,
                 batch_size=self.hparams.ppl_batch_size,
-                longest=self.hparams.max_length,
+                longest=self.hparams.longest_text,
             )
         return self._probe
 

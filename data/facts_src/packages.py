@@ -10,7 +10,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from easyeditor.errors import DataError
 
@@ -24,8 +23,8 @@ CONTINENTS = {
 }
 REGIONS = {"Americas": ("North America", "South America")}  # countryinfo knows one America
 _TERRITORIES = (
-    "AI AS AW AX BL BM BQ CC CK CW CX EH FK FO GF GG GI GL GP GU HK IM IO JE KY MF MO MP MQ MS NC NF NU PF PM PN PR PS RE "
-    "SH SJ SX TC TK TW UM VA VG VI WF YT AQ BV GS HM TF"
+    "AI AS AW AX BL BM BQ CC CK CW CX EH FK FO GF GG GI GL GP GU HK IM IO JE KY MF MO MP MQ MS NC NF NU PF PM PN PR PS "
+    "RE SH SJ SX TC TK TW UM VA VG VI WF YT AQ BV GS HM TF"
 )
 NOT_STATES = frozenset(_TERRITORIES.split())
 """Territories, and states whose status or capital is disputed."""
@@ -45,6 +44,7 @@ SERIES |= {"Lanthanides", "Actinides"}
 _CONTESTED = "Zn Cd Hg Lu Lr La Ac Cn Mt Ds Rg Og"
 CONTESTED = frozenset(_CONTESTED.split())
 """Elements about whose group chemists disagree, or that nobody has seen enough of."""
+SMALLEST_STATE = 500_000  # people; capitals of smaller ones are villages to most readers
 WARM, COLD = 313.15, 283.15  # K: an element that melts or boils between the two is left out
 HEAVIEST = 92  # atomic number; little is known of the elements after uranium
 UNSEEN = frozenset((85, 87))  # astatine and francium were never seen in bulk
@@ -93,13 +93,14 @@ def countries() -> dict[str, Country]:
         name = RENAMED.get(code, entry["name"])
         spoken = {tag.split("-")[0] for tag in entry["languages"].split(",")}
         official = set(other.languages())
+        region = other.region() or ""
         continent = CONTINENTS[entry["continentcode"]]
-        agreed = continent in REGIONS.get(other.region(), (other.region(),)) and code not in TWO_CONTINENTS
+        agreed = continent in REGIONS.get(region, (region,)) and code not in TWO_CONTINENTS
         found[code] = Country(
             code=code,
             name=f"the {name}" if code in ARTICLE else name,
             continent=continent if agreed else "",
-            capitals=frozenset({entry["capital"].strip(), other.capital()}),
+            capitals=frozenset({entry["capital"].strip(), other.capital() or ""}),
             languages=frozenset(spoken | official),
             official=frozenset(official & spoken),
             money=_money(entry["currencycode"], other.currencies()),
@@ -123,17 +124,12 @@ def city_continent() -> Table:
     places = _places()
     table = Table()
     for country in countries().values():
-        capital = next(iter(country.capitals))
-        same = len({plain(name) for name in country.capitals}) == 1
-        if not (country.continent and same and country.population >= 500_000) or capital in DISPUTED_CAPITALS:
-            continue
         capital = max(country.capitals)  # of two spellings the one with accents
-        here = [place for place in places[plain(capital)] if place.code == country.code]
-        if (
-            not here
-            or plain(capital) == plain(country.name)
-            or _rivalled(places[plain(capital)], max(place.population for place in here), country.code)
-        ):
+        agreed = len({plain(name) for name in country.capitals}) == 1
+        named_after = plain(capital) == plain(country.name)
+        if not (agreed and country.continent and country.population >= SMALLEST_STATE) or named_after:
+            continue
+        if capital in DISPUTED_CAPITALS or _rivalled(places[plain(capital)], country.code):
             continue
         table.answers.setdefault(country.continent, []).append(capital)
         table.also_true[capital] = {CONTINENTS[place.continent] for place in places[plain(capital)]}
@@ -173,7 +169,8 @@ def check_languages(answers: Mapping[str, list[str]]) -> dict[str, set[str]]:
     from pycountry import languages as iso
 
     for name, code in LANGUAGES.items():
-        if iso.get(alpha_2=code).name.split(";")[0] != name:
+        entry = iso.get(alpha_2=code)
+        if entry is None or entry.name.split(";")[0] != name:
             raise DataError(f"pycountry calls language {code!r} not {name!r}; correct LANGUAGES")
     states = {country.name: country for country in countries().values()}
     also: dict[str, set[str]] = {}
@@ -230,25 +227,28 @@ def _places(aliases: bool = False) -> dict[str, list[_Place]]:
     return places
 
 
-def _rivalled(places: Iterable[_Place], population: int, code: str) -> bool:
-    return any(place.code != code and place.population * 10 > population for place in places)
+def _rivalled(places: Iterable[_Place], code: str) -> bool:
+    """No such city in the country, or one of the same name elsewhere with a tenth of its people."""
+    here = max((place.population for place in places if place.code == code), default=0)
+    return not here or any(place.code != code and place.population * 10 > here for place in places)
 
 
 def _money(code: str, others: Iterable[str]) -> str | None:
     """The kind of money, if both packages know this currency and every other one is of the same kind."""
     from pycountry import currencies as iso
 
-    known = [iso.get(alpha_3=other) for other in others if other not in FUNDS]
-    if code not in others or None in known:
+    codes = [other for other in others if other not in FUNDS]
+    known = [entry for other in codes if (entry := iso.get(alpha_3=other)) is not None]
+    if code not in codes or len(known) < len(codes):
         return None
-    kinds: set[Any] = {next((kind for kind in MONEY if kind in entry.name.casefold().split()), None) for entry in known}
+    kinds = {next((kind for kind in MONEY if kind in entry.name.casefold().split()), None) for entry in known}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def _by(pairs: Iterable[tuple[str | None, str]]) -> Table:
     table = Table()
     for answer, subject in pairs:
-        if answer:
+        if answer and answer not in subject:  # South Africa gives Africa away
             table.answers.setdefault(answer, []).append(subject)
     return table
 

@@ -33,6 +33,11 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.memit.method:MEMIT",
         paper="https://arxiv.org/abs/2210.07229",
     ),
+    "FT": MethodRow(
+        hparams="easyeditor.methods.ft.hparams:FTHyperParams",
+        method="easyeditor.methods.ft.method:FT",
+        paper="FT-L: https://arxiv.org/abs/2012.00363",
+    ),
 }
 
 
