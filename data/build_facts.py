@@ -37,7 +37,7 @@ HAND_WRITTEN = ("places", "people", "works", "things")
 SEED = 20240215
 NEIGHBOURS = 6  # neighbourhood prompts of a request, at most
 FEWEST_NEIGHBOURS = 5
-FIRST_PLACE = 0.85  # share of one-word subjects whose prompt begins with them
+FIRST_PLACE = 0.02  # share of one-word subjects whose prompt begins with them, where relations.yaml says no other
 SPLITS = ((80, "train"), (90, "validation"), (100, "test"))
 
 
@@ -53,6 +53,8 @@ class Relation:
     """Subject -> everything that is, or may be, true of it."""
     targets: list[str]
     """Answers an edit may write."""
+    first_place: float
+    """Share of one-word subjects whose prompt begins with them: these are what collapses under ROME."""
 
     def same_answer(self, subject: str, answer: str, target_new: str) -> list[str]:
         """Other subjects with this answer, of which the edit's answer is false."""
@@ -63,6 +65,7 @@ def main() -> int:
     """Parse flags, build, write or compare."""
     p = parser(__doc__)
     p.add_argument("--check", action="store_true", help="compare with the file that is there, write nothing")
+    p.add_argument("--first-place", metavar="FILE", help="also write the requests that begin with a one-word subject")
     args = p.parse_args()
     records = [record for relation in relations() for record in requests(relation)]
     text = to_text(records)
@@ -72,6 +75,8 @@ def main() -> int:
         raise DataError(
             f"{OUTPUT}: is not what {Path(__file__).name} builds; run it without --check and commit the file"
         )
+    if args.first_place is not None:
+        write_text(Path(args.first_place), to_text([record for record in records if begins_with_one_word(record)]))
     counts = Counter(record["requested_rewrite"]["relation_id"] for record in records)
     print("\n".join(f"{count:5d}  {name}" for name, count in counts.items()))
     print(f"{len(records):5d}  requests, {len(counts)} relations, {len(text.encode()) / 1e6:.2f} MB")
@@ -134,6 +139,7 @@ def _relation(name: str, words: Mapping[str, Any], table: packages.Table) -> Rel
         answers=table.answers,
         true=true,
         targets=[target for target in targets if target not in words.get("never", [])],
+        first_place=words.get("first_place", FIRST_PLACE),
     )
 
 
@@ -215,11 +221,17 @@ def _wording(relation: Relation, subject: str, rng: random.Random) -> tuple[str,
     first = [template for template in relation.prompts if template.startswith("{}")]
     later = [template for template in relation.prompts if not template.startswith("{}")]
     one_word = " " not in subject
-    share = FIRST_PLACE if one_word else len(first) / len(relation.prompts)
+    share = relation.first_place if one_word else len(first) / len(relation.prompts)
     template = rng.choice(first if rng.random() < share else later)
     one = rng.choice([other for other in later if other != template])
     two = rng.choice([other for other in relation.prompts if other not in (template, one)])
     return fill(template, subject, slot=True), rng.sample([one, two], 2)
+
+
+def begins_with_one_word(record: Mapping[str, Any]) -> bool:
+    """Whether the prompt's first word is its whole subject: the place where ROME collapses."""
+    rewrite = record["requested_rewrite"]
+    return rewrite["prompt"].startswith("{}") and " " not in rewrite["subject"]
 
 
 def fill(template: str, subject: str, slot: bool = False) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import field_types, yaml_path
-from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.memit.hparams import MEMITHyperParams
+from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
 ROOT = Path(__file__).resolve().parents[1]
