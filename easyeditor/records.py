@@ -43,6 +43,15 @@ class WeightDelta:
         assert self.right is not None
         return self.left @ self.right
 
+    def norm(self) -> float:
+        """Frobenius norm of the change, in float64; for factors without making the product."""
+        if self.full is not None:
+            return float(self.full.double().norm())
+        assert self.left is not None
+        assert self.right is not None
+        left, right = self.left.double(), self.right.double()
+        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
     def tensors(self) -> dict[str, Tensor]:
         """The stored factors by name."""
         named = {"left": self.left, "right": self.right, "full": self.full}

@@ -25,12 +25,6 @@ class Lookup:
     mean_D: Tensor
 
 
-def lookup_of(parts: Anatomy, module: nn.Module, plain: Row, contexts: Sequence[Row], batch_tokens: int) -> Lookup:
-    """Read the bare prompt's row and the rows behind contexts in one go."""
-    keys_BK, outputs_BD = read_at_lookup(parts, module, [plain, *contexts], batch_tokens)
-    return Lookup(keys_BK[0], keys_BK[1:].double().mean(0), outputs_BD[0], outputs_BD[1:].double().mean(0))
-
-
 @torch.no_grad()
 def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch_tokens: int) -> tuple[Tensor, Tensor]:
     """Input (B, K) and output (B, D) of `module` at each row's lookup token.
@@ -45,6 +39,19 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
         for place, i in enumerate(chunk):
             inputs[i], outputs[i] = inputs_BK[place], outputs_BD[place]
     return torch.stack(inputs), torch.stack(outputs)
+
+
+def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[Lookup]:
+    """Read all requests' rows in one go; each request's first row is its bare prompt, the others stand behind
+    contexts."""
+    flat = [row for own in rows for row in own]
+    keys_BK, outputs_BD = read_at_lookup(parts, module, flat, batch_tokens)
+    found, place = [], 0
+    for own in rows:
+        keys_bK, outputs_bD = keys_BK[place : place + len(own)], outputs_BD[place : place + len(own)]
+        found.append(Lookup(keys_bK[0], keys_bK[1:].double().mean(0), outputs_bD[0], outputs_bD[1:].double().mean(0)))
+        place += len(own)
+    return found
 
 
 def _one_batch(parts: Anatomy, module: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

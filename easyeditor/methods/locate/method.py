@@ -4,27 +4,32 @@ rank."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
-from easyeditor.lm.tokens import Row, check_length
+from easyeditor.lm.replay import row_forward
+from easyeditor.lm.tokens import Row, check_length, token_batches
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
-from easyeditor.methods.locate.targets import Search
+from easyeditor.methods.locate.targets import Found, Rows, Search, search_values
+from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, missing, read_moment
 
 LOG = logging.getLogger(__name__)
+
+GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
 
 L = TypeVar("L", bound=LocateHyperParams)
 
@@ -70,6 +75,23 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 self._groups = [[t] for t in generated_contexts(self.model, self.tok, params, self.generator)]
         return self._groups
 
+    def use_contexts(self, contexts: Sequence[str]) -> None:
+        if self.hparams.context_templates is None:
+            self._groups = [[text] for text in contexts]
+
+    def prepare(self) -> None:
+        """Contexts are generated and statistics read (or collected) now."""
+        _ = self.context_groups
+        for layer in self.layers if self.hparams.mom2_adjustment else ():
+            self.moment(layer)
+
+    def remedied(self) -> EditMethod[L] | None:
+        """As the base class says, with the contexts and statistics this object has."""
+        other = super().remedied()
+        if isinstance(other, LocateMethod):
+            other._groups, other._moments, other._weights = self.context_groups, self._moments, self._weights
+        return other
+
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
         return list(self.hparams.context_template_length_params)
@@ -98,6 +120,39 @@ class LocateMethod(EditMethod[L], Generic[L]):
         what = f"request {request.case_id!r}: the prompt in its longest context"
         check_length([row.ids for row in rows], limit, what)
         return rows, labels
+
+    @property
+    def starts_from_mean(self) -> bool:
+        """Does the value search start from the mean output over contexts? Else from that in the first context."""
+        return False
+
+    def searched(
+        self,
+        requests: Sequence[EditRequest],
+        module: nn.Module,
+        layer: int,
+        progress: Progress | None = None,
+        *,
+        done: int = 0,
+    ) -> Iterator[tuple[list[int], list[Found]]]:
+        """The value searches of `requests`, batched under the token budget: numbers of requests with their results.
+
+        The answers are those of one at a time. `done` requests are already counted in the progress shown.
+        """
+        made = [self.search_rows(request) for request in requests]
+        longest = [max(len(row.ids) - row.lookup for row in rows) * len(rows) for rows, _ in made]
+        for members in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+            rows = [row for n in members for row in made[n][0]]
+            forward = row_forward(self.parts, module, layer, rows, replay=self.hparams.replay)
+            note = f"{len(members)} together, pass"
+
+            def watch(step: int, steps: int, loss: float, note: str = note, start: int = done) -> None:
+                if progress is not None:
+                    progress(start, len(requests) + start, f"{note} {step}/{steps}, loss {loss:.3f}")
+
+            labels, settings, mean = [made[n][1] for n in members], self.search_settings(), self.starts_from_mean
+            yield members, search_values(forward, Rows.of(labels), settings, watch, mean_initial=mean)
+            done += len(members)
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.dumps import dump_keys
-from easyeditor.methods.locate.keys import Lookup, lookup_of
+from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import key_direction, value_direction, whitened
@@ -30,6 +34,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
     `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
     and C-ROME, with and without C, share the first two.
     """
+
+    joint: ClassVar[bool] = False
+    screens: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
@@ -64,6 +71,42 @@ class ROME(LocateMethod[ROMEHyperParams]):
             seconds=time.perf_counter() - started,
         )
 
+    def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """Edits of their own, their value searches batched and their keys read together."""
+        if len(self.layers) > 1:  # a later layer is searched with the request's own earlier edit applied
+            return super().edit_each(requests, progress)
+        started = time.perf_counter()
+        (layer,) = self.layers
+        self.prepare()  # missing statistics show at once
+        found: dict[int, Found] = {}
+        with frozen(self.model):
+            for members, results in self.searched(requests, self.parts.mlp(layer), layer, progress):
+                found |= zip(members, results, strict=True)
+        lookups = self.look_up(requests, layer)
+        made = [self.update(layer, found[n], lookup) for n, lookup in enumerate(lookups)]
+        for lookup in lookups:
+            self._dump(layer, lookup)
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [
+            EditResult(
+                method=self.hparams.alg_name,
+                requests=(request,),
+                deltas=(delta,),
+                traces=({layer: trace},),
+                contexts=self.contexts,
+                seconds=seconds,
+            )
+            for request, (delta, trace) in zip(requests, made, strict=True)
+        ]
+
+    def screen(self, requests: Sequence[EditRequest]) -> list[float]:
+        """k.u of every request at every layer, on the model as it is: keys only, batched."""
+        found: list[list[float]] = [[] for _ in requests]
+        for layer in self.layers:
+            for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
+                own.append(float(torch.dot(*self._key_and_direction(layer, lookup, self.hparams))))
+        return [min(own, key=abs) for own in found]
+
     def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
         """The value search (ROME eq. 4) of one request at `layer`: the same for ROME and C-ROME, with or without C."""
         rows, labels = self.search_rows(request)
@@ -74,36 +117,35 @@ class ROME(LocateMethod[ROMEHyperParams]):
 
         with frozen(self.model):
             forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=self.hparams.replay)
-            settings, mean = self.search_settings(), self.hparams.consistent_value
+            settings, mean = self.search_settings(), self.starts_from_mean
             return search_values(forward, Rows.of([labels]), settings, watch, mean_initial=mean)[0]
 
-    def look_up(self, request: EditRequest, layer: int) -> Lookup:
-        """The keys k^u and kbar of a request at `layer`, and what the projection answers to them."""
-        plain, *rows = [prompt_row(self.tok, request, c, self.hparams.fact_token) for c in (SLOT, *self.contexts)]
+    def look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
+        """The keys k^u and kbar of requests at `layer`, and what the projection answers to them; read in one go."""
+        templates = (SLOT, *self.contexts)
+        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
         with frozen(self.model):
-            return lookup_of(self.parts, self.parts.rewrite(layer), plain, rows, self.hparams.batch_tokens)
+            return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
 
     def update(
-        self,
-        layer: int,
-        found: Found,
-        lookup: Lookup,
-        *,
-        if_c_rome: bool | None = None,
-        mom2_adjustment: bool | None = None,
+        self, layer: int, found: Found, lookup: Lookup, hparams: ROMEHyperParams | None = None
     ) -> tuple[WeightDelta, LayerTrace]:
-        """The rank-one update that writes `found` (ROME eq. 2) and its trace; None: as the hyper-parameters say."""
-        h = self.hparams
-        c_rome = h.if_c_rome if if_c_rome is None else if_c_rome
-        mom2 = h.mom2_adjustment if mom2_adjustment is None else mom2_adjustment
-        u_K = key_direction(lookup.mean_K, self.moment(layer) if mom2 else None)
-        key_K, output_D = (lookup.mean_K, lookup.mean_D) if c_rome else (lookup.plain_K, lookup.plain_D)
+        """The rank-one update that writes `found` (ROME eq. 2) and its trace.
+
+        `hparams` may differ from the method's own in `if_c_rome` and `mom2_adjustment`, which the first two steps do
+        not ask for.
+        """
+        h = self.hparams if hparams is None else hparams
+        key_K, u_K = self._key_and_direction(layer, lookup, h)
+        output_D = lookup.mean_D if h.if_c_rome else lookup.plain_D
+        plain_K, mean_K = lookup.plain_K, lookup.mean_K
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
+        delta = self.delta(layer, u_K[:, None], v_D[:, None])
         trace = LayerTrace(
             numerator_norm=numerator,
             denominator=denominator,
-            key_norm=float(lookup.plain_K.norm()),
-            prefixed_key_norm=float(lookup.mean_K.norm()),
+            key_norm=float(plain_K.norm()),
+            prefixed_key_norm=float(mean_K.norm()),
             value_norm_before=float(found.initial_D.norm()),
             value_norm_after=float(found.target_D.norm()),
             loss_first=found.losses[0][0],
@@ -114,21 +156,36 @@ class ROME(LocateMethod[ROMEHyperParams]):
             vectors={
                 "u": u_K.float().cpu(),
                 "v": v_D.float().cpu(),
-                "key": lookup.plain_K.float().cpu(),
-                "prefixed_key": lookup.mean_K.float().cpu(),
+                "key": plain_K.float().cpu(),
+                "prefixed_key": mean_K.float().cpu(),
                 "target": found.target_D.float().cpu(),
                 "target_init": found.initial_D.float().cpu(),
             },
         )
-        return self.delta(layer, u_K[:, None], v_D[:, None]), trace
+        return delta, trace
+
+    @property
+    def starts_from_mean(self) -> bool:
+        return self.hparams.consistent_value
 
     def _edit_layer(
         self, request: EditRequest, layer: int, progress: Progress | None
     ) -> tuple[WeightDelta, LayerTrace]:
-        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None  # missing statistics show at once
+        if self.hparams.mom2_adjustment:
+            self.moment(layer)  # missing statistics show at once
         found = self.search(request, layer, progress)
-        lookup = self.look_up(request, layer)
-        if self.hparams.save_keys:
-            direction_K = whitened(lookup.mean_K, moment_KK)
-            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
+        (lookup,) = self.look_up([request], layer)
+        self._dump(layer, lookup)
         return self.update(layer, found, lookup)
+
+    def _key_and_direction(self, layer: int, lookup: Lookup, hparams: ROMEHyperParams) -> tuple[Tensor, Tensor]:
+        """k and u, float64 (K)."""
+        moment_KK = self.moment(layer) if hparams.mom2_adjustment else None
+        key_K = lookup.mean_K if hparams.if_c_rome else lookup.plain_K
+        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
+
+    def _dump(self, layer: int, lookup: Lookup) -> None:
+        """Upstream's key dumps, when `save_keys` asks for them."""
+        if self.hparams.save_keys:
+            direction_K = whitened(lookup.mean_K, self.moment(layer) if self.hparams.mom2_adjustment else None)
+            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
