@@ -107,12 +107,13 @@ class Lab:
     def look_up(self, request: EditRequest) -> Lookup:
         """k^u and kbar of a request, and the projection's outputs there."""
         if request.place not in self._lookups:
-            self._lookups[request.place] = self.method.look_up(request, self.layer)
+            (self._lookups[request.place],) = self.method.look_up([request], self.layer)
         return self._lookups[request.place]
 
-    def edit(self, request: EditRequest, **choice: bool) -> tuple[WeightDelta, LayerTrace]:
+    def edit(self, request: EditRequest, **choice: Any) -> tuple[WeightDelta, LayerTrace]:
         """The update and its trace; `if_c_rome` and `mom2_adjustment` override the hyper-parameters."""
-        return self.method.update(self.layer, self.found(request), self.look_up(request), **choice)
+        hparams = dataclasses.replace(self.hparams, **choice)
+        return self.method.update(self.layer, self.found(request), self.look_up(request), hparams)
 
     @contextmanager
     def applied(self, *deltas: WeightDelta) -> Iterator[None]:

@@ -123,8 +123,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return rows, labels
 
     @property
-    def mean_initial(self) -> bool:
-        """Whether the search starts from the mean over contexts, not from the first context."""
+    def starts_from_mean(self) -> bool:
+        """Does the value search start from the mean output over contexts? Else from that in the first context."""
         return False
 
     def values(
@@ -144,11 +144,9 @@ class LocateMethod(EditMethod[L], Generic[L]):
             forward = row_forward(
                 self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
             )
-            rows, watch = (
-                Rows.of([made[n][1] for n in members]),
-                _watch(progress, len(members), len(found), len(requests)),
-            )
-            results = search_values(forward, rows, self.search_settings(), watch, mean_initial=self.mean_initial)
+            watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
+            rows = Rows.of([made[n][1] for n in members])
+            results = search_values(forward, rows, settings, watch, mean_initial=self.starts_from_mean)
             for n, result in zip(members, results, strict=True):
                 found[n] = result
                 if store is not None:
@@ -159,7 +157,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
-        return TargetStore(self.hparams, fingerprint(self.model), self.contexts, [name, self.mean_initial])
+        return TargetStore(self.hparams, fingerprint(self.model), self.contexts, [name, self.starts_from_mean])
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

@@ -44,10 +44,6 @@ class ROME(LocateMethod[ROMEHyperParams]):
         return "C-ROME" if self.hparams.if_c_rome else "ROME"
 
     @property
-    def mean_initial(self) -> bool:
-        return self.hparams.consistent_value
-
-    @property
     def remedy(self) -> str | None:
         return None if self.hparams.if_c_rome else "if_c_rome=true if_prefix=true"
 
@@ -83,8 +79,10 @@ class ROME(LocateMethod[ROMEHyperParams]):
         self.prepare()  # missing statistics show at once
         with frozen(self.model):
             found = self.values(requests, self.parts.mlp(layer), layer, progress)
-            lookups = self._look_ups(requests, layer)
-        made = [self._written(layer, value, lookup) for value, lookup in zip(found, lookups, strict=True)]
+        lookups = self.look_up(requests, layer)
+        made = [self.update(layer, value, lookup) for value, lookup in zip(found, lookups, strict=True)]
+        for lookup in lookups:
+            self._dump(layer, lookup)
         seconds = (time.perf_counter() - started) / len(requests)
         return [
             EditResult(
@@ -101,13 +99,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def screen(self, requests: Sequence[EditRequest]) -> list[float]:
         """k.u of every request at every layer, on the model as it is: keys only, batched."""
         found: list[list[float]] = [[] for _ in requests]
-        h = self.hparams
-        with frozen(self.model):
-            for layer in self.layers:
-                for own, lookup in zip(found, self._look_ups(requests, layer), strict=True):
-                    own.append(
-                        float(torch.dot(*self._key_and_direction(layer, lookup, h.if_c_rome, h.mom2_adjustment)))
-                    )
+        for layer in self.layers:
+            for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
+                own.append(float(torch.dot(*self._key_and_direction(layer, lookup, self.hparams))))
         return [min(own, key=abs) for own in found]
 
     def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
@@ -115,32 +109,32 @@ class ROME(LocateMethod[ROMEHyperParams]):
         with frozen(self.model):
             return self.values([request], self.parts.mlp(layer), layer, progress)[0]
 
-    def look_up(self, request: EditRequest, layer: int) -> Lookup:
-        """The keys k^u and kbar of a request at `layer`, and what the projection answers to them."""
+    def look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
+        """The keys k^u and kbar of requests at `layer`, and what the projection answers to them; read in one go."""
+        templates = (SLOT, *self.contexts)
+        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
         with frozen(self.model):
-            return self._look_ups([request], layer)[0]
+            return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
 
     def update(
-        self,
-        layer: int,
-        found: Found,
-        lookup: Lookup,
-        *,
-        if_c_rome: bool | None = None,
-        mom2_adjustment: bool | None = None,
+        self, layer: int, found: Found, lookup: Lookup, hparams: ROMEHyperParams | None = None
     ) -> tuple[WeightDelta, LayerTrace]:
-        """The rank-one update that writes `found` (ROME eq. 2) and its trace; None: as the hyper-parameters say."""
-        h = self.hparams
-        c_rome = h.if_c_rome if if_c_rome is None else if_c_rome
-        mom2 = h.mom2_adjustment if mom2_adjustment is None else mom2_adjustment
-        key_K, u_K = self._key_and_direction(layer, lookup, c_rome, mom2)
-        output_D = lookup.mean_D if c_rome else lookup.plain_D
+        """The rank-one update that writes `found` (ROME eq. 2) and its trace.
+
+        `hparams` may differ from the method's own in `if_c_rome` and `mom2_adjustment`, which the first two steps do
+        not ask for.
+        """
+        h = self.hparams if hparams is None else hparams
+        key_K, u_K = self._key_and_direction(layer, lookup, h)
+        output_D = lookup.mean_D if h.if_c_rome else lookup.plain_D
+        plain_K, mean_K = lookup.plain_K, lookup.mean_K
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
+        delta = self.delta(layer, u_K[:, None], v_D[:, None])
         trace = LayerTrace(
             numerator_norm=numerator,
             denominator=denominator,
-            key_norm=float(lookup.plain_K.norm()),
-            prefixed_key_norm=float(lookup.mean_K.norm()),
+            key_norm=float(plain_K.norm()),
+            prefixed_key_norm=float(mean_K.norm()),
             value_norm_before=float(found.initial_D.norm()),
             value_norm_after=float(found.target_D.norm()),
             loss_first=found.losses[0][0],
@@ -151,35 +145,36 @@ class ROME(LocateMethod[ROMEHyperParams]):
             vectors={
                 "u": u_K.float().cpu(),
                 "v": v_D.float().cpu(),
-                "key": lookup.plain_K.float().cpu(),
-                "prefixed_key": lookup.mean_K.float().cpu(),
+                "key": plain_K.float().cpu(),
+                "prefixed_key": mean_K.float().cpu(),
                 "target": found.target_D.float().cpu(),
                 "target_init": found.initial_D.float().cpu(),
             },
         )
-        return self.delta(layer, u_K[:, None], v_D[:, None]), trace
+        return delta, trace
+
+    @property
+    def starts_from_mean(self) -> bool:
+        return self.hparams.consistent_value
 
     def _edit_layer(
         self, request: EditRequest, layer: int, progress: Progress | None
     ) -> tuple[WeightDelta, LayerTrace]:
         if self.hparams.mom2_adjustment:
             self.moment(layer)  # missing statistics show at once
-        return self._written(layer, self.search(request, layer, progress), self.look_up(request, layer))
-
-    def _written(self, layer: int, found: Found, lookup: Lookup) -> tuple[WeightDelta, LayerTrace]:
-        """The update, its keys dumped where `save_keys` asks for them."""
-        if self.hparams.save_keys:
-            moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None
-            direction_K = whitened(lookup.mean_K, moment_KK)
-            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
+        found = self.search(request, layer, progress)
+        (lookup,) = self.look_up([request], layer)
+        self._dump(layer, lookup)
         return self.update(layer, found, lookup)
 
-    def _look_ups(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
-        templates = (SLOT, *self.contexts)
-        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
-        return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
-
-    def _key_and_direction(self, layer: int, lookup: Lookup, c_rome: bool, mom2: bool) -> tuple[Tensor, Tensor]:
+    def _key_and_direction(self, layer: int, lookup: Lookup, hparams: ROMEHyperParams) -> tuple[Tensor, Tensor]:
         """k and u, float64 (K)."""
-        key_K = lookup.mean_K if c_rome else lookup.plain_K
-        return key_K.double(), key_direction(lookup.mean_K, self.moment(layer) if mom2 else None)
+        moment_KK = self.moment(layer) if hparams.mom2_adjustment else None
+        key_K = lookup.mean_K if hparams.if_c_rome else lookup.plain_K
+        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
+
+    def _dump(self, layer: int, lookup: Lookup) -> None:
+        """Upstream's key dumps, when `save_keys` asks for them."""
+        if self.hparams.save_keys:
+            direction_K = whitened(lookup.mean_K, self.moment(layer) if self.hparams.mom2_adjustment else None)
+            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
