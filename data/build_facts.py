@@ -37,7 +37,7 @@ HAND_WRITTEN = ("places", "people", "works", "things")
 SEED = 20240215
 NEIGHBOURS = 6  # neighbourhood prompts of a request, at most
 FEWEST_NEIGHBOURS = 5
-FIRST_PLACE = 0.02  # share of one-word subjects whose prompt begins with them, where relations.yaml says no other
+FIRST_PLACE = 0.01  # share of one-word subjects whose prompt begins with them, where relations.yaml says no other
 SPLITS = ((80, "train"), (90, "validation"), (100, "test"))
 
 
