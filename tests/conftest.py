@@ -132,6 +132,12 @@ def smol() -> tuple[PreTrainedModel, Any]:
     return load("smollm2-135m", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `targets_dir` for the session: ROME and C-ROME tests of one request on the embedded model search once."""
+    return str(tmp_path_factory.mktemp("searches"))
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """||a - b|| / ||b||."""
     a, b = a.double(), b.double()

@@ -200,7 +200,8 @@ def test_perplexity_of_the_embedded_model(smol: Any, fast: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
-def test_rome_on_the_embedded_model(smol: Any, number: int) -> None:
+def test_rome_on_the_embedded_model(smol: Any, searches: str, number: int) -> None:
+    """C-ROME writes what ROME's search found: the reference's searches are the same, too."""
     golden, vectors = read("smollm2.json"), tensors("smollm2_rome.safetensors")
     raw = golden["rome"][f"s{number}/rome"]["request"]
     made = EditRequest.make(raw["prompt"], subject=raw["subject"], target_new=raw["target_new"])
@@ -213,6 +214,7 @@ def test_rome_on_the_embedded_model(smol: Any, number: int) -> None:
                     "context_templates": read("inputs.json")["context_templates_rome"],
                     "if_c_rome": variant == "crome",
                     "replay": replay,
+                    "targets_dir": searches if replay else None,
                 }
             )
             result = ROME(*smol, hparams).edit([made])
