@@ -17,8 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from easyeditor.errors import OutputError
-from easyeditor.files import check_place, discard
+from easyeditor.files import whole_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -192,13 +191,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[str]:
     written: Mapping[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
     for kind, metadata in written.items():
         path = folder / f"{name}.{kind}"
-        part = path.with_name(path.name + ".part")
-        check_place(path)
-        try:
-            with matplotlib.rc_context(STYLE):
-                figure.savefig(part, format=kind, metadata=metadata)
-            part.replace(path)
-        except OSError as error:
-            discard(part)
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with whole_file(path) as part, matplotlib.rc_context(STYLE):
+            figure.savefig(part, format=kind, metadata=metadata)
     return [f"{name}.{kind}" for kind in written]
