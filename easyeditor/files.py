@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or none of it. Raises OutputError (disk full, read-only folder)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, for what is no text."""
     check_place(path)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as sink:
-            sink.write(text)
+        with open(part, "wb") as sink:
+            sink.write(content)
             sink.flush()
             os.fsync(sink.fileno())
         part.replace(path)
