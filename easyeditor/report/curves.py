@@ -26,6 +26,7 @@ from easyeditor.report.canvas import (
     heading,
     legend_above,
     log_scale,
+    log_ticks,
     new_figure,
     values_of,
 )
@@ -37,12 +38,15 @@ ROWS, COLUMNS = 240, 200
 
 
 def curve(run: Run) -> tuple[list[int], list[float]]:
-    """(edits made, perplexity of the model that holds them), from 0 edits; what was not measured is left out.
+    """(edits made, perplexity of the model that went on from there), from 0 edits; what was not measured is left out.
 
-    An edit that the guard took back never stayed in the model, so it is no point of the curve.
+    An edit that the guard took back is no point. Edits of one batch were made and measured together: one point.
     """
     points: dict[int, float] = {0: run.base} if run.base is not None else {}
-    points |= {edit.step: edit.ppl for edit in run.edits if edit.ppl is not None and edit.guard in (None, "keep")}
+    for edit, following in zip(run.edits, [*run.edits[1:], None], strict=True):
+        same = following is not None and (following.ppl_before, following.ppl) == (edit.ppl_before, edit.ppl)
+        if edit.left_ppl is not None and not (edit.mode == "batch" and same):
+            points[edit.step] = edit.left_ppl
     points |= {seen.after: seen.ppl for seen in run.evaluations if seen.ppl is not None}
     steps = sorted(points)
     return steps, [points[step] for step in steps]
@@ -69,10 +73,10 @@ def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
     axes.set_xlim(left=0, right=max(1, *(steps[-1] for _, steps, _ in curves)) * 1.02)
     heading(figure, "Perplexity along sequences of edits", counted(len(curves), "run"))
     legend_above(axes, 1)
-    back = sum(edit.guard not in (None, "keep") for run, *_ in curves for edit in run.edits)
+    back = sum(edit.guard.endswith("taken back") for run, *_ in curves for edit in run.edits)
     caption = "0 edits is the unedited model. Star: the first model above the threshold. Dot: the end of a run, or a "
     caption += "model whose perplexity is not finite (in the band at the top edge)."
-    caption += f" {counted(back, 'edit')} that the guard took back or made again left out." if back else ""
+    caption += f" {counted(back, 'edit')} that the guard took back left out." if back else ""
     caption += " The runs have different thresholds; the lowest is drawn." if len(limits) > 1 else ""
     return finish(figure, name, "Perplexity along sequences of edits", caption)
 
@@ -172,7 +176,7 @@ def _grouped(grid: Grid) -> tuple[Grid, int, int]:
 
 
 PANELS = (
-    ("loss", (("edit_loss", "edit loss"), ("locality_loss", "locality loss"), ("loss", "total loss"))),
+    ("loss", (("edit_loss", "edit loss"), ("locality_loss", "locality loss"), ("total_loss", "total loss"))),
     ("accuracy", (("edit_acc", "edit accuracy"), ("locality_acc", "locality"))),
     ("drawdown", (("locality_drawdown", "locality drawdown"),)),
 )
@@ -196,6 +200,7 @@ def training_figure(run: Run, name: str) -> Drawn | None:
             axes.set_ylim(-0.03, 1.03)
         elif title == "loss" and all(np.all(line.get_ydata() > 0) for line in axes.lines):
             axes.set_yscale("log")
+            log_ticks(axes.yaxis, *axes.get_ylim())
         elif title == "drawdown" and all(np.all(line.get_ydata() >= 0) for line in axes.lines):
             axes.set_ylim(0, 1.08 * max(1e-9, *(float(np.max(line.get_ydata())) for line in axes.lines)))
         legend_above(axes, 2)

@@ -29,7 +29,9 @@ PARTS = ("edit", "metrics", "perplexity", "total")
 class Edit:
     """What the report needs of one edit. Accuracies are means over the request's prompts, None where it has none.
 
-    `denominator` is the one of smallest size over the edited layers; `layer` and `numerator` belong to it.
+    `denominator` is the one of smallest size over the edited layers; `layer` and `numerator` belong to it. `guard` says
+    what was done about a collapse; `left_ppl` is the perplexity of the model that went on from here, None when the edit
+    was taken back or nothing was measured.
     """
 
     index: int
@@ -52,7 +54,8 @@ class Edit:
     rephrase: float | None
     locality: float | None
     seconds: Mapping[str, float]
-    guard: str | None
+    guard: str
+    left_ppl: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +65,7 @@ class Evaluation:
 
     after: int
     ppl: float | None
-    collapsed: bool
+    collapsed: bool | None
     indexes: NDArray[np.int64]
     rewrite: Floats
     rephrase: Floats
@@ -89,7 +92,16 @@ class TrainingStep:
     values: Mapping[str, float]
 
 
-Line = Edit | Evaluation | Screened | TrainingStep
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A request that has no edit, and why."""
+
+    index: int
+    case_id: str
+    error: str
+
+
+Line = Edit | Evaluation | Screened | TrainingStep | Failed
 
 
 def read_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +164,8 @@ def edit_of(raw: Mapping[str, Any]) -> Edit:
     before, after = number(trace.get("value_norm_before")), number(trace.get("value_norm_after"))
     locality = [value for key, values in post["locality"].items() if key.endswith("_acc") for value in values]
     seconds = raw.get("seconds") or {"edit": raw["time"]}
-    guard = raw.get("guard")
+    ppl = _perplexity(post["ppl"], measured=collapse is not None)
+    guard, left_ppl = _guard(raw.get("guard"), ppl)
     return Edit(
         index=int(raw.get("index", 0)),
         step=int(raw.get("step", 1)),
@@ -163,7 +176,7 @@ def edit_of(raw: Mapping[str, Any]) -> Edit:
         target_new=str(request["target_new"]),
         method=str(raw["method"]),
         ppl_before=_perplexity(raw["pre"].get("ppl"), measured=collapse is not None),
-        ppl=_perplexity(post["ppl"], measured=collapse is not None),
+        ppl=ppl,
         collapsed=None if collapse is None else bool(collapse["collapsed"]),
         limit=None if collapse is None else number(collapse["limit"]),
         layer=layer,
@@ -174,7 +187,8 @@ def edit_of(raw: Mapping[str, Any]) -> Edit:
         rephrase=_mean(post.get("rephrase_acc")),
         locality=_mean(locality),
         seconds={part: float(seconds[part]) for part in PARTS if seconds.get(part) is not None},
-        guard=None if not guard else str(guard["action"]),
+        guard=guard,
+        left_ppl=left_ppl,
     )
 
 
@@ -185,6 +199,20 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"expected a number, found {value!r}")
     return float(value)
+
+
+def _guard(guard: Mapping[str, Any] | None, ppl: float | None) -> tuple[str, float | None]:
+    """What the guard did, in words, and the perplexity of the model that went on; `ppl` is the edit's own."""
+    if not guard:
+        return "", ppl
+    action = str(guard["action"])
+    if not guard.get("kept", action == "keep"):
+        return f"{action}: taken back", None
+    again = guard.get("record")
+    if again is None:
+        return action, ppl
+    left = _perplexity(again["post"]["ppl"], measured=again["collapse"] is not None)
+    return f"{action}: done again, stands", left
 
 
 def _perplexity(value: Any, *, measured: bool) -> float | None:
@@ -215,7 +243,7 @@ def _mean(values: Any) -> float | None:
 
 
 def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
-    retention, collapsed = raw["retention"], bool(raw["collapsed"])
+    retention, collapsed = raw["retention"], raw["collapsed"]
 
     def column(key: str) -> Floats:
         values = [_mean(row.get(key)) for row in retention]
@@ -223,8 +251,8 @@ def _evaluation(raw: Mapping[str, Any]) -> Evaluation:
 
     return Evaluation(
         after=int(raw["after"]),
-        ppl=_perplexity(raw["ppl"], measured=collapsed),
-        collapsed=collapsed,
+        ppl=_perplexity(raw["ppl"], measured=bool(collapsed)),
+        collapsed=None if collapsed is None else bool(collapsed),
         indexes=np.array([int(row["index"]) for row in retention], dtype=np.int64),
         rewrite=column("rewrite_acc"),
         rephrase=column("rephrase_acc"),
@@ -254,10 +282,15 @@ def _training(raw: Mapping[str, Any]) -> TrainingStep:
     return TrainingStep(validation=raw["kind"] == "validation", step=int(raw["step"]), values=values)
 
 
+def _failed(raw: Mapping[str, Any]) -> Failed:
+    return Failed(index=int(raw["index"]), case_id=str(raw["case_id"]), error=" ".join(str(raw["error"]).split()))
+
+
 PARSERS: dict[str, Callable[[Mapping[str, Any]], Line]] = {
     "edit": edit_of,
     "evaluation": _evaluation,
     "screen": _screened,
+    "failed": _failed,
     "train": _training,
     "validation": _training,
 }

@@ -14,11 +14,13 @@ from easyeditor.files import read_json
 from easyeditor.report.journal import (
     Edit,
     Evaluation,
+    Failed,
     Screened,
     TrainingStep,
     parse_line,
     read_lines,
 )
+from easyeditor.report.verdict import TYPICAL_DENOMINATOR
 
 JOURNALS = ("results.jsonl", "results.rank*.jsonl", "log.jsonl")
 NEEDS = "it needs results.jsonl (mass_edit.py), result.json (single_case_edit.py) or log.jsonl (pretrain_mend.py)"
@@ -37,6 +39,7 @@ class Run:
     evaluations: tuple[Evaluation, ...] = ()
     screened: tuple[Screened, ...] = ()
     training: tuple[TrainingStep, ...] = ()
+    failed: tuple[Failed, ...] = ()
     notes: tuple[str, ...] = ()
 
     def setting(self, name: str) -> Any:
@@ -48,12 +51,14 @@ class Run:
         """single, sequential, batch, screen or training."""
         if self.edits:
             return self.edits[0].mode
-        return str(self.setting("mode") or ("training" if self.training else "screen" if self.screened else "single"))
+        return "training" if self.training else "screen" if self.screened else str(self.setting("mode") or "?")
 
     @property
     def method(self) -> str:
         """The method's title as the records have it (C-ROME, not ROME with a flag)."""
-        return self.edits[0].method if self.edits else str(self.setting("alg_name") or self.setting("alg") or "?")
+        if self.edits:
+            return self.edits[0].method
+        return str(self.manifest.get("method") or self.setting("alg_name") or self.setting("alg") or "?")
 
     @property
     def model(self) -> str:
@@ -71,7 +76,7 @@ class Run:
         """The dataset as the manifest names it."""
         data = self.manifest.get("data")
         if isinstance(data, Mapping):
-            data = data.get("path") or data.get("name")
+            data = data.get("path") or data.get("source") or data.get("name")
         return str(data or self.manifest.get("data_path") or "")
 
     @property
@@ -87,6 +92,12 @@ class Run:
         if not self.edits or (self.mode != "single" and self.edits[0].step != 1):
             return None
         return self.edits[0].ppl_before
+
+    @property
+    def screen_threshold(self) -> float:
+        """The |denominator| below which a collapse is foretold: the run's own, else the typical one."""
+        found = self.setting("screen_threshold")
+        return float(found) if isinstance(found, (int, float)) else TYPICAL_DENOMINATOR
 
     @property
     def threshold(self) -> float | None:
@@ -129,11 +140,14 @@ def load_run(folder: Path) -> Run:
     evaluations = {line.after: line for line in lines if isinstance(line, Evaluation)}
     screened = {line.index: line for line in lines if isinstance(line, Screened)}
     training = [line for line in lines if isinstance(line, TrainingStep)]
-    if not (edits or evaluations or screened or training):
+    failed = {line.index: line for line in lines if isinstance(line, Failed)}
+    if not lines:
         raise DataError(f"{journals[0] if journals else single}: holds no whole record yet; nothing to report")
-    finished = (folder / "summary.json").is_file() or not journals or bool(training)
-    if not finished:
-        notes.append(f"{folder}: no summary.json, so the run has not ended; the report covers what is recorded so far")
+    if failed:
+        first = failed[min(failed)]
+        which = f"#{first.index} ({first.case_id}): {first.error}"
+        notes.append(f"{folder}: {len(failed)} requests could not be edited; the first is {which}")
+    finished = not journals or bool(training) or _complete(folder / "summary.json", notes)
     run = Run(
         folder=folder,
         label="",
@@ -143,10 +157,23 @@ def load_run(folder: Path) -> Run:
         edits=tuple(edits),
         evaluations=tuple(evaluations[after] for after in sorted(evaluations)),
         screened=tuple(screened[index] for index in sorted(screened)),
+        failed=tuple(failed[index] for index in sorted(failed)),
         training=tuple(sorted(training, key=lambda line: line.step)),
         notes=tuple(notes),
     )
     return replace(run, label=" / ".join(part for part in (run.method, run.model, run.data) if part))
+
+
+def _complete(path: Path, notes: list[str]) -> bool:
+    """Whether a mass edit came to its end, by its summary."""
+    if not path.is_file():
+        notes.append(f"{path.parent}: no summary.json, so the run has not ended; this is what is recorded so far")
+        return False
+    summary = read_json(path)
+    if isinstance(summary, dict) and summary.get("complete", True) is False:
+        notes.append(f"{path.parent}: stopped before its last request (summary.json)")
+        return False
+    return True
 
 
 def _described(path: Path, notes: list[str]) -> Mapping[str, Any]:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from html import escape
 
 from easyeditor.report.canvas import Drawn
-from easyeditor.report.render import NUMERIC, shown
+from easyeditor.report.render import NUMERIC, cut, shown
 from easyeditor.report.tables import Table
 
 LONGEST = 500
 """Rows of a table on the page; all of them are in its CSV file."""
+WIDEST = 300
+"""Characters of a text in a table on the page; all of it is in the CSV file."""
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #5a5a5a; --paper: #ffffff; --line: #d4d4d4; --tint: #f4f4f4;
@@ -117,11 +119,15 @@ def _table(table: Table) -> str:
     for row in table.rows[:LONGEST]:
         cells = zip(row, table.columns, kinds, strict=True)
         body.append(
-            "<tr>" + "".join(f"<td{k} data-v{_raw(v)}>{escape(shown(v, c))}</td>" for v, c, k in cells) + "</tr>"
+            "<tr>"
+            + "".join(f"<td{k} data-v{_raw(v)}>{escape(cut(shown(v, c), WIDEST))}</td>" for v, c, k in cells)
+            + "</tr>"
         )
     notes = [table.note] if table.note else []
     if len(table.rows) > LONGEST:
         notes.append(f"The first {LONGEST:,} of {len(table.rows):,} rows; all are in tables/{table.name}.csv.")
+    if any(isinstance(value, str) and len(value) > WIDEST for row in table.rows[:LONGEST] for value in row):
+        notes.append(f"Texts are cut after {WIDEST} characters; tables/{table.name}.csv has all of them.")
     return (
         f'<h2 id="{escape(table.name)}">{escape(table.title)}</h2>\n<div class="wide"><table class="sortable"><thead>'
         f"<tr>{heads}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
@@ -135,4 +141,4 @@ def _raw(value: object) -> str:
         return '=""'
     if isinstance(value, float) and not math.isfinite(value):
         return '="Infinity"'
-    return f'="{escape(str(value))}"'
+    return f'="{escape(cut(str(value), WIDEST))}"'

@@ -45,6 +45,11 @@ def shown(value: Any, column: Column) -> str:
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def cut(text: str, longest: int) -> str:
+    """`text`, or its beginning and an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def without_run(table: Table) -> Table:
     """The table less its column of run labels, for a report on one run."""
     if not table.columns or table.columns[0].title != "run":
@@ -77,8 +82,7 @@ def _cell(value: Any, column: Column) -> Text:
 
 def _printable(text: str) -> str:
     """At most 72 characters, none of them a control character, which a terminal would obey."""
-    text = text if len(text) <= 72 else text[:71] + "…"
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() else "\ufffd" for c in cut(text, 72))
 
 
 def to_csv(table: Table) -> str:
@@ -116,7 +120,9 @@ def to_latex(table: Table, longest: int = 200) -> str:
         "\\midrule",
     ]
     for row in table.rows[:longest]:
-        cells = (latex_escaped(shown(value, column)) for value, column in zip(row, table.columns, strict=True))
+        cells = (
+            latex_escaped(cut(shown(value, column), 300)) for value, column in zip(row, table.columns, strict=True)
+        )
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
     if len(table.rows) > longest:

@@ -29,7 +29,6 @@ from easyeditor.report.canvas import (
 )
 from easyeditor.report.journal import Edit
 from easyeditor.report.load import Run
-from easyeditor.report.verdict import TYPICAL_DENOMINATOR
 
 Judged = tuple[Edit, float]
 """An edit and its perplexity (infinity: not finite)."""
@@ -65,7 +64,7 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
         return None
     sizes = [abs(edit.denominator or 0.0) for edit, _ in both]
     positive = [size for size in sizes if size > 0]
-    shown = [*positive, TYPICAL_DENOMINATOR]
+    shown, limit = [*positive, run.screen_threshold], run.screen_threshold
     spread = max(max(shown) / min(shown), 10.0)
     left, right = min(shown) / spread**0.08, max(shown) * spread**0.08
     figure = new_figure()
@@ -75,9 +74,7 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     axes.set_xlim(left, right)
     log_ticks(axes.xaxis, left, right)
     _reference_lines(axes, run)
-    axes.axvline(
-        TYPICAL_DENOMINATOR, color=BLACK, lw=1.0, ls="-.", label=f"typical denominator > {TYPICAL_DENOMINATOR:g}"
-    )
+    axes.axvline(limit, color=BLACK, lw=1.0, ls="-.", label=f"collapse foretold below {limit:g}")
     places = [size if size > 0 else left for size in sizes]
     _points(axes, places, both, scale)
     axes.set_xlabel("|denominator| of the update (smallest over the edited layers)")
@@ -86,7 +83,7 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     legend_above(axes, 3)
     _name_worst(axes, both, places, scale, worst)
     zero, lost = len(sizes) - len(positive), len(_judged(run.edits)) - len(both)
-    caption = _rule(both)
+    caption = _rule(both, limit)
     caption += f" {counted(zero, 'denominator')} of exactly 0 drawn at the left edge." if zero else ""
     caption += f" {counted(lost, 'edit')} without a denominator left out." if lost else ""
     return finish(figure, name, "Denominator against perplexity", caption)
@@ -150,11 +147,11 @@ def _caption(run: Run, judged: Sequence[Judged], named: int) -> str:
     return text
 
 
-def _rule(both: Sequence[Judged]) -> str:
-    small = [abs(edit.denominator or 0.0) < TYPICAL_DENOMINATOR for edit, _ in both]
+def _rule(both: Sequence[Judged], limit: float) -> str:
+    small = [abs(edit.denominator or 0.0) < limit for edit, _ in both]
     hit = sum(low and bool(edit.collapsed) for low, (edit, _) in zip(small, both, strict=True))
     collapsed = sum(bool(edit.collapsed) for edit, _ in both)
     return (
-        f"{counted(len(both), 'edit')}: {sum(small):,} with |denominator| < {TYPICAL_DENOMINATOR:g}, {hit:,} of them "
+        f"{counted(len(both), 'edit')}: {sum(small):,} with |denominator| < {limit:g}, {hit:,} of them "
         f"collapsed; {collapsed:,} collapsed in all."
     )

@@ -13,6 +13,8 @@ from easyeditor.report.journal import PARTS, Edit
 from easyeditor.report.load import Run
 from easyeditor.report.verdict import TYPICAL_DENOMINATOR
 
+_YES = {None: "", True: "yes", False: "no"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -90,11 +92,11 @@ def prediction_table(runs: Sequence[Run]) -> Table:
         collapsed = {edit.index: edit.collapsed for edit in run.edits if edit.collapsed is not None}
         screen = {line.index: line.prediction for line in run.screened}
         small = {
-            edit.index: abs(edit.denominator) < TYPICAL_DENOMINATOR
+            edit.index: abs(edit.denominator) < run.screen_threshold
             for edit in run.edits
             if edit.denominator is not None
         }
-        for source, told in (("screen", screen), (f"own |denominator| < {TYPICAL_DENOMINATOR:g}", small)):
+        for source, told in (("screen", screen), (f"own |denominator| < {run.screen_threshold:g}", small)):
             pairs = [(said, bool(collapsed[index])) for index, said in told.items() if index in collapsed]
             if pairs:
                 rows.append((run.label, source, *agreement(pairs)))
@@ -152,7 +154,7 @@ def retention_table(runs: Sequence[Run]) -> Table:
             run.label,
             seen.after,
             seen.ppl,
-            "yes" if seen.collapsed else "no",
+            _YES[seen.collapsed],
             *(mean(_known(values)) for values in (seen.rewrite, seen.rephrase, seen.locality)),
         )
         for run in runs
@@ -236,15 +238,16 @@ _EDIT_COLUMNS: tuple[tuple[str, str, Callable[[Edit], Any]], ...] = (
     ("efficacy", "percent", lambda e: e.rewrite),
     ("generalization", "percent", lambda e: e.rephrase),
     ("locality", "percent", lambda e: e.locality),
-    ("guard", "text", lambda e: e.guard or ""),
+    ("guard", "text", lambda e: e.guard),
 )
 
 
 def edits_table(runs: Sequence[Run]) -> Table:
     """Every edit, one row each."""
     extra: tuple[tuple[str, str, Callable[[Edit], Any]], ...] = (
-        ("collapsed", "text", lambda e: {None: "", True: "yes", False: "no"}[e.collapsed]),
+        ("collapsed", "text", lambda e: _YES[e.collapsed]),
         ("perplexity before", "perplexity", lambda e: e.ppl_before),
+        ("perplexity left by the guard", "perplexity", lambda e: e.left_ppl),
         *((f"{part} time", "seconds", lambda e, part=part: e.seconds.get(part)) for part in PARTS),
     )
     return _edit_rows("edits", "All edits", (*_EDIT_COLUMNS, *extra), ((r.label, e) for r in runs for e in r.edits))
@@ -286,7 +289,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return Table(
         name="summary",
         title="What was run",
-        columns=(Column(title=""), *(Column(title=run.label) for run in runs)),
+        columns=(Column(title="what"), *(Column(title=run.label) for run in runs)),
         rows=tuple((key, *(fact[key] for fact in facts)) for key in facts[0] if any(fact[key] for fact in facts)),
     )
 
@@ -313,6 +316,8 @@ def _facts(run: Run) -> dict[str, str]:
         "data sha256": run.data_sha256,
         "perplexity sentences": str(sentences.get("name") or "") if isinstance(sentences, Mapping) else "",
         "seed": str(run.manifest.get("seed", run.setting("seed")) if run.manifest or run.config else ""),
+        "requests selected": str(run.manifest.get("selected") or ""),
+        "requests without an edit": f"{len(run.failed):,}" if run.failed else "",
         "edits recorded": f"{len(run.edits):,}" if run.edits else "",
         "collapsed": f"{collapsed:,} of {judged:,} ({collapsed / judged:.1%})" if judged else "",
         "perplexity of the unedited model": "" if run.base is None else shown_perplexity(run.base),
@@ -321,7 +326,7 @@ def _facts(run: Run) -> dict[str, str]:
         "evaluations": f"{len(run.evaluations):,}" if run.evaluations else "",
         "screened requests": f"{len(run.screened):,}" if run.screened else "",
         "training steps logged": f"{sum(not t.validation for t in run.training):,}" if run.training else "",
-        "ended": "yes" if run.finished else "no (no summary.json yet)",
+        "ended": "yes" if run.finished else "no",
         "begun (UTC)": str(run.manifest.get("time_utc") or ""),
         "machine": " · ".join(str(run.manifest[k]) for k in ("platform", "device", "cpus") if run.manifest.get(k)),
         "versions": ", ".join(f"{name} {version}" for name, version in names.items() if version),
