@@ -22,7 +22,7 @@ from fake_runs import edit_line, screen_lines, sequential_lines, single_lines, t
 from easyeditor import cli
 from easyeditor.errors import DataError, OutputError
 from easyeditor.report import __main__ as script
-from easyeditor.report import build, canvas, curves, scatter, tables
+from easyeditor.report import build, canvas, curves, facts, scatter, tables
 from easyeditor.report.load import load_run, load_runs
 from easyeditor.report.page import LONGEST
 from easyeditor.report.render import latex_escaped, to_csv, to_latex
@@ -161,7 +161,7 @@ def test_a_single_case_edit_is_a_run_of_one(tmp_path: Path) -> None:
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", [edit_line(0)]))
-    assert tables.command_line(run) == "python mass_edit.py --data 'data/facts 1.json'"
+    assert facts.command_line(run) == "python mass_edit.py --data 'data/facts 1.json'"
 
 
 def test_only_screened(tmp_path: Path) -> None:
@@ -374,7 +374,13 @@ def test_the_same_run_gives_the_same_pictures_and_leaves_settings_alone(tmp_path
 
     run = load_run(write_run(tmp_path / "run", six_edits()))
     before = dict(matplotlib.rcParams)
-    first, second = (build.draw([run])[0] for _ in range(2))
+    drawn = []
+    for _ in range(2):
+        with canvas.styled():
+            drawn.append(scatter.perplexity_figure(run, "p"))
+    first, second = drawn
+    assert first is not None
+    assert second is not None
     assert dict(matplotlib.rcParams) == before
     assert first.svg == second.svg
     assert first.png == second.png
@@ -456,9 +462,9 @@ def test_a_second_report_replaces_the_first(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_report_loads_no_torch(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", sequential_lines(3, every=2))
+    run = write_run(tmp_path / "run", screen_lines(six_edits()))
     code = (
-        "import sys; from easyeditor.report.__main__ import main; main();"
+        "import sys; from easyeditor.report.__main__ import main; main(); import easyeditor.report.scatter;"
         "print(sorted({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(run)]

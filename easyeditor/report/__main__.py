@@ -27,6 +27,7 @@ LEFT_OUT = ("step", "case id", "prompt", "numerator", "generalization", "localit
 
 
 def arguments() -> argparse.Namespace:
+    """The flags."""
     p = parser(__doc__ or "")
     p.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
     p.add_argument("--output", metavar="DIR", type=Path, help="report folder (default for one run: RUN/report)")
@@ -36,6 +37,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Read the runs, write the report, print the short tables; returns the exit code."""
     args = arguments()
     if args.output is None and len(args.runs) > 1:
         raise ConfigError(f"{len(args.runs)} runs need --output DIR, the folder of their common report")

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
@@ -82,8 +83,8 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Drawn:
     """Both pictures of a figure, without dates in them."""
     _freeze(figure)
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # `savefig` would draw everything twice
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return Drawn(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
 
 
