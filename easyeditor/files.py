@@ -42,6 +42,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, for what is no text."""
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write one safetensors file, whole or not at all."""
     from safetensors import SafetensorError

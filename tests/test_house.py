@@ -300,6 +300,7 @@ LIGHT_MODULES = [
     "easyeditor.dataset.formats",
     "easyeditor.dataset.sentences",
     "easyeditor.methods.registry",
+    "easyeditor.report.load",
     "easyeditor.report.verdict",
     "easyeditor.runs.folder",
 ]
