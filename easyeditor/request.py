@@ -215,7 +215,11 @@ def is_text(value: Any) -> bool:
     """Is this a text with something visible in it that UTF-8 can hold?"""
     if not isinstance(value, str) or not value.strip():
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _check_encodable(value: str, where: str) -> None:

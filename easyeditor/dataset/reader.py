@@ -60,7 +60,7 @@ def read_dataset(source: str, *, skip_bad: bool = False) -> Dataset:
     path = Path(source)
     if path.is_file():
         raw, sha256 = _from_file(path)
-    elif path.is_dir() or not _looks_like_file(source):
+    elif _is_folder(source) or not _looks_like_file(source):
         raw, sha256 = _from_datasets(source)
     else:
         raise DataError(f"{source}: no such file")
@@ -148,6 +148,11 @@ def _lines(text: str) -> Iterator[Raw]:
             yield None, f"line {number} is not JSON ({error})"
 
 
+def _is_folder(source: str) -> bool:
+    """A folder, or a folder with a split behind a colon."""
+    return Path(source).is_dir() or Path(source.rpartition(":")[0] or "nowhere").is_dir()
+
+
 def _looks_like_file(source: str) -> bool:
     return Path(source).suffix.lower() in (".json", ".jsonl", ".ndjson") or source.startswith((".", "/", "~"))
 
@@ -156,7 +161,9 @@ def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
     """A folder that `save_to_disk` wrote, or a name on the hub (fetched by `datasets`); no code of theirs is run."""
     import datasets
 
-    name, _, split = (source, "", "") if Path(source).is_dir() else source.partition(":")
+    name, split = source, ""
+    if ":" in source and not Path(source).is_dir():
+        name, _, split = source.rpartition(":")
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # datasets, the hub client and pyarrow raise many kinds
