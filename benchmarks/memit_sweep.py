@@ -1,15 +1,16 @@
-"""MEMIT's layers and weight of the statistics (lambda) for one model: what each choice edits, and what it costs.
+"""MEMIT's layers, clamp and weight of the statistics (lambda) for one model: what each choice edits, what it costs.
 
-  python benchmarks/memit_sweep.py                    24 own facts on the embedded model: about 10 minutes
+  python benchmarks/memit_sweep.py                    24 own facts on the embedded model: about half an hour
 
-One batch of requests for every choice. The targets z depend on the last layer only, so they are searched once for each
-last layer and read back for the others. Statistics must be there for all layers named, or are collected first.
+One batch of requests for every choice. The targets z depend on the last layer and the clamp only, so they are searched once
+for each and read back for the others. Statistics must be there for all layers named, or are collected first.
 Columns: token-level accuracy on the rewritten prompts and their paraphrases, agreement on neighbours, perplexity.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import sys
@@ -31,6 +32,8 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0, help="which requests are drawn")
     p.add_argument("--layers", nargs="+", default=LAYERS)
     p.add_argument("--lambdas", type=float, nargs="+", default=LAMBDAS)
+    p.add_argument("--clamps", type=float, nargs="+", default=[0.75, 2.0], help="clamp_norm_factor of the search")
+    p.add_argument("--targets", metavar="DIR", help="keep the searches there (default: a temporary folder)")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
@@ -62,7 +65,7 @@ def main() -> None:
                     ppl = editor.perplexity()
                     said = [mean([s.rewrite.accuracy for s in before])]
                     said.append(mean([x.accuracy for s in before for x in s.rephrase]))
-                    print(f"| none | | {said[0]:.3f} | {said[1]:.3f} | 1.000 | {ppl.mean:.1f} | |", flush=True)
+                    print(f"| none | | | {said[0]:.3f} | {said[1]:.3f} | 1.000 | {ppl.mean:.1f} | |", flush=True)
                 result = editor.compute(requests)
                 with editor.applied(result):
                     after = [editor.score(r) for r in requests]
@@ -71,7 +74,7 @@ def main() -> None:
                 near = [x for r in records for key, xs in r["locality"].items() if key.endswith("_acc") for x in xs]
                 loss = mean([t[editor.method.layers[-1]].loss_last for t in result.traces])
                 print(
-                    f"| {layers} | {weight:g} | {mean([s.rewrite.accuracy for s in after]):.3f} | "
+                    f"| {layers} | {clamp:g} | {weight:g} | {mean([s.rewrite.accuracy for s in after]):.3f} | "
                     f"{mean([x.accuracy for s in after for x in s.rephrase]):.3f} | {mean(near):.3f} | "
                     f"{ppl.mean:.1f} | {loss:.3f} |",
                     flush=True,
