@@ -98,3 +98,10 @@ def test_sweep(run: Any, tmp_path: Path) -> None:
 def test_prefix(run: Any, tmp_path: Path) -> None:
     ran = run("prefix-test")
     assert ran.code == 0, ran.err
+
+
+def test_downstream(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ran = run("downstream", "--documents", 4, "--worst", 1, "--buckets", 2)
+    assert ran.code == 0, ran.err
+    print(ran.out, ran.err)
