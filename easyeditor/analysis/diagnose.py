@@ -3,9 +3,9 @@
   python -m easyeditor.analysis diagnose results/RUN             a run folder of single_case_edit.py or mass_edit.py
   python -m easyeditor.analysis diagnose results/RUN --limit 40 --rank 16
 
-For each edit: (a) the denominator (Fall of ROME: near zero when the keys are inconsistent), (b) how far the value search
-moved the value, ||v*|| / ||v0|| (over-optimised values), (c) the growth of the edited weight, ||W'||_F / ||W||_F, (d)
-how much of its leading singular subspaces is left, on the input and on the output side (1 = all, 0 = none). In a
+For each edit: (a) the denominator (Fall of ROME: near zero when the keys are inconsistent), (b) how far the value
+search moved the value, ||v*|| / ||v0|| (over-optimised values), (c) the growth of the edited weight, ||W'||/||W||
+(Frobenius), (d) how much of its leading singular subspaces is left, on the input and on the output side (1 = all, 0 = none). In a
 sequential run (c) and (d) are those of all edits up to that one. Updates that the run saved are read; others are
 computed again from its configuration, contexts and seed (a value search each).
 """
@@ -75,8 +75,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         tables=[Table(name="edits", title=f"the four causes, {editor.method.title}", columns=COLUMNS, rows=rows)],
         figures={"diagnose": _draw(rows)},
         findings=[_finding(rows, cause) for cause in CAUSES],
-        look_for="causes that stand apart for the collapsed edits: a denominator near 0, and with it a weight that grew "
-        "and turned.",
+        look_for="causes that stand apart for the collapsed edits: a denominator near 0, and with it a weight that "
+        "grew and turned.",
         config=run.hparams.to_dict(),
         manifest={
             "experiment": "diagnose",

@@ -5,8 +5,8 @@
   OPENAI_API_KEY=... python -m easyeditor.analysis hard-edit --endpoint http://localhost:8000/v1 --endpoint-model M
         candidates from any OpenAI-compatible chat endpoint instead of our facts
 
-Candidates are one common word as subject x a relation x a wrong target, from data/facts.json. Their denominators need no
-value search: the --edits candidates with the smallest are edited with ROME, and those that collapse the model are kept,
+Candidates are one common word as subject x a relation x a wrong target, from data/facts.json. Their denominators need
+no value search: the --edits candidates with the smallest are edited with ROME, and those that collapse the model are kept,
 in hard_edit.json of the run folder (fields prompt, subject, target_new, ground_truth, as HardEdit's), which
 mass_edit.py --data and every experiment's --collapse take.
 Butterfly Effect, section 6: single-word subjects, filtered by editing with ROME, give a set that collapses every method
@@ -66,7 +66,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     path = folder / "candidates.json"
     requests = tuple(parse(candidate, f"{path}: record {n}", n) for n, candidate in enumerate(candidates))
     write_json(path, candidates)
-    lab = Lab(hparams, RequestSet(name="candidates", path=path, requests=requests), None)
+    lab = Lab(hparams, RequestSet(name="candidates", path=path, requests=requests), None, args.values)
     denominators = _screened(lab)
     order = sorted(range(len(requests)), key=lambda n: abs(denominators[n]))[: args.edits]
     base = lab.perplexity()
@@ -94,8 +94,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         ],
         figures={"hard_edit": _draw(rows, denominators, lab.hparams.collapse_threshold)},
         findings=[_finding(rows, len(candidates))],
-        look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; their denominators are "
-        "far below 1.",
+        look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; their denominators "
+        "are far below 1.",
         config=lab.config(),
         manifest=lab.manifest("hard-edit"),
         result={"kept": len(kept), "refused_by_rule": refused, "perplexity_unedited": base},
