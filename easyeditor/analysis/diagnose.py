@@ -4,10 +4,10 @@
   python -m easyeditor.analysis diagnose results/RUN --limit 40 --rank 16
 
 For each edit: (a) the denominator (Fall of ROME: near zero when the keys are inconsistent), (b) how far the value
-search moved the value, ||v*|| / ||v0|| (over-optimised values), (c) the growth of the edited weight, ||W'||/||W||
-(Frobenius), (d) how much of its leading singular subspaces is left, on the input and on the output side (1 = all, 0 = none). In a
-sequential run (c) and (d) are those of all edits up to that one. Updates that the run saved are read; others are
-computed again from its configuration, contexts and seed (a value search each).
+search moved the value, ||v*|| / ||v0|| (over-optimised values), (c) the growth of the edited weight, ||W'|| / ||W||
+(Frobenius), (d) how much of its leading singular subspaces is left, on the input and on the output side (1 = all,
+0 = none). In a sequential run (c) and (d) are those of all edits up to that one. Updates that the run saved are read;
+others are computed again from its configuration, contexts and seed (a value search each).
 """
 
 from __future__ import annotations

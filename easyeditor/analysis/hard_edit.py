@@ -6,8 +6,8 @@
         candidates from any OpenAI-compatible chat endpoint instead of our facts
 
 Candidates are one common word as subject x a relation x a wrong target, from data/facts.json. Their denominators need
-no value search: the --edits candidates with the smallest are edited with ROME, and those that collapse the model are kept,
-in hard_edit.json of the run folder (fields prompt, subject, target_new, ground_truth, as HardEdit's), which
+no value search: the --edits candidates with the smallest are edited with ROME, and those that collapse the model are
+kept, in hard_edit.json of the run folder (fields prompt, subject, target_new, ground_truth, as HardEdit's), which
 mass_edit.py --data and every experiment's --collapse take.
 Butterfly Effect, section 6: single-word subjects, filtered by editing with ROME, give a set that collapses every method
 in sequence.
