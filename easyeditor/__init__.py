@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from easyeditor.editor import BaseEditor as BaseEditor
     from easyeditor.methods.memit.hparams import MEMITHyperParams as MEMITHyperParams
+    from easyeditor.methods.mend.hparams import MENDHyperParams as MENDHyperParams
+    from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.rome.hparams import ROMEHyperParams as ROMEHyperParams
     from easyeditor.records import EditRequest as EditRequest
     from easyeditor.records import EditResult as EditResult
@@ -22,6 +24,8 @@ _HOMES = {
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
     "MEMITHyperParams": "easyeditor.methods.memit.hparams",
+    "MENDHyperParams": "easyeditor.methods.mend.hparams",
+    "MENDTrainingHparams": "easyeditor.methods.mend.hparams",
     "ROMEHyperParams": "easyeditor.methods.rome.hparams",
     "WeightDelta": "easyeditor.records",
 }

@@ -33,6 +33,11 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.memit.method:MEMIT",
         paper="https://arxiv.org/abs/2210.07229",
     ),
+    "MEND": MethodRow(
+        hparams="easyeditor.methods.mend.hparams:MENDHyperParams",
+        method="easyeditor.methods.mend.method:MEND",
+        paper="https://arxiv.org/abs/2110.11309",
+    ),
 }
 
 
