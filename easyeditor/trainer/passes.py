@@ -18,19 +18,51 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, StopForward, selected_head, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
-from easyeditor.lm.tokens import model_inputs
-from easyeditor.methods.mend.hypernet import Hypernetwork
+from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero
 from easyeditor.methods.mend.passes import Batch, Line, nll, read_factors, scored_logits
 from easyeditor.trainer.patched import PatchedBlocks
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one step edits (`edit`), what must hold after it (`outer`), and what must stay (`locality`)."""
+class Pool:
+    """All texts of one request: the edit first, then what else must give the new answer, then locality.
 
-    edit: tuple[Line, ...]
-    outer: tuple[Line, ...]
-    locality: tuple[Line, ...]
+    They are always run together, so that the numbers kept for a text do not depend on what a step happened to need.
+    """
+
+    key: tuple[str, int]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step takes from a pool: numbers of its lines."""
+
+    pool: Pool
+    outer: tuple[int, ...]
+    locality: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step: the requests edited together, what must hold after the edit (`outer`), what must stay (`locality`)."""
+
+    draws: tuple[Draw, ...]
+
+    @property
+    def edit(self) -> list[Line]:
+        """The lines that are edited."""
+        return [draw.pool.lines[0] for draw in self.draws]
+
+    @property
+    def outer(self) -> list[Line]:
+        """The lines that must give the new answer."""
+        return [draw.pool.lines[i] for draw in self.draws for i in draw.outer]
+
+    @property
+    def locality(self) -> list[Line]:
+        """The lines whose answers must stay."""
+        return [draw.pool.lines[i] for draw in self.draws for i in draw.locality]
 
 
 @dataclass(frozen=True)
@@ -48,10 +80,10 @@ class Outcome:
 
 
 class Passes(Protocol):
-    """How a step is computed."""
+    """How steps are computed."""
 
-    def __call__(self, task: Task) -> Outcome:
-        """Compute the edit of `task` and its losses."""
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """The edit of each task, made with the hypernetwork as it is, and its losses."""
         ...
 
 
@@ -62,12 +94,15 @@ class PlainPasses:
         self._parts, self._hypernet = parts, hypernet
         self._patched = PatchedBlocks(parts, hypernet.weights)
 
-    def __call__(self, task: Task) -> Outcome:
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """One task after another."""
         device = input_device(self._parts.model)
-        edit = Batch.of(task.edit, device, mean=False)
-        outer = Batch.of(task.outer, device, mean=True)
-        locality = Batch.of(task.locality, device, mean=True) if task.locality else None
-        return self.run(edit, outer, locality)
+        outcomes = []
+        for task in tasks:
+            locality = Batch.of(task.locality, device, mean=True) if task.locality else None
+            edit, outer = Batch.of(task.edit, device, mean=False), Batch.of(task.outer, device, mean=True)
+            outcomes.append(self.run(edit, outer, locality))
+        return outcomes
 
     def run(self, edit: Batch, outer: Batch, locality: Batch | None) -> Outcome:
         """The same for rows made elsewhere."""
@@ -88,9 +123,10 @@ class PlainPasses:
 class SharedPasses:
     """The fast way, with the plain way's numbers.
 
-    What the blocks below the first edited one give is computed once per text and kept across steps and epochs, and so
-    is what the unedited model says about locality; post-edit and locality rows are one forward through the edited
-    blocks and those above; only scored positions reach the head.
+    What no edit changes is computed once per request and kept across steps and epochs: what the first edited block is
+    given, the factors of the edit's gradient, what the unedited model says about locality. After the edit, outer and
+    locality rows are one forward from the first edited block on; only scored positions reach the head, those of all
+    tasks of an update together.
     """
 
     def __init__(self, parts: Anatomy, hypernet: Hypernetwork, *, cache_bytes: int) -> None:
@@ -98,82 +134,93 @@ class SharedPasses:
         self._patched = PatchedBlocks(parts, hypernet.weights)
         self._start = min(weight.layer for weight in hypernet.weights)
         self._device = input_device(parts.model)
-        self._kept = _Cache(cache_bytes)
-        self._tuple_output: bool | None = None
+        self._head = parts.model.get_output_embeddings()
+        self._cache = _Cache(cache_bytes)
+        self._tuple_output = False  # known after the first forward
 
-    def __call__(self, task: Task) -> Outcome:
-        edit = Batch.of(task.edit, self._device, mean=False)
-        with self._from_start(task.edit):
-            factors, _ = read_factors(self._parts, self._hypernet.weights, edit)
-        lines = (*task.outer, *task.locality)
-        rest = Batch.of(lines, self._device, mean=False)
-        outer = Batch.of(task.outer, self._device, mean=True)
-        count = len(outer.labels_N)
-        before_SD = self._before(task.locality)
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """All tasks, their head rows together."""
+        kept = [[self._known(draw.pool) for draw in task.draws] for task in tasks]
+        before = [
+            known.head[i]
+            for task, knowns in zip(tasks, kept, strict=True)
+            for draw, known in zip(task.draws, knowns, strict=True)
+            for i in draw.locality
+        ]
+        inputs: list[Tensor] = []
+        for task, knowns in zip(tasks[:-1], kept[:-1], strict=True):
+            with stopping():
+                self._edited(task, knowns, _stop_with(inputs))
 
-        def joined(selected_1SD: Tensor) -> Tensor:
-            return torch.cat([selected_1SD, before_SD.unsqueeze(0)], dim=1)
+        def joined(last_1SD: Tensor) -> Tensor:
+            inputs.append(last_1SD)
+            return torch.cat([*inputs, *(states.unsqueeze(0) for states in before)], dim=1)
 
-        head = self._parts.model.get_output_embeddings()
+        logits_SV = self._edited(tasks[-1], kept[-1], joined)
+        after = torch.split(logits_SV, [states.shape[1] for states in inputs] + [sum(map(len, before))])
+        return self._outcomes(tasks, after[:-1], after[-1].detach())
+
+    def _edited(self, task: Task, knowns: Sequence[_Known], at_head: Callable[[Tensor], Tensor | None]) -> Tensor:
+        """The forward of a task's outer and locality rows on the edited model; `at_head` sees what goes to the head."""
+        factors = {
+            weight.name: Factors(
+                torch.cat([known.factors[weight.name].x_NK for known in knowns]),
+                torch.cat([known.factors[weight.name].delta_ND for known in knowns]),
+            )
+            for weight in self._hypernet.weights
+        }
+        batch = Batch.of([*task.outer, *task.locality], self._device, mean=False)
+        pairs = list(zip(task.draws, knowns, strict=True))
+        hidden = [known.hidden[i] for draw, known in pairs for i in draw.outer]
+        hidden += [known.hidden[i] for draw, known in pairs for i in draw.locality]
         with ExitStack() as stack:
             stack.enter_context(self._patched.carrying(self._hypernet.updates(factors)))
-            stack.enter_context(self._from_start(lines))
-            stack.enter_context(selected_head(self._parts.model, rest.rows_N, rest.positions_N))
-            stack.enter_context(tapped(head, on_input=joined))
-            logits_SV = self._parts.model(**rest.inputs, use_cache=False).logits[0]
-        if not task.locality:
-            return outcome(outer, logits_SV, None, None, None)
-        locality = Batch.of(task.locality, self._device, mean=True)
-        end = count + len(locality.labels_N)
-        return outcome(outer, logits_SV[:count], locality, logits_SV[end:].detach(), logits_SV[count:end])
-
-    def _from_start(self, lines: Sequence[Line]) -> AbstractContextManager[None]:
-        """Forwards start at the first edited block, from the kept hidden states of `lines`."""
-        return resumed(self._parts.blocks, self._start, self._passage(lines))
-
-    def _passage(self, lines: Sequence[Line]) -> Passage:
-        hidden = [self._hidden(line.ids) for line in lines]
-        padded_BTD = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
-        assert self._tuple_output is not None
-        return Passage(padded_BTD, self._tuple_output)
-
-    def _hidden(self, ids: tuple[int, ...]) -> Tensor:
-        """What the first edited block is given for a text (T, D).
-
-        One text at a time, so that the numbers do not depend on what else a step needs.
-        """
-        found = self._kept.get(ids)
-        if found is not None:
-            return found
-        if self._tuple_output is None:
-            with torch.no_grad(), watched(self._parts.block(self._start)) as passages:
-                self._parts.model.base_model(**model_inputs([ids], self._device), use_cache=False)
-            self._tuple_output = passages[0].tuple_output
-        seen: list[Tensor] = []
-        with torch.no_grad(), stopping(), tapped(self._parts.block(self._start), on_input=_stop_with(seen)):
-            self._parts.model.base_model(**model_inputs([ids], self._device), use_cache=False)
-        return self._kept.put(ids, seen[0][0])
-
-    def _before(self, lines: Sequence[Line]) -> Tensor:
-        """What the unedited model gives its head at the scored positions of `lines` (S, D)."""
-        rows = [self._head_input(line) for line in lines]
-        width = self._parts.model.get_output_embeddings().weight.shape[-1]
-        return torch.cat(rows) if rows else torch.zeros(0, width, device=self._device, dtype=self._parts.model.dtype)
-
-    def _head_input(self, line: Line) -> Tensor:
-        found = self._kept.get(line)
-        if found is not None:
-            return found
-        seen: list[Tensor] = []
-        batch = Batch.of([line], self._device, mean=True)
-        head = self._parts.model.get_output_embeddings()
-        with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(stopping())
-            stack.enter_context(self._from_start([line]))
+            stack.enter_context(self._resumed(hidden))
             stack.enter_context(selected_head(self._parts.model, batch.rows_N, batch.positions_N))
-            stack.enter_context(tapped(head, on_input=_stop_with(seen)))
+            stack.enter_context(tapped(self._head, on_input=at_head))
+            return self._parts.model(**batch.inputs, use_cache=False).logits[0]
+
+    def _outcomes(self, tasks: Sequence[Task], after: Sequence[Tensor], before_SV: Tensor) -> list[Outcome]:
+        outcomes, place = [], 0
+        for task, logits_SV in zip(tasks, after, strict=True):
+            outer = Batch.of(task.outer, self._device, mean=True)
+            count = len(outer.labels_N)
+            if not task.locality:
+                outcomes.append(outcome(outer, logits_SV, None, None, None))
+                continue
+            locality = Batch.of(task.locality, self._device, mean=True)
+            end = place + len(locality.labels_N)
+            outcomes.append(outcome(outer, logits_SV[:count], locality, before_SV[place:end], logits_SV[count:]))
+            place = end
+        return outcomes
+
+    def _resumed(self, hidden: Sequence[Tensor]) -> AbstractContextManager[None]:
+        padded_BTD = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
+        return resumed(self._parts.blocks, self._start, Passage(padded_BTD, self._tuple_output))
+
+    def _known(self, pool: Pool) -> _Known:
+        """What no edit changes about a pool, computed if it is not kept."""
+        found = self._cache.get(pool.key)
+        if found is not None:
+            return found
+        batch = Batch.of(pool.lines, self._device, mean=False)
+        seen: list[Tensor] = []
+        with (
+            torch.no_grad(),
+            watched(self._parts.block(self._start)) as passages,
+            stopping(),
+            selected_head(self._parts.model, batch.rows_N, batch.positions_N),
+            tapped(self._head, on_input=_stop_with(seen)),
+        ):
             self._parts.model(**batch.inputs, use_cache=False)
-        return self._kept.put(line, seen[0][0])
+        self._tuple_output = passages[0].tuple_output
+        hidden = [passages[0].hidden_BTD[row, : len(x.ids)].clone() for row, x in enumerate(pool.lines)]
+        head = [part.clone() for part in torch.split(seen[0][0], [len(x.labels) for x in pool.lines])]
+        with self._resumed(hidden[:1]):
+            edit = Batch.of(pool.lines[:1], self._device, mean=False)
+            raw, _ = read_factors(self._parts, self._hypernet.weights, edit)
+        factors = {name: nonzero(pair) for name, pair in raw.items()}
+        return self._cache.put(pool.key, _Known(hidden, head, factors))
 
 
 def outcome(
@@ -198,32 +245,46 @@ def divergence(before_SV: Tensor, after_SV: Tensor) -> Tensor:
     return (before.exp() * (before - after)).sum(1)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What no edit changes about a pool: each line's states at the first edited block (T, D) and, at its scored
+    positions, at the head (S, D); the factors of the edit's gradient."""
+
+    hidden: list[Tensor]
+    head: list[Tensor]
+    factors: dict[str, Factors]
+
+    @property
+    def nbytes(self) -> int:
+        pairs = [tensor for pair in self.factors.values() for tensor in (pair.x_NK, pair.delta_ND)]
+        return sum(tensor.nbytes for tensor in (*self.hidden, *self.head, *pairs))
+
+
 class _Cache:
-    """Tensors by key, the least recently used dropped when they would take more than `limit` bytes."""
+    """What is known of pools, the least recently used dropped when all would take more than `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._kept: OrderedDict[object, Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], _Known] = OrderedDict()
 
-    def get(self, key: object) -> Tensor | None:
+    def get(self, key: tuple[str, int]) -> _Known | None:
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
-    def put(self, key: object, value: Tensor) -> Tensor:
-        value = value.clone()
-        self._kept[key] = value
-        self._held += value.nbytes
+    def put(self, key: tuple[str, int], known: _Known) -> _Known:
+        self._kept[key] = known
+        self._held += known.nbytes
         while self._held > self._limit:
             _, dropped = self._kept.popitem(last=False)
             self._held -= dropped.nbytes
-        return value
+        return known
 
 
 def _stop_with(seen: list[Tensor]) -> Callable[[Tensor], None]:
     def stop(states: Tensor) -> None:
-        seen.append(states.detach())
+        seen.append(states)
         raise StopForward
 
     return stop

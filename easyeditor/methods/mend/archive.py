@@ -103,8 +103,8 @@ def find_archive(name: str | None) -> Path:
             return folder
     if Path(name).is_file():
         raise ConfigError(
-            f"archive: {name} is a file, perhaps one of upstream's; convert it with "
-            f"`python -m easyeditor.trainer convert --archive {name} --hparams <its YAML> --output DIR` and set archive to DIR"
+            f"archive: {name} is a file, perhaps one of upstream's; convert it with `python -m easyeditor.trainer "
+            f"convert --archive {name} --hparams <its YAML> --output DIR` and set archive to DIR"
         )
     raise ConfigError(f"archive: {name} holds no {JSON}; {HOW}")
 
