@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import random
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, run
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--train", metavar="FILE", help="training requests (default: data/facts.json, split `train`)")
     p.add_argument("--val", metavar="FILE", help="validation requests (default: data/facts.json, split `validation`)")
+    p.add_argument("--train-size", type=int, metavar="N", help="train on N of the requests, drawn by the seed")
     p.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override hyper-parameters"
     )
@@ -62,6 +64,12 @@ def main() -> int:
     if (args.train is None) != (args.val is None) and args.train is None:
         raise ConfigError("--val without --train; give both, or neither for data/facts.json")
     train = CounterFactDataset(args.train or FACTS, split=None if args.train else "train")
+    if args.train_size is not None:
+        if not 0 < args.train_size <= len(train):
+            raise ConfigError(
+                f"--train-size is {args.train_size}; allowed: 1 to {len(train)}, the requests in {train.path}"
+            )
+        train.requests = random.Random(hparams.seed).sample(train.requests, args.train_size)
     val = None
     if args.val is not None or args.train is None:
         val = CounterFactDataset(args.val or FACTS, split=None if args.val else "validation")

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import higher
+import torch
 from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
@@ -29,18 +30,23 @@ class PatchedBlocks:
             block = parts.block(layer)
             prefix = parts.architecture.block.format(layer)
             self._names[layer] = [f"{prefix}.{name}" for name, _ in block.named_parameters()]
-            # The block's own tensors, not copies: they are frozen, and only what is edited gets another tensor.
-            self._functional[layer] = higher.patch.monkeypatch(block, copy_initial_weights=False)
+            # The block's own tensors, not copies: they are frozen, and only what is edited gets another tensor. Without
+            # tracking: with it, `higher` keeps the weights of every call ever made (gradients flow either way).
+            functional = higher.patch.monkeypatch(block, copy_initial_weights=False, track_higher_grads=False)
+            self._functional[layer] = functional
 
     @contextmanager
-    def carrying(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside the block the model runs with weight + update, differentiably; no parameter is written."""
+    def carrying(self, updates: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """Inside the block the model runs with weight + left @ right, differentiably; no parameter is written."""
         with ExitStack() as undo:
             for layer, functional in self._functional.items():
                 params = [self._weight(name, updates) for name in self._names[layer]]
                 undo.enter_context(replaced(self._parts.block(layer), partial(functional, params=params)))
             yield
 
-    def _weight(self, name: str, updates: Mapping[str, Tensor]) -> Tensor:
+    def _weight(self, name: str, updates: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         weight = self._parts.model.get_parameter(name)
-        return weight + updates[name].to(weight.dtype) if name in updates else weight
+        if name not in updates:
+            return weight
+        left, right = updates[name]
+        return torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype))

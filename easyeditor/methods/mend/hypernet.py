@@ -114,10 +114,10 @@ class Hypernetwork(nn.Module):
             return transformed.x_NK.T, scaled_ND
         return scaled_ND.T, transformed.x_NK
 
-    def updates(self, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
-        """The dense update of every weight, in its own layout, differentiable in the hypernetwork's parameters."""
+    def updates(self, factors: Mapping[str, Factors]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The update of every weight as (left, right), differentiable in the hypernetwork's parameters."""
         transformed = self.transform(factors)
-        return {w.name: torch.mm(*self.factors_of(w, transformed[w.name])) for w in self.weights}
+        return {w.name: self.factors_of(w, transformed[w.name]) for w in self.weights}
 
     @property
     def trained(self) -> bool:
