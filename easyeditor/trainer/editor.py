@@ -25,7 +25,7 @@ from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
-from easyeditor.trainer import log
+from easyeditor.trainer import log, measure
 from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
 from easyeditor.trainer.state import Progressed, read_state, write_state
 from easyeditor.trainer.tasks import Tasks
@@ -134,14 +134,18 @@ class EditTrainer:
                 outcomes = self._steps(range(before, min(before + h.accumulate_bs, h.max_iters)))
                 now.step, now.seconds = before + len(outcomes), time.perf_counter() - started
                 if show is not None:
-                    show(now.step, h.max_iters, _note(outcomes[-1], (now.step - first) / (time.perf_counter() - clock)))
+                    show(
+                        now.step,
+                        h.max_iters,
+                        measure.note(outcomes[-1], (now.step - first) / (time.perf_counter() - clock)),
+                    )
                 last = now.step == h.max_iters
-                if _passed(before, now.step, h.log_interval):
+                if measure.passed(before, now.step, h.log_interval):
                     self._log_training()
-                validated = _passed(before, now.step, h.val_interval) or (last and h.final_eval)
+                validated = measure.passed(before, now.step, h.val_interval) or (last and h.final_eval)
                 if validated:
                     self._validate()
-                if validated or last or _passed(before, now.step, h.model_save_pt):
+                if validated or last or measure.passed(before, now.step, h.model_save_pt):
                     self._save()
                 if self._val is not None and now.step - now.best_step > h.early_stop_patience:
                     reason = f"no better validation for {h.early_stop_patience} steps"
@@ -160,7 +164,7 @@ class EditTrainer:
         self._check_finite([float(loss.detach()) for loss in losses], steps)
         torch.autograd.backward(torch.stack(losses).sum() / h.accumulate_bs)
         for found in outcomes:
-            _add(self.progressed.sums, self._numbers(found))
+            measure.add(self.progressed.sums, measure.numbers(found, h.cedit, h.cloc))
         self._update()
         return outcomes
 
@@ -206,8 +210,8 @@ class EditTrainer:
             for start in range(0, len(mine), VALIDATED_TOGETHER):
                 tasks = [self._val.validation(number) for number in mine[start : start + VALIDATED_TOGETHER]]
                 for found in self._passes(tasks):
-                    _add(totals, self._numbers(found))
-        means = self._means(totals)
+                    measure.add(totals, measure.numbers(found, self.config.cedit, self.config.cloc))
+        means = measure.means(totals)
         if self.rank == 0:
             log.append(self.folder, {"kind": "validation", "step": self.progressed.step, "requests": count, **means})
         key = STOP_KEYS[self.config.early_stop_key]
@@ -216,31 +220,8 @@ class EditTrainer:
             self.progressed.best, self.progressed.best_step = value, self.progressed.step
             self._write_archive(means)
 
-    def _numbers(self, outcome: Outcome) -> dict[str, float]:
-        edit, locality = float(outcome.edit_loss.detach()), float(outcome.locality_loss.detach())
-        numbers = {
-            "edit_loss": edit,
-            "locality_loss": locality,
-            "total_loss": self.config.cedit * edit + self.config.cloc * locality,
-            "edit_acc": sum(outcome.accuracy) / len(outcome.accuracy),
-        }
-        if outcome.locality_drawdown is not None:
-            numbers["locality_drawdown"] = outcome.locality_drawdown
-        return numbers
-
-    def _means(self, totals: dict[str, float]) -> dict[str, float]:
-        """Means over what was added up on all ranks."""
-        if self.world > 1:
-            gathered: list[Any] = [None] * self.world
-            dist.all_gather_object(gathered, totals)
-            totals = {}
-            for part in gathered:
-                _add(totals, part, counted=True)
-        keys = [key for key in totals if not key.startswith("n/")]
-        return {key: totals[key] / totals[f"n/{key}"] for key in keys}
-
     def _log_training(self) -> None:
-        means = self._means(self.progressed.sums)
+        means = measure.means(self.progressed.sums)
         self.progressed.sums = {}
         if self.rank == 0:
             now = self.progressed
@@ -320,25 +301,3 @@ def _folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
         return Path(given)
     name = h.model_name if isinstance(h.model_name, str) else h.model_name[0].config.name_or_path
     return Path(h.results_dir) / "models" / "MEND" / (Path(name).name or "model")
-
-
-def _add(totals: dict[str, float], numbers: dict[str, float], *, counted: bool = False) -> None:
-    """Sums, and how many were summed under `n/…`."""
-    for key, value in numbers.items():
-        totals[key] = totals.get(key, 0.0) + value
-        if not counted:
-            totals[f"n/{key}"] = totals.get(f"n/{key}", 0.0) + 1
-
-
-def _passed(before: int, now: int, interval: int) -> bool:
-    """Was a multiple of `interval` reached?"""
-    return now // interval > before // interval
-
-
-def _note(outcome: Outcome, steps_per_s: float) -> str:
-    drawdown = "–" if outcome.locality_drawdown is None else f"{outcome.locality_drawdown:.2f}"
-    accuracy = sum(outcome.accuracy) / len(outcome.accuracy)
-    return (
-        f"edit {float(outcome.edit_loss.detach()):.3f} locality {float(outcome.locality_loss.detach()):.4f} "
-        f"acc {accuracy:.2f} drawdown {drawdown} {steps_per_s:.1f} steps/s"
-    )
