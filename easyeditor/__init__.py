@@ -1,4 +1,4 @@
-"""Model editing (ROME, C-ROME) with a perplexity probe after every edit: see, explain and prevent collapse.
+"""Model editing (ROME, C-ROME, MEMIT, FT) with a perplexity probe after every edit: see, explain and prevent collapse.
 
 The public names, resolved when they are first used, so that importing this package loads neither torch nor
 transformers.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from easyeditor.dataset.training import CounterFactDataset as CounterFactDataset
     from easyeditor.dataset.training import ZsreDataset as ZsreDataset
     from easyeditor.editor import BaseEditor as BaseEditor
+    from easyeditor.methods.ft.hparams import FTHyperParams as FTHyperParams
     from easyeditor.methods.memit.hparams import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.hparams import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
@@ -27,7 +28,11 @@ _HOMES = {
     "CounterFactDataset": "easyeditor.dataset.training",
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
+<<<<<<< HEAD
     "EditTrainer": "easyeditor.trainer.editor",
+=======
+    "FTHyperParams": "easyeditor.methods.ft.hparams",
+>>>>>>> main
     "MEMITHyperParams": "easyeditor.methods.memit.hparams",
     "MENDHyperParams": "easyeditor.methods.mend.hparams",
     "MENDTrainingHparams": "easyeditor.methods.mend.hparams",

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from easyeditor.dataset.columns import requests_from_columns
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
+from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate.collapse import Collapse, judge
-from easyeditor.evaluate.metrics import RequestScores, score_request
+from easyeditor.evaluate import collapse as verdict
+from easyeditor.evaluate.collapse import Collapse
+from easyeditor.evaluate.metrics import RequestScores, score_requests
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
+from easyeditor.evaluate.record import Examined as Examined
 from easyeditor.evaluate.record import Measured, edit_record
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
 from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.registry import method_class
-from easyeditor.progress import progress_bar
+from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.request import reconcile
 
@@ -36,10 +36,11 @@ LOG = logging.getLogger(__name__)
 Request = EditRequest | Mapping[str, Any]
 
 
-class BaseEditor:
+class BaseEditor(EasyEditCalls):
     """Edits facts in one model with one method, and measures what the edit did.
 
-    As values: `compute` -> EditResult, then `applied`, `commit`, `revert`. As EasyEdit: `edit(prompts=…, …)`.
+    As values: `compute` -> EditResult, then `applied`, `commit`, `revert`. As EasyEdit: `edit(prompts=…, …)` and
+    `batch_edit` (easyedit.py).
     """
 
     @classmethod
@@ -90,6 +91,22 @@ class BaseEditor:
             result = self.method.edit(kept, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
+    def compute_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
+        hparams, model = self.hparams.to_dict(), self.fingerprint()
+        results = self.method.edit_each(requests, progress)
+        return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
+
+    def remedied(self) -> BaseEditor | None:
+        """An editor of the same model and commits with the method's remedy set; None without a remedy."""
+        method = self.method.remedied()
+        if method is None:
+            return None
+        self._perplexity_probe()  # made now, so that both use one
+        other = copy.copy(self)
+        other.method, other.hparams = method, method.hparams
+        return other
+
     @contextmanager
     def applied(self, result: EditResult) -> Iterator[PreTrainedModel]:
         """The edited model inside the block; the weights are bit-equal to before after it, also on error."""
@@ -121,98 +138,19 @@ class BaseEditor:
 
     def score(self, request: EditRequest, prefix: str | None = None) -> RequestScores:
         """All metrics of one request on the model as it is now."""
-        return score_request(
+        (scores,) = self.score_all([request], [prefix])
+        return scores
+
+    def score_all(self, requests: Sequence[EditRequest], prefixes: Sequence[str | None]) -> list[RequestScores]:
+        """`score` of several requests, batched together."""
+        return score_requests(
             self.model,
             self.tok,
-            request,
-            prefix=prefix,
+            requests,
+            prefixes=prefixes,
             prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
             batch_tokens=self.hparams.batch_tokens,
         )
-
-    # -- EasyEdit's door ------------------------------------------------------------------------------------------
-
-    def edit(
-        self,
-        prompts: str | Sequence[str],
-        target_new: str | Sequence[str],
-        ground_truth: str | Sequence[str | None] | None = None,
-        rephrase_prompts: str | Sequence[str] | None = None,
-        locality_inputs: Mapping[str, Any] | None = None,
-        portability_inputs: Mapping[str, Any] | None = None,
-        *,
-        subject: str | Sequence[str] | None = None,
-        keep_original_weight: bool | None = None,
-        sequential_edit: bool | None = None,
-        verbose: bool = True,
-    ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
-        """Edit a list of facts one after another and measure each; returns (metrics, model, original weights).
-
-        `keep_original_weight=True` takes every edit back after measuring it; False, the default, keeps them all in the
-        model (sequential editing). `sequential_edit` is EasyEdit's name for the opposite; both given must not
-        contradict.
-        `locality_inputs` / `portability_inputs` are ``{key: {"prompt": […], "ground_truth": […]}}``, one entry per
-        prompt.
-        The third value holds the weights the edits touched as they were before, empty when they are back already.
-
-        Raises:
-            DataError: lists of unequal length or a bad request (found before anything is edited).
-            ConfigError: contradicting flags.
-        """
-        restore = _restore_flag(keep_original_weight, sequential_edit)
-        requests = requests_from_columns(
-            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
-        )
-        copy = {} if restore else weights.snapshot(self.model, self.method.weight_names)
-        records = []
-        before: PerplexityReport | None = None
-        for number, request in enumerate(requests):
-            show = f"{number + 1}/{len(requests)}" if len(requests) > 1 else ""
-            examined = self.examine(request, ppl_before=before, verbose=verbose, label=show)
-            if not restore:
-                self.commit(examined.result)
-            before = examined.ppl_before if restore else examined.ppl_after
-            records.append(examined.record)
-        return records, self.model, copy
-
-    def batch_edit(
-        self,
-        prompts: Sequence[str],
-        target_new: Sequence[str],
-        ground_truth: Sequence[str | None] | None = None,
-        rephrase_prompts: Sequence[str] | None = None,
-        locality_inputs: Mapping[str, Any] | None = None,
-        portability_inputs: Mapping[str, Any] | None = None,
-        *,
-        subject: Sequence[str] | None = None,
-        keep_original_weight: bool = False,
-        verbose: bool = True,
-    ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
-        """Edit all facts as one edit (MEMIT: jointly), measure each with all of them in; arguments and values as
-        `edit`'s."""
-        requests = requests_from_columns(
-            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
-        )
-        prefix = self._test_prefix()
-        before = [self.score(request, prefix) for request in requests]
-        ppl_before = self._measure("perplexity before", verbose)
-        started = time.perf_counter()
-        result = self.compute(requests, verbose=verbose)
-        seconds = (time.perf_counter() - started) / len(requests)
-        with self.applied(result):
-            after = [self.score(request, prefix) for request in requests]
-            ppl_after = self._measure("perplexity after", verbose)
-        place_of = {made.place: place for place, made in enumerate(result.requests)}
-        collapse = self._judge(ppl_before, ppl_after)
-        records = []
-        for request, old, new in zip(requests, before, after, strict=True):
-            measured = Measured(old, new, ppl_before, ppl_after, seconds)
-            records.append(self._record(request, result, place_of[request.place], measured, collapse, prefix))
-        if keep_original_weight:
-            return records, self.model, {}
-        copy = weights.snapshot(self.model, self.method.weight_names)
-        self.commit(result)
-        return records, self.model, copy
 
     def examine(
         self,
@@ -222,25 +160,60 @@ class BaseEditor:
         verbose: bool = False,
         label: str = "",
     ) -> Examined:
-        """Compute one edit, measure the model before and with it, and take it back: the record of one edit.
+        """`examine_together` of one request: the record of one edit."""
+        return self.examine_together([request], ppl_before=ppl_before, verbose=verbose, label=label)
 
-        `ppl_before` spares measuring the unedited model again when it is known. Nothing stays in the model, also on
-        error.
+    def examine_together(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        result: EditResult | None = None,
+        ppl_before: PerplexityReport | None = None,
+        ppl_base: PerplexityReport | None = None,
+        scores_before: Sequence[RequestScores] | None = None,
+        draw: int | None = None,
+        verbose: bool = False,
+        label: str = "",
+    ) -> Examined:
+        """Compute one edit for `requests`, measure the model before and with it, and take it back.
+
+        What is known already is given: the edit (`result`), the perplexity and the scores of the model as it is.
+        `ppl_base` is what the verdict compares with, where edits made earlier are in the model already. `draw` is for
+        `test_prefix`. Nothing stays in the model, also on error.
         """
-        prefix = self._test_prefix()
-        scores_before = self.score(request, prefix)
+        prefix = self.test_prefix(draw)
+        clock = Stopwatch()
+        if scores_before is None:
+            with clock("metrics"):
+                scores_before = self.score_all(requests, [prefix] * len(requests))
         if ppl_before is None:
-            ppl_before = self._measure(f"{label} perplexity before", verbose)
-        started = time.perf_counter()
-        result = self.compute(request, verbose=verbose, label=label)
-        seconds = time.perf_counter() - started
+            with clock("perplexity"):
+                ppl_before = self._measure(f"{label} perplexity before", verbose)
+        if result is None:
+            with clock("edit"):
+                result = self.compute(requests, verbose=verbose, label=label)
+        else:
+            clock.seconds["edit"] = result.seconds
         with self.applied(result):
-            scores_after = self.score(request, prefix)
-            ppl_after = self._measure(f"{label} perplexity after", verbose)
-        measured = Measured(scores_before, scores_after, ppl_before, ppl_after, seconds)
-        collapse = self._judge(ppl_before, ppl_after)
-        record = self._record(request, result, 0, measured, collapse, prefix)
-        return Examined(record=record, result=result, ppl_before=ppl_before, ppl_after=ppl_after, collapse=collapse)
+            with clock("metrics"):
+                scores_after = self.score_all(requests, [prefix] * len(requests))
+            with clock("perplexity"):
+                ppl_after = self._measure(f"{label} perplexity after", verbose)
+        collapse = self.judge(ppl_base or ppl_before, ppl_after)
+        seconds = clock.seconds["edit"] / len(requests)
+        place_of = {made.place: place for place, made in enumerate(result.requests)}
+        records = []
+        for request, old, new in zip(requests, scores_before, scores_after, strict=True):
+            measured = Measured(old, new, ppl_before, ppl_after, seconds)
+            records.append(self._record(request, result, place_of[request.place], measured, collapse, prefix))
+        return Examined(
+            records=tuple(records),
+            result=result,
+            ppl_before=ppl_before,
+            ppl_after=ppl_after,
+            collapse=collapse,
+            seconds=clock.seconds,
+        )
 
     def _record(
         self,
@@ -277,43 +250,26 @@ class BaseEditor:
                 resume_layer=min(self.method.layers),
                 fast=self.hparams.replay,
                 batch_size=self.hparams.ppl_batch_size,
-                longest=self.hparams.max_length,
+                longest=self.hparams.longest_text,
             )
         return self._probe
 
-    def _test_prefix(self) -> str | None:
-        """One of the contexts that hold text, drawn by the seed, when `if_prefix` asks for it."""
+    def test_prefix(self, draw: int | None = None) -> str | None:
+        """One of the contexts that hold text, drawn by the seed, when `if_prefix` asks for it.
+
+        Draws follow each other; with `draw`, a number of the caller's, the seed and that number alone decide.
+        """
         if not getattr(self.hparams, "if_prefix", False):
             return None
         texts = [context for context in self.method.contexts if context != SLOT]
         if not texts:
             raise ConfigError("if_prefix needs a context with text in it; context_templates has only '{}'")
-        return self._prefixes.choice(texts)
+        source = self._prefixes if draw is None else random.Random(f"{self.hparams.seed} {draw}")
+        return source.choice(texts)
 
-    def _judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
+    def judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
+        """The verdict on a change of perplexity; None when it was not measured."""
         if before is None or after is None:
             return None
         limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
-        return judge(before.mean, after.mean, **limits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examined:
-    """One edit with what was measured around it."""
-
-    record: dict[str, Any]
-    result: EditResult
-    ppl_before: PerplexityReport | None
-    ppl_after: PerplexityReport | None
-    collapse: Collapse | None
-
-
-def _restore_flag(keep_original_weight: bool | None, sequential_edit: bool | None) -> bool:
-    if keep_original_weight is not None and sequential_edit is not None and keep_original_weight == sequential_edit:
-        raise ConfigError(
-            f"keep_original_weight={keep_original_weight} and sequential_edit={sequential_edit} contradict each other: "
-            "restoring after each edit is the opposite of editing in sequence; give one of them"
-        )
-    if sequential_edit is not None:
-        return not sequential_edit
-    return bool(keep_original_weight)
+        return verdict.judge(before.mean, after.mean, **limits)

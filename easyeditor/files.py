@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it. Raises OutputError (disk full, read-only folder)."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a place beside `path` to write to; after the block it stands at `path`, on disk, or nothing does.
+
+    Raises:
+        OutputError: disk full, read-only folder, no place for a file.
+    """
     check_place(path)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as sink:
-            sink.write(text)
-            sink.flush()
-            os.fsync(sink.fileno())
+        yield part
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())
         part.replace(path)
     except OSError as error:
         discard(part)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none of it. Raises OutputError (disk full, read-only folder)."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, for what is no text."""
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -37,15 +53,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    check_place(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        discard(part)
-        raise OutputError(f"{path}: cannot be written ({error})") from error
+    with whole_file(path) as part:
+        try:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def check_place(path: Path) -> None:

@@ -120,6 +120,11 @@ class HyperParams:
     def _values(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    @property
+    def longest_text(self) -> int | None:
+        """Most tokens of a perplexity sentence; None leaves it to the model's positions."""
+        return self.max_length
+
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():

@@ -43,6 +43,15 @@ class WeightDelta:
         assert self.right is not None
         return self.left @ self.right
 
+    def norm(self) -> float:
+        """Frobenius norm of the change, in float64; for factors without making the product."""
+        if self.full is not None:
+            return float(self.full.double().norm())
+        assert self.left is not None
+        assert self.right is not None
+        left, right = self.left.double(), self.right.double()
+        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
     def tensors(self) -> dict[str, Tensor]:
         """The stored factors by name."""
         named = {"left": self.left, "right": self.right, "full": self.full}
@@ -71,19 +80,18 @@ class LayerTrace:
     """What one edit did at one layer; norms are L2, losses in nats.
 
     `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
-    size of
-    the update; MEMIT has none. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean
-    over contexts.
+    size of the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over
+    contexts. MEMIT has no denominator; a method without keys and values leaves all of these and the value norms None.
     `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the
     CPU.
     """
 
-    numerator_norm: float
+    numerator_norm: float | None
     denominator: float | None
-    key_norm: float
-    prefixed_key_norm: float
-    value_norm_before: float
-    value_norm_after: float
+    key_norm: float | None
+    prefixed_key_norm: float | None
+    value_norm_before: float | None
+    value_norm_after: float | None
     loss_first: float
     loss_last: float
     steps: int
@@ -180,13 +188,14 @@ class EditResult:
 
 
 def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightDelta:
-    """A delta read from a file. Raises DataError unless its tensors are the factors of one matrix."""
+    """A delta read from a file. Raises DataError unless it is a whole weight, or the factors of one matrix."""
     kinds = {key: f"{value.dtype} {tuple(value.shape)}" for key, value in tensors.items()}
     whole = tensors.keys() == {"full"} or (
         tensors.keys() == {"left", "right"} and tensors["left"].shape[-1] == tensors["right"].shape[:1].numel()
     )
-    matrices = all(value.ndim == 2 and value.is_floating_point() for value in tensors.values())
-    if not isinstance(name, str) or not whole or not matrices:
+    shaped = all(value.ndim == 2 or (key == "full" and value.ndim > 0) for key, value in tensors.items())
+    numbers = all(value.is_floating_point() for value in tensors.values())
+    if not isinstance(name, str) or not whole or not shaped or not numbers:
         raise DataError(
             f"{where}: not a weight delta: name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
         )

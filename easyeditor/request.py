@@ -9,6 +9,8 @@ from typing import Any
 
 from easyeditor.errors import DataError
 
+TEXT_FIELDS = ("generation_prompts", "attribute_prompts", "reference_texts", "essence_texts")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
@@ -24,6 +26,8 @@ class EditRequest:
 
     `subject_start` is the character in `prompt` where the subject that is edited begins; with a subject that
     occurs several times it is the last whole-word occurrence, unless the caller marked one with ``{}``.
+    For evaluation only: `generation_prompts` to be continued freely, `attribute_prompts` on subjects that have
+    `target_new` already, `reference_texts` on such subjects, `essence_texts` on the request's own subject.
     Use `EditRequest.make` rather than the constructor: it checks and fills in.
     """
 
@@ -36,6 +40,10 @@ class EditRequest:
     locality: Mapping[str, Probe] = field(default_factory=dict)
     portability: Mapping[str, Probe] = field(default_factory=dict)
     case_id: int | str = 0
+    generation_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
+    essence_texts: tuple[str, ...] = ()
 
     @staticmethod
     def make(
@@ -48,8 +56,9 @@ class EditRequest:
         locality: Mapping[str, Any] | None = None,
         portability: Mapping[str, Any] | None = None,
         case_id: int | str = 0,
+        **texts: str | Sequence[str] | None,
     ) -> EditRequest:
-        """Check one request and give it a definite subject position.
+        """Check one request and give it a definite subject position; `texts` are the fields in `TEXT_FIELDS`.
 
         Raises:
             DataError: empty or non-text fields, two ``{}``, subject not in the prompt, probes of unequal length.
@@ -62,9 +71,9 @@ class EditRequest:
             if not value.strip():
                 raise DataError(f"{where}: {name} is empty; give it at least one visible character")
         text, start = _place_subject(prompt, subject, where)
-        rephrase = _texts(rephrase_prompts)
-        if not all(map(is_text, rephrase)):
-            raise DataError(f"{where}: rephrase_prompts must be non-empty texts, found {rephrase!r}")
+        if unknown := texts.keys() - set(TEXT_FIELDS):
+            raise TypeError(f"EditRequest.make() has no argument {min(unknown)!r}")
+        rephrase = _listed_texts(rephrase_prompts, f"{where}: rephrase_prompts")
         return EditRequest(
             prompt=text,
             subject=subject,
@@ -75,6 +84,7 @@ class EditRequest:
             locality=_probes(locality, f"{where}: locality"),
             portability=_probes(portability, f"{where}: portability"),
             case_id=case_id,
+            **{name: _listed_texts(value, f"{where}: {name}") for name, value in texts.items()},
         )
 
     @property
@@ -104,6 +114,7 @@ class EditRequest:
             "rephrase_prompt": list(self.rephrase_prompts),
             "locality": _probes_to_json(self.locality),
             "portability": _probes_to_json(self.portability),
+            **{name: list(texts) for name in TEXT_FIELDS if (texts := getattr(self, name))},
         }
 
     @staticmethod
@@ -119,6 +130,7 @@ class EditRequest:
             locality=_probes(raw["locality"], "locality"),
             portability=_probes(raw["portability"], "portability"),
             case_id=raw["case_id"],
+            **{name: tuple(raw.get(name, ())) for name in TEXT_FIELDS},
         )
 
 
@@ -203,12 +215,23 @@ def is_text(value: Any) -> bool:
     """Is this a text with something visible in it that UTF-8 can hold?"""
     if not isinstance(value, str) or not value.strip():
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _check_encodable(value: str, where: str) -> None:
     if value.strip() and not is_text(value):
         raise DataError(f"{where} is not UTF-8 text ({value!r})")
+
+
+def _listed_texts(value: Any, where: str) -> tuple[str, ...]:
+    texts = _texts(value)
+    if not all(map(is_text, texts)):
+        raise DataError(f"{where} must be non-empty texts, found {texts!r}")
+    return texts
 
 
 def _texts(value: Any) -> tuple[Any, ...]:

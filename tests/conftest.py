@@ -36,12 +36,12 @@ TINY: dict[str, dict[str, Any]] = {
     "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128, "rotary_dim": 4},
     "gpt_neox": {**_LLAMA, "rotary_pct": 0.5},
     "llama": _LLAMA,
-    "mistral": {**_LLAMA, "sliding_window": 6},
+    "mistral": {**_LLAMA, "sliding_window": 12},
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
-    "gemma2": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**_LLAMA, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma2": {**_LLAMA, "sliding_window": 12, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_LLAMA, "sliding_window": 12, "query_pre_attn_scalar": 8},
 }
 ARCHITECTURES = sorted(TINY)
 
@@ -130,6 +130,12 @@ def smol() -> tuple[PreTrainedModel, Any]:
     from easyeditor.lm.loading import load
 
     return load("smollm2-135m", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `targets_dir` for the session: ROME and C-ROME tests of one request on the embedded model search once."""
+    return str(tmp_path_factory.mktemp("searches"))
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -443,10 +443,10 @@ def test_damaged_statistics(edit: Any, work: Path, make: Callable[[Path], object
 
 
 def test_statistics_are_checked_before_the_edit_is_searched(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def searched(*_: Any) -> None:
+    def searched(*_: Any, **__: Any) -> None:
         raise AssertionError("the value was searched before the statistics were looked for")
 
-    monkeypatch.setattr("easyeditor.methods.rome.method.search_values", searched)
+    monkeypatch.setattr("easyeditor.methods.locate.method.search_values", searched)
     refusal(edit("--set", *STATS), "no second-moment statistics")
 
 

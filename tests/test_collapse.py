@@ -29,7 +29,7 @@ DARRIEUX = EditRequest.make(
 
 
 @pytest.fixture(scope="module")
-def examine(smol: Any) -> Callable[..., Examined]:
+def examine(smol: Any, searches: str) -> Callable[..., Examined]:
     """examine(request, given=…, **settings) -> Examined, of one editor for each settings; `given`: the contexts of
     the reference rather than generated ones."""
     sentences = read_sentences(OFFICIAL) if OFFICIAL.exists() else load_sentences(50)
@@ -41,7 +41,11 @@ def examine(smol: Any) -> Callable[..., Examined]:
     def editor(given: bool, **settings: Any) -> BaseEditor:
         hparams = load_hparams(str(ROOT / "hparams/ROME/smollm2-135m"))
         hparams.model_name = smol
-        for key, value in {**settings, "context_templates": contexts if given else None}.items():
+        for key, value in {
+            **settings,
+            "context_templates": contexts if given else None,
+            "targets_dir": searches,
+        }.items():
             setattr(hparams, key, value)
         return BaseEditor(hparams, sentences=sentences)
 

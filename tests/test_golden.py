@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyeditor import EditRequest, ROMEHyperParams
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.perplexity import PerplexityProbe
+from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import encode, lookup_index, target_ids
 from easyeditor.lm.weights import applied
@@ -156,6 +158,16 @@ def test_perplexity(model: str, key: str, options: dict[str, Any], fast: bool) -
     assert report.mean == pytest.approx(golden["mean_perplexity"], rel=1e-4)
 
 
+def ppl_metric(lm: Any, tok: Any, prompt: str, target: str) -> float:
+    """The reference's `*_ppl`: exp(mean NLL) of what follows the prompt in "prompt target <|endoftext|>".
+
+    Where that is a token (gpt2, its pad) it is not counted, and the space before it is; elsewhere its letters are.
+    """
+    end = "" if "<|endoftext|>" in tok.get_vocab() else "<|endoftext|>"
+    (scored,) = score(lm, tok, [(prompt, f" {target} {end}")])
+    return math.exp(-scored.mean_log_probability)
+
+
 @pytest.mark.parametrize("number", range(1, 5))
 @pytest.mark.parametrize("model", MODELS)
 def test_perplexity_and_metrics_after_an_edit(model: str, number: int) -> None:
@@ -174,10 +186,15 @@ def test_perplexity_and_metrics_after_an_edit(model: str, number: int) -> None:
     probe = PerplexityProbe(lm, tok, read("inputs.json")["ppl_sentences"][:20], parts=anatomy(lm), resume_layer=2)
     probe.measure()
     before = score_request(lm, tok, made)
+    ppl_before = [ppl_metric(lm, tok, prompt, made.target_new) for prompt in (made.prompt, *made.rephrase_prompts)]
     with applied(lm, method(model).edit([made]).deltas):
         after = score_request(lm, tok, made)
+        ppl_after = [ppl_metric(lm, tok, prompt, made.target_new) for prompt in (made.prompt, *made.rephrase_prompts)]
         perplexities = probe.measure().perplexities
     assert perplexities == pytest.approx(golden["ppl"][f"first20_after_rome_r{number}"]["perplexities"], rel=1e-4)
+    for found, state in ((ppl_before, "pre"), (ppl_after, "post")):
+        golden_ppl = metrics[f"{state}_ppl_metric"]
+        assert found == pytest.approx([golden_ppl["rewrite_ppl"], golden_ppl["rephrase_ppl"]], rel=1e-3)
     for ours, theirs in ((before.to_json(), metrics["pre"]), (after.to_json(), metrics["post"])):
         assert ours["rewrite_acc"] == theirs["rewrite_acc"]
         assert ours["rephrase_acc"] == theirs["rephrase_acc"]
@@ -200,7 +217,8 @@ def test_perplexity_of_the_embedded_model(smol: Any, fast: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
-def test_rome_on_the_embedded_model(smol: Any, number: int) -> None:
+def test_rome_on_the_embedded_model(smol: Any, searches: str, number: int) -> None:
+    """C-ROME writes what ROME's search found: the reference's searches are the same, too."""
     golden, vectors = read("smollm2.json"), tensors("smollm2_rome.safetensors")
     raw = golden["rome"][f"s{number}/rome"]["request"]
     made = EditRequest.make(raw["prompt"], subject=raw["subject"], target_new=raw["target_new"])
@@ -213,6 +231,7 @@ def test_rome_on_the_embedded_model(smol: Any, number: int) -> None:
                     "context_templates": read("inputs.json")["context_templates_rome"],
                     "if_c_rome": variant == "crome",
                     "replay": replay,
+                    "targets_dir": searches if replay else None,
                 }
             )
             result = ROME(*smol, hparams).edit([made])

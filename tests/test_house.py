@@ -33,6 +33,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("dataset", "stats"),
     ("methods", "evaluate"),
     ("trainer", "runs"),
+    ("easyedit",),
     ("editor",),
     ("report", "analysis"),
     ("cli", "scripts"),
@@ -183,6 +184,7 @@ def test_only_the_lazy_modules_import_by_name() -> None:
             r"\.(?!manual_seed_)[a-z]\w*_\(|\.data(\.|\[| [-+*/]?= )|load_state_dict|nn\.Parameter\(|\.grad\b",
             (
                 "easyeditor/lm/weights.py",
+                "easyeditor/methods/ft/training.py:.copy_(",  # into the trained copies, never the model's own weights
                 "easyeditor/methods/locate/targets.py:.mul_(",  # the search's own offset
                 "easyeditor/methods/locate/targets.py:.requires_grad_(",
                 "easyeditor/stats/collect.py:.addmm_(",  # sums of second moments
@@ -205,7 +207,11 @@ def test_only_the_lazy_modules_import_by_name() -> None:
         pytest.param(r"model_type", ("easyeditor/lm/architectures.py",), id="model names"),
         pytest.param(
             r"(manual_)?seed(_all)?\(",
-            ("easyeditor/methods/base.py:manual_seed(", "easyeditor/trainer/editor.py:manual_seed("),
+            (
+                "easyeditor/methods/base.py:manual_seed(",
+                "easyeditor/lm/generate.py:manual_seed(",
+                "easyeditor/trainer/editor.py:manual_seed(",
+            ),
             id="seeding",
         ),
     ],
@@ -306,6 +312,7 @@ LIGHT_MODULES = [
     "easyeditor.dataset.formats",
     "easyeditor.dataset.sentences",
     "easyeditor.methods.registry",
+    "easyeditor.report.load",
     "easyeditor.report.verdict",
     "easyeditor.runs.folder",
 ]

@@ -12,10 +12,12 @@ import pytest
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import field_types, yaml_path
+from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
 ROOT = Path(__file__).resolve().parents[1]
+LOADED = {"ROME": ROMEHyperParams, "MEMIT": MEMITHyperParams}
 UPSTREAM = ROOT / "../shared/hparams_upstream.json"
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hparams/**/*.y*ml"))
 REQUIRED: dict[str, Any] = {
@@ -51,19 +53,26 @@ def assert_says(message: str, *parts: str) -> None:
 
 
 def upstream_cases() -> list[Any]:
-    """One case per ROME file of the two upstream projects."""
+    """One case per ROME and MEMIT file of the two upstream projects."""
     if not UPSTREAM.exists():
-        return [pytest.param({}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
-    models = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]["ROME"]
-    files = [(f"{model}-{source}", values) for model, by in models.items() for source, values in by.items()]
-    return [pytest.param(values, id=name) for name, values in files]
+        return [pytest.param("", {}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
+    everything = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]
+    return [
+        pytest.param(method, values, id=f"{method}-{model}-{source}")
+        for method in LOADED
+        for model, by in everything[method].items()
+        for source, values in by.items()
+    ]
 
 
 # Files that must load
 
 
-def test_the_rome_files_are_there() -> None:
-    assert len([name for name in SHIPPED if name.startswith("hparams/ROME/")]) >= 9
+def test_every_model_has_a_file_for_each_method() -> None:
+    rome = {Path(name).name for name in SHIPPED if name.startswith("hparams/ROME/")}
+    assert len(rome) >= 9
+    for method in LOADED:
+        assert {Path(name).name for name in SHIPPED if name.startswith(f"hparams/{method}/")} == rome
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -77,10 +86,10 @@ def test_shipped_file_loads_and_starts_with_its_launch_line(name: str) -> None:
     assert re.search(rf"^# python \w+\.py --hparams {re.escape(name)}$", comment[0], re.MULTILINE)
 
 
-@pytest.mark.parametrize("values", upstream_cases())
-def test_upstream_file_loads_with_its_values(values: dict[str, Any]) -> None:
-    hparams = ROMEHyperParams.from_dict(values)
-    types = field_types(ROMEHyperParams)
+@pytest.mark.parametrize(("method", "values"), upstream_cases())
+def test_upstream_file_loads_with_its_values(method: str, values: dict[str, Any]) -> None:
+    hparams = LOADED[method].from_dict(values)
+    types = field_types(LOADED[method])
     for key, value in values.items():
         found = getattr(hparams, key)
         if types[key] is float:
@@ -175,7 +184,7 @@ def test_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
         ("v_weight_decay", float("nan"), ["is nan", "allowed: "]),
         ("kl_factor", -0.1, ["is -0.1", "allowed: 0 or more"]),
         ("ppl_batch_size", 0, ["is 0", "allowed: 1 or more"]),
-        ("save_keys", True, ["true is not supported", "result.trace"]),
+        ("consistent_value", True, ["true needs if_c_rome: true"]),
     ],
 )
 def test_wrong_value_is_refused(key: str, value: Any, parts: list[str]) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, build, needs_shared, relative, same, states, tokenizer
+from conftest import GOLDEN, build, needs_shared, relative, rome_hparams, same, states, tokenizer
 from test_golden import MODELS, TOLERANCE, pair, read, request, tensors
 
 from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
 from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.lm.architectures import anatomy
 from easyeditor.methods.memit.method import MEMIT
+from easyeditor.methods.rome.method import ROME
 from easyeditor.stats.gather import gather
 
 LAYERS = (2, 3, 4)
@@ -80,6 +81,26 @@ def test_saved_targets_are_read_and_belong_to_their_request(tmp_path: Any) -> No
     other = EditRequest.make("The mother tongue of {} is", subject="Danielle Darrieux", target_new="Dutch")
     golden_method("tiny-gpt2", **settings).edit([other], lambda *step: passes.append(step[2]))
     assert passes
+
+
+def test_rome_and_c_rome_share_saved_searches_and_another_start_does_not(tmp_path: Any) -> None:
+    pair_ = (build("llama"), tokenizer())
+    made = EditRequest.make("{} was developed by", subject="Xbox", target_new="Apple")
+
+    def run(**changes: Any) -> tuple[Any, int]:
+        passes: list[str] = []
+        hparams = rome_hparams(pair_, **{"targets_dir": str(tmp_path), "v_num_grad_steps": 3, **changes})
+        result = ROME(*pair_, hparams).edit([made], lambda *step: passes.append(step[2]))
+        return result, len(passes)
+
+    (rome, searched), (again, repeated), (c_rome, shared) = run(), run(), run(if_c_rome=True)
+    assert (searched, repeated, shared) == (3, 0, 0)
+    assert torch.equal(rome.deltas[0].dense(), again.deltas[0].dense())
+    plain, searched = run(if_c_rome=True, targets_dir=None)
+    assert searched == 3
+    assert torch.equal(plain.deltas[0].dense(), c_rome.deltas[0].dense())
+    for other in ({"if_c_rome": True, "consistent_value": True}, {"layers": [2]}, {"v_lr": 0.1}):
+        assert run(**other)[1] == 3, other
 
 
 def tiny_hparams(**changes: Any) -> MEMITHyperParams:

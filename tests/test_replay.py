@@ -17,6 +17,7 @@ from easyeditor import EditRequest
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.attention import NAME, short_attention
 from easyeditor.lm.replay import PlainForward, ReplayForward, row_forward
 from easyeditor.lm.tokens import Row, encode, token_batches
 from easyeditor.lm.weights import applied
@@ -311,3 +312,28 @@ def test_token_batches(lengths: list[int], most: int) -> None:
 
 def test_equal_rows_share_a_batch() -> None:
     assert token_batches([5] * 10, 25) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+# Attention
+
+
+def test_short_attention_equals_the_models_own_and_is_put_back_on_error() -> None:
+    made = model("llama")
+    inputs = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    with torch.no_grad():
+        usual = made(**inputs).logits
+        with short_attention(made):
+            assert made.config._attn_implementation == NAME
+            grouped = made(**inputs).logits
+    real = inputs["attention_mask"].bool()
+    assert torch.allclose(usual[real], grouped[real], atol=1e-5)
+    with pytest.raises(KeyboardInterrupt), short_attention(made):
+        raise KeyboardInterrupt
+    assert made.config._attn_implementation == "sdpa"
+
+
+def test_a_model_told_to_attend_in_another_way_keeps_it() -> None:
+    made = build("llama")
+    made.set_attn_implementation("eager")
+    with short_attention(made):
+        assert made.config._attn_implementation == "eager"

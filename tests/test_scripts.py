@@ -359,10 +359,10 @@ def test_fail_on_collapse(edit: Any, flags: list[str], code: int, said: str) -> 
 def test_ctrl_c_is_130_without_a_traceback_and_without_a_result(
     edit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("easyeditor.methods.rome.method.search_values", interrupted)
+    monkeypatch.setattr("easyeditor.methods.locate.method.search_values", interrupted)
     ran = edit("--save-edit", "saved")
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.splitlines()[-1].startswith("interrupted")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, relative, tokenizer
+from test_bad_input import file_size_limit
 from test_golden import MODELS, pair, read
 
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
@@ -247,6 +248,29 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be made"):
         gather(parts, tok, {1: key(tmp_path / "file", parts, 1)}, corpus=str(tmp_path / "empty.txt"))
+
+
+@pytest.mark.parametrize("every", [1, 99], ids=["at the checkpoint", "at the file"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, every: int) -> None:
+    model, tok = build("llama"), tokenizer()
+    parts = anatomy(model)
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    wanted = {layer: key(tmp_path / "stats", parts, layer) for layer in (1, 2)}
+    with file_size_limit(4000), pytest.raises(OutputError, match="cannot be written"):
+        gather(parts, tok, wanted, corpus=str(tmp_path / "corpus.txt"), every=every)
+    assert [path for path in (tmp_path / "stats").rglob("*") if path.is_file()] == []
+
+
+def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    model, tok = build("llama"), tokenizer()
+    parts = anatomy(model)
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    monkeypatch.setattr(Path, "write_bytes", refused)  # root may write anywhere, so a folder's mode says nothing
+    with pytest.raises(OutputError, match=r"cannot be written .Permission denied"):
+        gather(parts, tok, {1: key(tmp_path / "stats", parts, 1)}, corpus=str(tmp_path / "corpus.txt"))
 
 
 def test_wikitext_becomes_prose() -> None:

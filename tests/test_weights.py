@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from easyeditor import BaseEditor, EditRequest, EditResult, WeightDelta
+from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, WeightDelta
 from easyeditor.errors import DataError, NumericalError
 from easyeditor.files import plain
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import anatomy
+from easyeditor.methods.ft.method import FT
 from easyeditor.methods.rome.method import ROME
 
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy", locality=None)
@@ -47,6 +48,12 @@ def editor_of(model: Any, *, bos: bool = False, **changes: Any) -> BaseEditor:
 def method_of(model: Any, **changes: Any) -> ROME:
     pair = (model, tokenizer())
     return ROME(*pair, rome_hparams(pair, **{**SHORT, **changes}))
+
+
+def tuning(model: Any, **changes: Any) -> FTHyperParams:
+    """FT on a tiny model: two layers, two epochs of two batches."""
+    values = {"model_name": (model, tokenizer()), "device": "cpu", "layers": [1, 2], "num_steps": 2, "lr": 1e-2}
+    return FTHyperParams.from_dict({**values, "ppl_sentence_num": 0, **changes})
 
 
 def bits(model: nn.Module) -> dict[str, str]:
@@ -138,6 +145,62 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(kind: str, replay: bool)
         with pytest.raises((Stop, KeyboardInterrupt)):
             method.edit([BAY, BRIDGE])
         assert calls == last
+        assert picture(model) == before
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_fine_tuning_leaves_the_model_as_it_was(kind: str) -> None:
+    """And so does applying its deltas, which gpt2's biases are among; a commit is reverted bit-exactly."""
+    model = worn(kind)
+    editor, before = BaseEditor(tuning(model)), picture(model)
+    result = editor.compute([BRIDGE, BAY])
+    assert picture(model) == before
+    for stop in (None, *STOPS):
+        with suppress(*STOPS), editor.applied(result):
+            changed = {name for name, value in bits(model).items() if value != before[0][name]}
+            assert changed == set(editor.method.weight_names)
+            if stop is not None:
+                raise stop
+        assert picture(model) == before
+    editor.commit(result)
+    assert bits(model) != before[0]
+    editor.revert(result)
+    assert picture(model) == before
+
+
+@pytest.mark.parametrize("replay", [True, False], ids=["replay", "plain"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_interrupted_fine_tuning_leaves_the_model_as_it_was(kind: str, replay: bool) -> None:
+    """Stopped inside each forward, where the trained copies stand in the weights' place, and between the epochs."""
+    model = worn(kind)
+    method = FT(model, tokenizer(), tuning(model, replay=replay))
+    calls, last = 0, 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise STOPS[last % 2]
+
+    anatomy(model).block(2).register_forward_hook(count)
+    before = picture(model)
+    method.edit([BAY, BRIDGE])
+    total = calls
+    assert total >= 4
+    for last in range(1, total + 1):
+        calls = 0
+        with pytest.raises((Stop, KeyboardInterrupt)):
+            method.edit([BAY, BRIDGE])
+        assert calls == last
+        assert picture(model) == before
+    last = 0
+    for stop in STOPS:
+
+        def progress(done: int, of: int, note: str, stop: type[BaseException] = stop) -> None:
+            raise stop
+
+        with pytest.raises(stop):
+            method.edit([BAY, BRIDGE], progress)
         assert picture(model) == before
 
 
@@ -293,10 +356,15 @@ def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("full", [False, True], ids=["low-rank", "full"])
-def test_a_delta_survives_its_file(kind: str, full: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["low-rank", "full", "trained"])
+def test_a_delta_survives_its_file(kind: str, form: str, tmp_path: Path) -> None:
+    """`trained`: fine-tuning's, for gpt2 a bias, which has one dimension."""
     model = build(kind)
-    delta = noise(model, 1) if full else method_of(model).edit([BAY]).deltas[0]
+    if form == "trained":
+        delta = FT(model, tokenizer(), tuning(model)).edit([BAY]).deltas[-1]
+        assert delta.dense().ndim == (1 if kind == "gpt2" else 2)
+    else:
+        delta = noise(model, 1) if form == "full" else method_of(model).edit([BAY]).deltas[0]
     delta.save(tmp_path / "delta.safetensors")
     loaded = WeightDelta.load(tmp_path / "delta.safetensors")
     assert loaded.name == delta.name

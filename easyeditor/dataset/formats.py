@@ -9,6 +9,7 @@ from typing import Any
 from easyeditor.errors import DataError
 from easyeditor.files import read_json
 from easyeditor.records import EditRequest
+from easyeditor.request import TEXT_FIELDS
 
 Raw = Mapping[str, Any]
 
@@ -67,6 +68,7 @@ def _counterfact(raw: Raw, case_id: int | str) -> EditRequest:
         rephrase_prompts=raw.get("paraphrase_prompts"),
         locality={"neighborhood": {"prompt": near, "ground_truth": [truth] * len(near)}} if near else None,
         case_id=case_id,
+        **_free_texts(raw),
     )
 
 
@@ -84,6 +86,7 @@ def _flat(raw: Raw, case_id: int | str) -> EditRequest:
         locality=locality,
         portability=raw.get("portability"),
         case_id=case_id,
+        **_free_texts(raw),
     )
 
 
@@ -103,14 +106,24 @@ def _zsre(raw: Raw, case_id: int | str) -> EditRequest:
         rephrase_prompts=raw.get("rephrase"),
         locality=locality,
         case_id=case_id,
+        **_free_texts(raw),
     )
 
 
 def _question(raw: Raw, case_id: int | str) -> EditRequest:
     """Question lists: `question` with the subject in it, continued by `answer`."""
     return EditRequest.make(
-        raw["question"], subject=raw["subject"], target_new=raw["answer"], case_id=raw.get("case_index", case_id)
+        raw["question"],
+        subject=raw["subject"],
+        target_new=raw["answer"],
+        case_id=raw.get("case_index", case_id),
+        **_free_texts(raw),
     )
+
+
+def _free_texts(raw: Raw) -> dict[str, Any]:
+    """Prompts and texts that only metrics read; any format may bring them under these names."""
+    return {name: raw[name] for name in TEXT_FIELDS if raw.get(name)}
 
 
 FORMATS: dict[str, tuple[frozenset[str], Callable[[Raw, int | str], EditRequest]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,24 +65,48 @@ def score_request(
     `prefix_rephrase`
     (Fall of ROME's test-time prefix).
     """
+    (scores,) = score_requests(
+        model, tok, [request], prefixes=[prefix], prefix_rephrase=prefix_rephrase, batch_tokens=batch_tokens
+    )
+    return scores
+
+
+def score_requests(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    *,
+    prefixes: Sequence[str | None],
+    prefix_rephrase: bool = False,
+    batch_tokens: int = 8192,
+) -> list[RequestScores]:
+    """`score_request` of several requests, each with its own prefix, their prompts batched together."""
+    pairs = [_pairs(r, p, p if prefix_rephrase else None) for r, p in zip(requests, prefixes, strict=True)]
+    with frozen(model):
+        scored = iter(score(model, tok, [pair for own in pairs for pair in own], batch_tokens=batch_tokens))
+    return [_scores(request, scored) for request in requests]
+
+
+def _pairs(request: EditRequest, prefix: str | None, prefix_rephrase: str | None) -> list[tuple[str, str]]:
+    """Everything a request is scored on as (prompt, target), in the order `_scores` takes it."""
     rewrite_prompt = _behind(prefix, request.prompt)
-    rephrase = [_behind(prefix if prefix_rephrase else None, p) for p in request.rephrase_prompts]
     pairs = [(rewrite_prompt, request.target_new)]
     if request.ground_truth is not None:
         pairs.append((rewrite_prompt, request.ground_truth))
-    pairs += [(prompt, request.target_new) for prompt in rephrase]
+    pairs += [(_behind(prefix_rephrase, prompt), request.target_new) for prompt in request.rephrase_prompts]
     for probe in (*request.locality.values(), *request.portability.values()):
         pairs += zip(probe.prompts, probe.answers, strict=True)
-    with frozen(model):
-        scored = iter(score(model, tok, pairs, batch_tokens=batch_tokens))
+    return pairs
 
+
+def _scores(request: EditRequest, scored: Iterator[Scored]) -> RequestScores:
     def take(probes: Mapping[str, Probe]) -> dict[str, tuple[Scored, ...]]:
         return {key: tuple(next(scored) for _ in probe.prompts) for key, probe in probes.items()}
 
     return RequestScores(
         rewrite=next(scored),
         ground_truth=next(scored) if request.ground_truth is not None else None,
-        rephrase=tuple(next(scored) for _ in rephrase),
+        rephrase=tuple(next(scored) for _ in request.rephrase_prompts),
         locality=take(request.locality),
         portability=take(request.portability),
     )

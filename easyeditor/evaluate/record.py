@@ -9,7 +9,7 @@ from easyeditor.dataset.sentences import Sentences
 from easyeditor.evaluate.collapse import Collapse
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.records import EditRequest
+from easyeditor.records import EditRequest, EditResult
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,25 @@ class Measured:
     ppl_before: PerplexityReport | None
     ppl_after: PerplexityReport | None
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """One edit with what was measured around it; `records` has one for each of its requests."""
+
+    records: tuple[dict[str, Any], ...]
+    result: EditResult
+    ppl_before: PerplexityReport | None
+    ppl_after: PerplexityReport | None
+    collapse: Collapse | None
+    seconds: dict[str, float]
+    """Time spent on `edit`, `metrics` and `perplexity`."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the edit's only request."""
+        (record,) = self.records
+        return record
 
 
 def edit_record(

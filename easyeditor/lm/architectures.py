@@ -53,6 +53,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_T5 = "encoder.block.{}.layer.1.DenseReluDense.wo"
+ENCODERS: dict[str, str] = {"mt5": _T5, "t5": _T5, "umt5": _T5}
+"""Output projection of the MLP in the encoder of an encoder-decoder, `{}` for the layer: its input is a key too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """The parts of one model that editing touches, resolved and checked."""
@@ -151,6 +156,16 @@ def weight_is_transposed(module: nn.Module) -> bool:
     raise ModelError(
         f"cannot edit a {type(module).__name__}; the rewrite module must be an unquantised torch Linear or GPT-2 Conv1D"
     )
+
+
+def encoder_projections(model: PreTrainedModel) -> list[nn.Module]:
+    """The MLP output projections of an encoder-decoder's encoder, first layer to last. Raises ConfigError: unknown
+    type."""
+    kind = model.config.model_type
+    if kind not in ENCODERS:
+        raise ConfigError(f"encoder of model type {kind!r} is not known; {', '.join(sorted(ENCODERS))} are")
+    blocks = model.get_submodule(ENCODERS[kind].partition(".{}")[0])
+    return [model.get_submodule(ENCODERS[kind].format(layer)) for layer, _ in enumerate(blocks.children())]
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

@@ -5,6 +5,7 @@
     skipped(modules)                        let modules pass their input on unchanged
     replaced(module, forward)               let another function stand for a module's forward
     selected_head(model, rows, positions)   send only some positions through the output head
+    second_position_first(model)            give the first token of every text the second one's position
     stopping()                              end a forward early from inside a tap (raise StopForward)
 
 Nobody else touches `register_*hook` or a module's `forward`.
@@ -117,6 +118,26 @@ def selected_head(model: PreTrainedModel, rows_S: Tensor, positions_S: Tensor) -
 
     with tapped(head, on_input=gather):
         yield
+
+
+@contextmanager
+def second_position_first(model: PreTrainedModel) -> Iterator[None]:
+    """Position id 0 becomes 1 in every forward inside the block: the first token stands where the second does.
+
+    For learned positions (GPT-2) this equals copying the second row of the position table to the first; rotary models
+    turn the first token's queries and keys as they do the second's. Forwards must be given position ids, as all of this
+    library's are.
+    """
+
+    def move(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        positions = kwargs["position_ids"]
+        return args, {**kwargs, "position_ids": positions.clamp(min=1)}
+
+    handle = model.base_model.register_forward_pre_hook(move, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _pre_hook(tap: Tap) -> Callable[..., Any]:

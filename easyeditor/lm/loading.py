@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from easyeditor.errors import ConfigError, ModelError, OutputError
 from easyeditor.files import check_parent
@@ -42,16 +48,33 @@ def load(
     path = str(name)
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"{path}: no such model folder; put the checkpoint there or give a hub name")
+    model, tok = _from_pretrained(AutoModelForCausalLM, path, options, "a causal language model")
+    return model if target is None else model.to(target), tok
+
+
+def load_encoder_decoder(name: str, *, device: int | str = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an encoder-decoder (T5) in float32 and its tokenizer, for experiments that look at its encoder.
+
+    Raises:
+        ModelError: nothing loadable there. ConfigError: no such device.
+    """
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
+    target = resolve_device(device)
+    model, tok = _from_pretrained(AutoModelForSeq2SeqLM, name, options, "an encoder-decoder")
+    return model.to(target), tok
+
+
+def _from_pretrained(
+    kind: Any, path: str, options: dict[str, Any], what: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
-        raise ModelError(f"{path}: cannot be loaded as a causal language model ({_reason(error)})") from error
+        raise ModelError(f"{path}: cannot be loaded as {what} ({_reason(error)})") from error
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"{path}: the checkpoint lacks {len(report['missing_keys'])} tensors ({names} …)")
-    if target is not None:
-        model = model.to(target)
     return model.eval(), tok
 
 

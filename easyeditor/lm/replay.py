@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.attention import short_attention
 from easyeditor.lm.hooks import Passage, StopForward, selected_head, skipped, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.tokens import Row, model_inputs, token_batches
@@ -126,6 +127,7 @@ class ReplayForward:
                 stack.enter_context(tapped(self._module, on_output=add))
             stack.enter_context(resumed(self._blocks, self._start, passage))
             stack.enter_context(selected_head(self._model, self._rows_N, self._positions_N))
+            stack.enter_context(short_attention(self._model))
             output = self._model(**self._inputs, past_key_values=self._prefix.fresh(), use_cache=True)
         return output.logits[0]
 

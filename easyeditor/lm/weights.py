@@ -1,10 +1,12 @@
-"""The only writer of parameters: apply an edit and take it back bit-exactly, commit it, fingerprint a model."""
+"""The only writer of parameters: apply an edit and take it back bit-exactly, commit it; run with trained copies;
+fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,35 @@ def add(model: nn.Module, deltas: Sequence[WeightDelta]) -> None:
             if not bool(torch.isfinite(edited).all()):
                 raise NumericalError(f"{delta.name} is not finite in {weight.dtype} after the edit; load a wider dtype")
             weight.copy_(edited)
+
+
+def trainable(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the named parameters for an optimiser, float32 or wider; the model's own are never written.
+
+    `called_with` runs the model with them, `difference` says what they moved by.
+    """
+    copies = {}
+    for name in dict.fromkeys(names):
+        weight = _parameter(model, name).detach()
+        copies[name] = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True).requires_grad_()
+    return copies
+
+
+def called_with(model: nn.Module, copies: Mapping[str, Tensor], **inputs: Any) -> Any:
+    """The model's output with `copies` in the place of the parameters they are named after, differentiable in them.
+
+    They are cast to the parameters' dtype; the parameters are back in their place afterwards, also on error.
+    """
+    placed = {name: copy.to(_parameter(model, name).dtype) for name, copy in copies.items()}
+    return torch.func.functional_call(model, placed, kwargs=inputs)
+
+
+def difference(model: nn.Module, copies: Mapping[str, Tensor]) -> list[WeightDelta]:
+    """Dense deltas that lead from the model's weights to `copies`, in the copies' dtype."""
+    return [
+        WeightDelta(name=name, full=copy.detach() - _parameter(model, name).detach().to(copy.dtype))
+        for name, copy in copies.items()
+    ]
 
 
 class Ledger:

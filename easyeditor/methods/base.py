@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.progress import Progress
@@ -23,6 +24,11 @@ class EditMethod(ABC, Generic[H]):
     State that outlives an edit (sampled contexts, the generator behind them, loaded statistics) lives here and
     nowhere else.
     """
+
+    joint: ClassVar[bool] = True
+    """Does `edit` write several requests as one edit? False: one after another, so a batch is a sequence."""
+    screens: ClassVar[bool] = False
+    """Has the method a denominator that `screen` can compute without editing?"""
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
@@ -53,6 +59,12 @@ class EditMethod(ABC, Generic[H]):
         """Contexts the method puts before prompts; empty for a method that has none."""
         return ()
 
+    def use_contexts(self, contexts: Sequence[str]) -> None:
+        """Take the contexts of an earlier run in place of generating them; nothing to do for a method without any."""
+
+    def prepare(self) -> None:
+        """Make everything that outlives an edit (contexts, statistics) on the model as it is now, before any edit."""
+
     @property
     def remedy(self) -> str | None:
         """Settings (`key=value …`) that prevent a collapse caused by a small denominator; None when they are on
@@ -62,3 +74,23 @@ class EditMethod(ABC, Generic[H]):
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
         """Compute the edit for `requests`; the model's weights are bit-equal before and after."""
+
+    def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """An edit of its own for each request, all on the unchanged model; a method may share work between them."""
+        return [self.edit([request], progress) for request in requests]
+
+    def screen(self, requests: Sequence[EditRequest]) -> list[float]:
+        """The denominator each request's edit would have (the smallest in size over layers), no edit computed.
+
+        Raises:
+            ConfigError: the method has none.
+        """
+        raise ConfigError(f"{self.title} has no denominator to screen by")
+
+    def remedied(self) -> EditMethod[H] | None:
+        """The same method with its `remedy` set, on the same model; None when there is no remedy."""
+        return None if self.remedy is None else type(self)(self.model, self.tok, self._with_remedy())
+
+    def _with_remedy(self) -> H:
+        assert self.remedy is not None
+        return self.hparams.override(self.remedy.split())

@@ -25,15 +25,23 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
         )
     console.print(_before_after(record))
     for layer, trace in record["trace"].items():
-        console.print(
-            f"layer {layer}: numerator {trace['numerator_norm']:.4g}, denominator {trace['denominator']:.4g}, "
-            f"‖ΔW‖ {trace['delta_norm']:.4g}; value search: {trace['steps']} passes, loss {trace['loss_first']:.3f} → "
-            f"{trace['loss_last']:.3f}",
-            highlight=False,
-        )
+        console.print(_layer_line(layer, trace), highlight=False)
     console.print()
     for style, line in verdict(record):
         console.print(line, style=style, highlight=False, markup=False)
+
+
+def _layer_line(layer: str, trace: Mapping[str, Any]) -> str:
+    """One layer's update: numerator and denominator where the method has them, size, and how its loss fell."""
+    known = [
+        ("numerator", trace["numerator_norm"]),
+        ("denominator", trace["denominator"]),
+        ("‖ΔW‖", trace["delta_norm"]),
+    ]
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in known if value is not None)
+    what = "training" if trace["value_norm_before"] is None else "value search"
+    loss = f"loss {trace['loss_first']:.3f} → {trace['loss_last']:.3f}"
+    return f"layer {layer}: {numbers}; {what}: {trace['steps']} passes, {loss}"
 
 
 def verdict(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -50,16 +58,25 @@ def verdict(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{trace['prefixed_key_norm']:.3g}), and the update is divided by it."
         )
         lines.append(("", cause))
+    elif collapsed and trace["value_norm_before"] is None:
+        size = max(trace["delta_norm"] for trace in record["trace"].values())
+        cause = f"The method has no denominator; the weights moved by ‖ΔW‖ {size:.3g}. Try fewer or smaller steps."
+        lines.append(("", cause))
+    elif collapsed and denominator is None:
+        lines.append(("", f"The method has no denominator; {_growth(trace)}"))
     elif collapsed:
-        growth = trace["value_norm_after"] / trace["value_norm_before"]
-        cause = (
-            f"The denominator is ordinary ({denominator:.3g}), so the keys are not the cause; the value grew "
-            f"{growth:.3g}-fold. Try a smaller clamp_norm_factor, fewer v_num_grad_steps, or another layer."
-        )
+        cause = f"The denominator is ordinary ({denominator:.3g}), so the keys are not the cause; {_growth(trace)}"
         lines.append(("", cause))
     if small and record["remedy"]:
         lines.append(("cyan", f"Try: --set {record['remedy']}  (the mean key on both sides; docs/metrics.md)"))
     return lines
+
+
+def _growth(trace: Mapping[str, Any]) -> str:
+    growth = trace["value_norm_after"] / trace["value_norm_before"]
+    return (
+        f"the value grew {growth:.3g}-fold. Try a smaller clamp_norm_factor, fewer v_num_grad_steps, or another layer."
+    )
 
 
 def _headline(record: Mapping[str, Any]) -> tuple[str, str]:

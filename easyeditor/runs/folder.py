@@ -22,15 +22,16 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "acce
 
 
 @contextmanager
-def run_folder(output: str | None, name: str) -> Iterator[Path]:
-    """The run's folder: `output` as given, or a new `results/<name>-<time>`. Never overwrites a run.
+def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> Iterator[Path]:
+    """The run's folder: `output` as given, or a new `results/<name>-<time>`. Never overwrites a run, known by
+    the file it `holds`.
 
     If the block fails before anything is written, the empty folder goes again.
 
     Raises:
         OutputError: the folder cannot be made, or already holds a result.
     """
-    folder = _new_folder(output, name)
+    folder = _new_folder(output, name, holds)
     try:
         yield folder
     except BaseException:
@@ -39,11 +40,11 @@ def run_folder(output: str | None, name: str) -> Iterator[Path]:
         raise
 
 
-def _new_folder(output: str | None, name: str) -> Path:
+def _new_folder(output: str | None, name: str, holds: str) -> Path:
     try:
         if output is not None:
             folder = Path(output)
-            if (folder / "result.json").exists():
+            if (folder / holds).exists():
                 raise OutputError(f"{folder}: already holds a result; choose another --output")
             folder.mkdir(parents=True, exist_ok=True)
             return folder

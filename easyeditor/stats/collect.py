@@ -38,6 +38,7 @@ from easyeditor.stats.store import Manifest
 LOG = logging.getLogger(__name__)
 
 WINDOW = 64  # documents tokenised, sorted and summed together
+BANDS = 6
 
 Tick = Callable[[int, int, int], None]
 """Called after every window with (documents done, documents wanted, tokens done)."""
@@ -149,7 +150,7 @@ def _add_window(
         _add_batch(parts, [rows[i] for i in batch], settings, window)
     for layer, sum_KK in window.items():
         total = totals.sums.setdefault(layer, torch.zeros_like(sum_KK, dtype=torch.float64))
-        total.add_(sum_KK)
+        total.add_(sum_KK.triu() + sum_KK.triu(1).T)
     totals.documents += len(texts)
     totals.tokens += sum(map(len, rows))
 
@@ -171,15 +172,23 @@ def _summing(
 ) -> Iterator[None]:
     def add(keys_BTK: Tensor) -> None:
         keys_NK = keys_BTK[real_BT.to(keys_BTK.device)].to(getattr(torch, settings.sums))
-        if layer in window:
-            window[layer].addmm_(keys_NK.T, keys_NK)
-        else:
-            window[layer] = keys_NK.T @ keys_NK
+        if layer not in window:
+            window[layer] = keys_NK.new_zeros(keys_NK.shape[1], keys_NK.shape[1])
+        add_products(window[layer], keys_NK)
         if last:
             raise StopForward
 
     with tapped(parts.rewrite(layer), on_input=add):
         yield
+
+
+def add_products(sum_KK: Tensor, keys_NK: Tensor) -> None:
+    """Add K^T K to the upper triangle of `sum_KK`, in bands of rows: k k^T is symmetric, so 7/12 of the products do.
+
+    What stands below the diagonal is not meant to be read.
+    """
+    for start in range(0, len(sum_KK), band := -(-len(sum_KK) // BANDS)):
+        sum_KK[start : start + band, start:].addmm_(keys_NK[:, start : start + band].T, keys_NK[:, start:])
 
 
 def _reduce(totals: Totals, parts: Anatomy, settings: Settings) -> None:

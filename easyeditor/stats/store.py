@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easyeditor.errors import OutputError, StatsError
-from easyeditor.files import discard, write_json
+from easyeditor.errors import StatsError
+from easyeditor.files import whole_file, write_json
 from easyeditor.lm.weights import alike
 
 FORMAT = 1
@@ -78,15 +78,9 @@ def write_moment(path: Path, sum_KK: Tensor, manifest: Manifest) -> None:
         "sample_size": np.array(manifest.samples),
     }
     np.savez(packed, **arrays)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
         part.write_bytes(packed.getvalue())
         write_json(_manifest_path(path), asdict(manifest))
-        part.replace(path)
-    except OSError as error:
-        discard(part)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:

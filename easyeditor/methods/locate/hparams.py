@@ -52,6 +52,9 @@ class LocateHyperParams(HyperParams):
     """Folder of second-moment statistics."""
     collect_stats: Literal["off", "auto"] = "off"
     """What to do when statistics are missing: `off` says how to collect them, `auto` collects them first."""
+    targets_dir: str | None = None
+    """Folder that keeps every value search's result, for runs cut short and for ROME and C-ROME to share; null keeps
+    none."""
     mom2_dataset: str = "wikipedia"
     """Corpus the statistics come from."""
     mom2_n_samples: int = 100000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,17 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.tokens import Row, model_inputs, token_batches
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Key and output of the edited projection at a request's lookup token: of the bare prompt (k^u, W k^u) and averaged
+    over the contexts (kbar, W kbar; float64)."""
+
+    plain_K: Tensor
+    mean_K: Tensor
+    plain_D: Tensor
+    mean_D: Tensor
 
 
 @torch.no_grad()
@@ -27,6 +39,19 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
         for place, i in enumerate(chunk):
             inputs[i], outputs[i] = inputs_BK[place], outputs_BD[place]
     return torch.stack(inputs), torch.stack(outputs)
+
+
+def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[Lookup]:
+    """Read all requests' rows in one go; each request's first row is its bare prompt, the others stand behind
+    contexts."""
+    flat = [row for own in rows for row in own]
+    keys_BK, outputs_BD = read_at_lookup(parts, module, flat, batch_tokens)
+    found, place = [], 0
+    for own in rows:
+        keys_bK, outputs_bD = keys_BK[place : place + len(own)], outputs_BD[place : place + len(own)]
+        found.append(Lookup(keys_bK[0], keys_bK[1:].double().mean(0), outputs_bD[0], outputs_bD[1:].double().mean(0)))
+        place += len(own)
+    return found
 
 
 def _one_batch(parts: Anatomy, module: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

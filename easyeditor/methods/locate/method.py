@@ -4,27 +4,33 @@ rank."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
-from easyeditor.lm.tokens import Row, check_length
-from easyeditor.lm.weights import frozen, sample
+from easyeditor.lm.replay import row_forward
+from easyeditor.lm.tokens import Row, check_length, token_batches
+from easyeditor.lm.weights import fingerprint, frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
-from easyeditor.methods.locate.targets import Search
+from easyeditor.methods.locate.saved import TargetStore
+from easyeditor.methods.locate.targets import Found, Rows, Search, Watch, search_values
+from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, missing, read_moment
 
 LOG = logging.getLogger(__name__)
+
+GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
 
 L = TypeVar("L", bound=LocateHyperParams)
 
@@ -70,6 +76,23 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 self._groups = [[t] for t in generated_contexts(self.model, self.tok, params, self.generator)]
         return self._groups
 
+    def use_contexts(self, contexts: Sequence[str]) -> None:
+        if self.hparams.context_templates is None:
+            self._groups = [[text] for text in contexts]
+
+    def prepare(self) -> None:
+        """Contexts are generated and statistics read (or collected) now."""
+        _ = self.context_groups
+        for layer in self.layers if self.hparams.mom2_adjustment else ():
+            self.moment(layer)
+
+    def remedied(self) -> EditMethod[L] | None:
+        """As the base class says, with the contexts and statistics this object has."""
+        other = super().remedied()
+        if isinstance(other, LocateMethod):
+            other._groups, other._moments, other._weights = self.context_groups, self._moments, self._weights
+        return other
+
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
         return list(self.hparams.context_template_length_params)
@@ -98,6 +121,43 @@ class LocateMethod(EditMethod[L], Generic[L]):
         what = f"request {request.case_id!r}: the prompt in its longest context"
         check_length([row.ids for row in rows], limit, what)
         return rows, labels
+
+    @property
+    def starts_from_mean(self) -> bool:
+        """Does the value search start from the mean output over contexts? Else from that in the first context."""
+        return False
+
+    def values(
+        self, requests: Sequence[EditRequest], module: nn.Module, layer: int, progress: Progress | None = None
+    ) -> list[Found]:
+        """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
+
+        With `targets_dir`, searches saved before are read, and new ones saved.
+        """
+        store = self._store(module)
+        found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
+        todo = [n for n in range(len(requests)) if n not in found]
+        made = {n: self.search_rows(requests[n]) for n in todo}
+        longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
+        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+            members = [todo[i] for i in batch]
+            forward = row_forward(
+                self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
+            )
+            watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
+            rows = Rows.of([made[n][1] for n in members])
+            results = search_values(forward, rows, settings, watch, mean_initial=self.starts_from_mean)
+            for n, result in zip(members, results, strict=True):
+                found[n] = result
+                if store is not None:
+                    store.write(requests[n], result)
+        return [found[n] for n in range(len(requests))]
+
+    def _store(self, module: nn.Module) -> TargetStore | None:
+        if self.hparams.targets_dir is None:
+            return None
+        name = next(name for name, other in self.model.named_modules() if other is module)
+        return TargetStore(self.hparams, fingerprint(self.model), self.contexts, [name, self.starts_from_mean])
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
@@ -151,3 +211,17 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if weight_is_transposed(self.parts.rewrite(layer)):
             return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
         return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
+
+
+def _watch(progress: Progress | None, together: int, done: int, of: int) -> Watch | None:
+    """The search's passes as progress: of the passes for one request, of the requests for many."""
+    if progress is None:
+        return None
+
+    def watch(step: int, steps: int, loss: float) -> None:
+        if of == 1:
+            progress(step, steps, f"loss {loss:.3f}")
+        else:
+            progress(done, of, f"{together} together, pass {step}/{steps}, loss {loss:.3f}")
+
+    return watch

@@ -13,9 +13,14 @@ from easyeditor.errors import NumericalError
 
 def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
     """ROME eq. 2: u = C^-1 k scaled to unit length; C is the identity when no second moment is given."""
-    key_K = key_K.double()
-    direction_K = key_K if moment_KK is None else _solve(moment_KK.double(), key_K)
+    direction_K = whitened(key_K, moment_KK)
     return direction_K / direction_K.norm()
+
+
+def whitened(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
+    """C^-1 k in float64; C is the identity when no second moment is given."""
+    key_K = key_K.double()
+    return key_K if moment_KK is None else _solve(moment_KK.double(), key_K)
 
 
 def value_direction(target_D: Tensor, output_D: Tensor, key_K: Tensor, u_K: Tensor) -> tuple[Tensor, float, float]:

@@ -55,6 +55,11 @@ class Rows:
         """Number of each request's first row."""
         return [sum(self.counts[:r]) for r in range(len(self.labels))]
 
+    @property
+    def targets(self) -> list[list[int]]:
+        """Numbers of each request's target rows, its KL row left out."""
+        return [list(range(first, first + len(own))) for first, own in zip(self.first, self.labels, strict=True)]
+
     def of_requests(self, kept: Sequence[int]) -> list[int]:
         """Row numbers of some requests."""
         return [row for r in kept for row in range(self.first[r], self.first[r] + self.counts[r])]
@@ -74,14 +79,20 @@ class Found:
         return self.initial_D + self.offset_D
 
 
-def search_values(forward: RowForward, rows: Rows, search: Search, watch: Watch | None = None) -> list[Found]:
+def search_values(
+    forward: RowForward, rows: Rows, search: Search, watch: Watch | None = None, *, mean_initial: bool = False
+) -> list[Found]:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
     The offset is added at the lookup token of every row, the KL row included, and clamped after each step to
     `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05, and its rows leave the batch.
     The last pass only measures. Requests do not see each other: the answers are those of one at a time.
+    The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
+    contexts.
     """
     initial_RD = _wide(forward.initial_BD[rows.first])
+    if mean_initial:
+        initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in rows.targets])
     found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]
     active = list(range(len(rows.labels)))
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
@@ -167,6 +178,10 @@ def _narrowed_adam(
     state = optimiser.state[offset_RD]
     fresh.state[narrowed] = {key: value[index] if value.ndim == 2 else value for key, value in state.items()}
     return narrowed, fresh
+
+
+def _mean_initial(outputs_BD: Tensor) -> Tensor:
+    return outputs_BD.double().mean(0).to(_wide(outputs_BD).dtype)
 
 
 def _wide(values: Tensor) -> Tensor:

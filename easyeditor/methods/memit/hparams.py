@@ -18,8 +18,6 @@ class MEMITHyperParams(LocateHyperParams):
     """Weight λ of the second moment against the new keys: larger keeps old knowledge more, and changes less."""
     layer_selection: Literal["all"] = "all"
     """Upstream's key; only `all` exists."""
-    targets_dir: str | None = None
-    """Folder that keeps every request's target z, so that a run cut short goes on; null keeps none."""
 
     def validate(self, where: str) -> None:
         super().validate(where)

@@ -11,21 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, token_batches
-from easyeditor.lm.weights import applied, fingerprint, frozen
+from easyeditor.lm.tokens import SLOT, Row
+from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.solve import spread_update
-from easyeditor.methods.locate.targets import Found, Rows, search_values
+from easyeditor.methods.locate.targets import Found
 from easyeditor.methods.memit.hparams import MEMITHyperParams
-from easyeditor.methods.memit.targets import TargetStore
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
 CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt
-GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
 
 
 class MEMIT(LocateMethod[MEMITHyperParams]):
@@ -57,7 +54,7 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
         layers = self.layers
         moments = [self.moment(layer) for layer in layers]  # missing statistics are found before hours of search
         with frozen(self.model):
-            found = self._targets(requests, progress)
+            found = self.values(requests, self.parts.block(layers[-1]), layers[-1], progress)
             target_ND = torch.stack([f.target_D for f in found])
             rows = [self._key_rows(request) for request in requests]
             deltas: list[WeightDelta] = []
@@ -80,40 +77,6 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
             contexts=self.contexts,
             seconds=time.perf_counter() - started,
         )
-
-    def _targets(self, requests: Sequence[EditRequest], progress: Progress | None) -> list[Found]:
-        """The value search of every request, batched over requests; targets saved before are read instead."""
-        store = TargetStore(self.hparams, fingerprint(self.model), self.contexts)
-        found: dict[int, Found] = {n: known for n, r in enumerate(requests) if (known := store.read(r)) is not None}
-        todo = [n for n in range(len(requests)) if n not in found]
-        made = {n: self.search_rows(requests[n]) for n in todo}
-        longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
-        done = len(found)
-        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
-            members = [todo[i] for i in batch]
-            for n, result in zip(members, self._search(members, made, done, len(requests), progress), strict=True):
-                found[n] = result
-                store.write(requests[n], result)
-            done += len(members)
-        return [found[n] for n in range(len(requests))]
-
-    def _search(
-        self,
-        members: Sequence[int],
-        made: dict[int, tuple[list[Row], list[list[int]]]],
-        done: int,
-        of: int,
-        progress: Progress | None,
-    ) -> list[Found]:
-        layer = self.layers[-1]
-        rows = [row for n in members for row in made[n][0]]
-        forward = row_forward(self.parts, self.parts.block(layer), layer, rows, replay=self.hparams.replay)
-
-        def watch(step: int, steps: int, loss: float) -> None:
-            if progress is not None:
-                progress(done, of, f"{len(members)} together, pass {step}/{steps}, loss {loss:.3f}")
-
-        return search_values(forward, Rows.of([made[n][1] for n in members]), self.search_settings(), watch)
 
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""

@@ -18,14 +18,18 @@ class ROMEHyperParams(LocateHyperParams):
     """C-ROME: the mean key over contexts everywhere, which removes the collapse."""
     if_prefix: bool | Literal["all"] = False
     """Test-time prefix: evaluate the rewrite prompt behind one of the contexts; `all`: rephrase prompts too."""
+    consistent_value: bool = False
+    """Take the initial value v0 as the mean over contexts too, not from the bare prompt; needs `if_c_rome: true`."""
     save_keys: bool = False
-    """Upstream's key dumps; the keys are in every result's trace instead."""
+    """Write the keys of every edit as upstream does: `C_keys_with_prefix/`, `keys_without_prefix/` and
+    `keys_with_prefix/` below `save_keys_path`, `keyN.npy` in each."""
     save_keys_path: str = "./save_keys_path"
-    """Folder of upstream's key dumps."""
+    """Folder of the key dumps."""
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        if self.save_keys:
+        if self.consistent_value and not self.if_c_rome:
             raise ConfigError(
-                f"{where}: save_keys: true is not supported; every edit keeps its keys in result.trace[layer].vectors"
+                f"{where}: consistent_value: true needs if_c_rome: true; a mean value with the bare prompt's key is "
+                "neither ROME nor C-ROME"
             )

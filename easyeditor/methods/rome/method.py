@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
-from easyeditor.lm.replay import row_forward
+import torch
+from torch import Tensor
+
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
-from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.dumps import dump_keys
+from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.solve import key_direction, value_direction
-from easyeditor.methods.locate.targets import Found, Rows, search_values
+from easyeditor.methods.locate.solve import key_direction, value_direction, whitened
+from easyeditor.methods.locate.targets import Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
@@ -22,11 +27,20 @@ class ROME(LocateMethod[ROMEHyperParams]):
     """Rank-One Model Editing (Meng et al. 2022, arXiv 2202.05262), with C-ROME (Yang et al. 2024, arXiv 2406.11263).
 
     Update: dW = (v* - W k) u^T / (k.u) with u = C^-1 kbar, kbar the mean key over contexts. Published ROME takes the
-    *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`).
+    *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`). The search starts from the bare prompt's output
+    v0; `consistent_value` starts it from the mean output over contexts, so that v* - W kbar is the offset found.
+
+    `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
+    and C-ROME, with and without C, share the first two.
     """
+
+    joint: ClassVar[bool] = False
+    screens: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
+        if self.hparams.consistent_value:
+            return "C-ROME, consistent value"
         return "C-ROME" if self.hparams.if_c_rome else "ROME"
 
     @property
@@ -56,17 +70,64 @@ class ROME(LocateMethod[ROMEHyperParams]):
             seconds=time.perf_counter() - started,
         )
 
-    def _edit_layer(
-        self, request: EditRequest, layer: int, progress: Progress | None
+    def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """Edits of their own, their value searches batched and their keys read together."""
+        if len(self.layers) > 1:  # a later layer is searched with the request's own earlier edit applied
+            return super().edit_each(requests, progress)
+        started = time.perf_counter()
+        (layer,) = self.layers
+        self.prepare()  # missing statistics show at once
+        with frozen(self.model):
+            found = self.values(requests, self.parts.mlp(layer), layer, progress)
+        lookups = self.look_up(requests, layer)
+        made = [self.update(layer, value, lookup) for value, lookup in zip(found, lookups, strict=True)]
+        for lookup in lookups:
+            self._dump(layer, lookup)
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [
+            EditResult(
+                method=self.hparams.alg_name,
+                requests=(request,),
+                deltas=(delta,),
+                traces=({layer: trace},),
+                contexts=self.contexts,
+                seconds=seconds,
+            )
+            for request, (delta, trace) in zip(requests, made, strict=True)
+        ]
+
+    def screen(self, requests: Sequence[EditRequest]) -> list[float]:
+        """k.u of every request at every layer, on the model as it is: keys only, batched."""
+        found: list[list[float]] = [[] for _ in requests]
+        for layer in self.layers:
+            for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
+                own.append(float(torch.dot(*self._key_and_direction(layer, lookup, self.hparams))))
+        return [min(own, key=abs) for own in found]
+
+    def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
+        """The value search (ROME eq. 4) of one request at `layer`: the same for ROME and C-ROME, with or without C."""
+        with frozen(self.model):
+            return self.values([request], self.parts.mlp(layer), layer, progress)[0]
+
+    def look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
+        """The keys k^u and kbar of requests at `layer`, and what the projection answers to them; read in one go."""
+        templates = (SLOT, *self.contexts)
+        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
+        with frozen(self.model):
+            return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
+
+    def update(
+        self, layer: int, found: Found, lookup: Lookup, hparams: ROMEHyperParams | None = None
     ) -> tuple[WeightDelta, LayerTrace]:
-        moment_KK = self.moment(layer) if self.hparams.mom2_adjustment else None  # missing statistics show at once
-        found = self._search(request, layer, progress)
-        rows = [prompt_row(self.tok, request, c, self.hparams.fact_token) for c in (SLOT, *self.contexts)]
-        keys_BK, outputs_BD = read_at_lookup(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
-        plain_K, mean_K = keys_BK[0], keys_BK[1:].double().mean(0)
-        plain_D, mean_D = outputs_BD[0], outputs_BD[1:].double().mean(0)
-        u_K = key_direction(mean_K, moment_KK)
-        key_K, output_D = (mean_K, mean_D) if self.hparams.if_c_rome else (plain_K, plain_D)
+        """The rank-one update that writes `found` (ROME eq. 2) and its trace.
+
+        `hparams` may differ from the method's own in `if_c_rome` and `mom2_adjustment`, which the first two steps do
+        not ask for.
+        """
+        h = self.hparams if hparams is None else hparams
+        key_K, u_K = self._key_and_direction(layer, lookup, h)
+        output_D = lookup.mean_D if h.if_c_rome else lookup.plain_D
+        plain_K, mean_K = lookup.plain_K, lookup.mean_K
         v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
         delta = self.delta(layer, u_K[:, None], v_D[:, None])
         trace = LayerTrace(
@@ -92,12 +153,28 @@ class ROME(LocateMethod[ROMEHyperParams]):
         )
         return delta, trace
 
-    def _search(self, request: EditRequest, layer: int, progress: Progress | None) -> Found:
-        rows, labels = self.search_rows(request)
-        forward = row_forward(self.parts, self.parts.mlp(layer), layer, rows, replay=self.hparams.replay)
+    @property
+    def starts_from_mean(self) -> bool:
+        return self.hparams.consistent_value
 
-        def watch(step: int, steps: int, loss: float) -> None:
-            if progress is not None:
-                progress(step, steps, f"loss {loss:.3f}")
+    def _edit_layer(
+        self, request: EditRequest, layer: int, progress: Progress | None
+    ) -> tuple[WeightDelta, LayerTrace]:
+        if self.hparams.mom2_adjustment:
+            self.moment(layer)  # missing statistics show at once
+        found = self.search(request, layer, progress)
+        (lookup,) = self.look_up([request], layer)
+        self._dump(layer, lookup)
+        return self.update(layer, found, lookup)
 
-        return search_values(forward, Rows.of([labels]), self.search_settings(), watch)[0]
+    def _key_and_direction(self, layer: int, lookup: Lookup, hparams: ROMEHyperParams) -> tuple[Tensor, Tensor]:
+        """k and u, float64 (K)."""
+        moment_KK = self.moment(layer) if hparams.mom2_adjustment else None
+        key_K = lookup.mean_K if hparams.if_c_rome else lookup.plain_K
+        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
+
+    def _dump(self, layer: int, lookup: Lookup) -> None:
+        """Upstream's key dumps, when `save_keys` asks for them."""
+        if self.hparams.save_keys:
+            direction_K = whitened(lookup.mean_K, self.moment(layer) if self.hparams.mom2_adjustment else None)
+            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)

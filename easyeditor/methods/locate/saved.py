@@ -1,4 +1,4 @@
-"""Targets z kept on disk, one safetensors file per request, so that a batch cut short does not search again."""
+"""Targets of value searches kept on disk, one safetensors file per request, so that nothing is searched twice."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
+from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.targets import Found
-from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.records import EditRequest
 
 
 class TargetStore:
-    """Reads and writes z under a name that holds everything z depends on: request, model, contexts, search settings."""
+    """Reads and writes targets under a name that holds all they depend on: request, weights, contexts, where and how
+    they are searched. The statistics are not among them, so ROME and C-ROME share theirs, with and without C."""
 
-    _SETTINGS = ("layers", "v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "fact_token")
+    _SETTINGS = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "fact_token")
 
-    def __init__(self, hparams: MEMITHyperParams, model_fingerprint: str, contexts: Sequence[str]) -> None:
-        self._folder = Path(hparams.targets_dir) if hparams.targets_dir else None
+    def __init__(
+        self, hparams: LocateHyperParams, model_fingerprint: str, contexts: Sequence[str], where: Sequence[Any]
+    ) -> None:
+        """`where` names what the offset is added to, and from which initial value."""
+        assert hparams.targets_dir is not None
+        self._folder = Path(hparams.targets_dir)
         settings = {key: getattr(hparams, key) for key in self._SETTINGS}
-        settings["layers"] = hparams.layers[-1]
-        self._identity = [model_fingerprint, list(contexts), settings]
+        self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 
     def read(self, request: EditRequest) -> Found | None:
         """The saved search of a request, or None. Raises DataError if the file is damaged."""
-        if self._folder is None or not (path := self._path(request)).exists():
+        if not (path := self._path(request)).exists():
             return None
         try:
             with safe_open(str(path), framework="pt") as opened:
@@ -40,12 +45,10 @@ class TargetStore:
         return Found(initial_D=initial, offset_D=offset, losses=[tuple(row) for row in losses])
 
     def write(self, request: EditRequest, found: Found) -> None:
-        """Save a search; does nothing without `targets_dir`."""
-        if self._folder is not None:
-            tensors = {"initial": found.initial_D, "offset": found.offset_D}
-            write_tensors(self._path(request), tensors, {"losses": json.dumps(found.losses)})
+        """Save a search."""
+        tensors = {"initial": found.initial_D, "offset": found.offset_D}
+        write_tensors(self._path(request), tensors, {"losses": json.dumps(found.losses)})
 
     def _path(self, request: EditRequest) -> Path:
-        assert self._folder is not None
         what = [request.prompt, request.subject, request.subject_start, request.target_new, *self._identity]
         return self._folder / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + ".safetensors")

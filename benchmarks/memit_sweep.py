@@ -1,0 +1,90 @@
+"""MEMIT's layers, clamp and weight of the statistics (lambda) for one model: what each choice edits, what it costs.
+
+  python benchmarks/memit_sweep.py                    24 own facts on the embedded model: about half an hour
+
+One batch of requests for every choice. The targets z depend on the last layer and the clamp only, so they are searched once
+for each and read back for the others. Statistics must be there for all layers named, or are collected first.
+Columns: token-level accuracy on the rewritten prompts and their paraphrases, agreement on neighbours, perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+LAYERS = ["3,4,5,6,7", "5,6,7", "7", "3,4,5", "5"]
+LAMBDAS = [50.0, 500.0, 2000.0, 5000.0, 15000.0]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--hparams", default=str(ROOT / "hparams/MEMIT/smollm2-135m.yaml"))
+    p.add_argument("--data", default=str(ROOT / "data/facts.json"))
+    p.add_argument("--requests", type=int, default=24)
+    p.add_argument("--seed", type=int, default=0, help="which requests are drawn")
+    p.add_argument("--layers", nargs="+", default=LAYERS)
+    p.add_argument("--lambdas", type=float, nargs="+", default=LAMBDAS)
+    p.add_argument("--clamps", type=float, nargs="+", default=[0.75, 2.0], help="clamp_norm_factor of the search")
+    p.add_argument("--targets", metavar="DIR", help="keep the searches there (default: a temporary folder)")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    p.add_argument("--threads", type=int, default=2)
+    args = p.parse_args()
+
+    import torch
+
+    from easyeditor.cli import quiet_transformers
+    from easyeditor.dataset.formats import read_requests
+    from easyeditor.editor import BaseEditor
+    from easyeditor.methods.registry import load_hparams
+
+    torch.set_num_threads(args.threads)
+    quiet_transformers()
+    everything = list({r.subject: r for r in read_requests(Path(args.data), 10**9)}.values())
+    requests = random.Random(args.seed).sample(everything, args.requests)
+    hparams = load_hparams(args.hparams).override(args.set)
+    before = None
+    print(f"{len(requests)} requests of {Path(args.data).name} (seed {args.seed}), {args.hparams}")
+    print(
+        "| layers | lambda | rewrite | rephrase | locality | perplexity | search loss |\n|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for layers in args.layers:
+            for weight in args.lambdas:
+                chosen = [f"layers=[{layers}]", f"mom2_update_weight={weight}", f"targets_dir={folder}"]
+                editor = BaseEditor(hparams.override(chosen))
+                if before is None:
+                    before = [editor.score(r) for r in requests]
+                    ppl = editor.perplexity()
+                    said = [mean([s.rewrite.accuracy for s in before])]
+                    said.append(mean([x.accuracy for s in before for x in s.rephrase]))
+                    print(f"| none | | | {said[0]:.3f} | {said[1]:.3f} | 1.000 | {ppl.mean:.1f} | |", flush=True)
+                result = editor.compute(requests)
+                with editor.applied(result):
+                    after = [editor.score(r) for r in requests]
+                    ppl = editor.perplexity()
+                records = [new.to_json(old) for new, old in zip(after, before, strict=True)]
+                near = [x for r in records for key, xs in r["locality"].items() if key.endswith("_acc") for x in xs]
+                loss = mean([t[editor.method.layers[-1]].loss_last for t in result.traces])
+                print(
+                    f"| {layers} | {clamp:g} | {weight:g} | {mean([s.rewrite.accuracy for s in after]):.3f} | "
+                    f"{mean([x.accuracy for s in after for x in s.rephrase]):.3f} | {mean(near):.3f} | "
+                    f"{ppl.mean:.1f} | {loss:.3f} |",
+                    flush=True,
+                )
+
+
+def mean(values: list[float]) -> float:
+    """Plain mean; NaN of nothing."""
+    return statistics.fmean(values) if values else float("nan")
+
+
+if __name__ == "__main__":
+    main()

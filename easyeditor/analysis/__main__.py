@@ -1,0 +1,116 @@
+"""The papers' further experiments, one command each: run folder, table, figures, and whether the finding holds here.
+
+  python -m easyeditor.analysis keys            the keys k^u and kbar of collapse and normal cases, in two dimensions
+  python -m easyeditor.analysis first-token     keys of first tokens, layer by layer; with an encoder-decoder beside it
+  python -m easyeditor.analysis position-swap   the second token's position given to the first: does the collapse stay?
+  python -m easyeditor.analysis update-norms    numerator, denominator, size and perplexity of ROME and C-ROME; --sweep
+  python -m easyeditor.analysis prefix-test     C-ROME measured with and without a prefix before the prompt
+  python -m easyeditor.analysis downstream      edited models through lm-evaluation-harness, against their perplexity
+  python -m easyeditor.analysis hard-edit       build a set of requests that collapse the model
+  python -m easyeditor.analysis diagnose RUN    the four known causes of collapse for every edit of a finished run
+
+Each has its own --help. They run on the embedded model as they are, on any other with --hparams, on your requests with
+--collapse FILE --normal FILE. Figures and numbers for the embedded model: docs/experiments.md.
+The run folder (--output, or a new one under results/) holds config.json, manifest.json, result.json, table.csv, figures
+as PNG and SVG. Exit code: 0, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.errors import ConfigError
+
+
+def _keys() -> ModuleType:
+    from easyeditor.analysis import keys
+
+    return keys
+
+
+def _first_token() -> ModuleType:
+    from easyeditor.analysis import first_token
+
+    return first_token
+
+
+def _position_swap() -> ModuleType:
+    from easyeditor.analysis import position_swap
+
+    return position_swap
+
+
+def _update_norms() -> ModuleType:
+    from easyeditor.analysis import update_norms
+
+    return update_norms
+
+
+def _prefix_test() -> ModuleType:
+    from easyeditor.analysis import prefix_test
+
+    return prefix_test
+
+
+def _downstream() -> ModuleType:
+    from easyeditor.analysis import downstream
+
+    return downstream
+
+
+def _hard_edit() -> ModuleType:
+    from easyeditor.analysis import hard_edit
+
+    return hard_edit
+
+
+def _diagnose() -> ModuleType:
+    from easyeditor.analysis import diagnose
+
+    return diagnose
+
+
+# Each module has add_flags(parser) and experiment(args, folder) -> Outcome; loaded only when it is asked for.
+EXPERIMENTS: dict[str, Callable[[], ModuleType]] = {
+    "keys": _keys,
+    "first-token": _first_token,
+    "position-swap": _position_swap,
+    "update-norms": _update_norms,
+    "prefix-test": _prefix_test,
+    "downstream": _downstream,
+    "hard-edit": _hard_edit,
+    "diagnose": _diagnose,
+}
+
+
+def main() -> int:
+    """Run the experiment that the first argument names."""
+    outer = parser(__doc__ or "")
+    outer.add_argument("experiment", help=", ".join(EXPERIMENTS))
+    name = outer.parse_args(sys.argv[1:2]).experiment
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"experiment {name!r} is not known; there are: {', '.join(EXPERIMENTS)}")
+    module = EXPERIMENTS[name]()
+    own = parser(module.__doc__ or "")
+    own.prog = f"python -m easyeditor.analysis {name}"
+    module.add_flags(own)
+    args = own.parse_args(sys.argv[2:])
+
+    from rich.console import Console
+
+    from easyeditor.runs.folder import run_folder
+
+    quiet_transformers()
+    with run_folder(args.output, name) as folder:
+        outcome = module.experiment(args, folder)
+        written = outcome.write(folder)
+    outcome.show(Console())
+    print(f"\nwritten to {folder}: {', '.join([*written, 'result.json'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""C-ROME at every layer: where it collapses although its key is consistent, and what a consistent value changes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from easyeditor.analysis import figures
+from easyeditor.analysis.figures import Group
+from easyeditor.analysis.lab import Lab, hparams_of, steps
+from easyeditor.analysis.outcome import Finding, Outcome, Table
+from easyeditor.analysis.sets import DATA, load_collapse
+from easyeditor.evaluate.scoring import score
+
+REQUESTS = DATA / "requests" / "layer_sweep.json"
+WAYS = ("ROME", "C-ROME", "C-ROME, consistent value")
+COLUMNS = (
+    *("layer", "case", "prompt", "method", "|v0|", "|v*|", "numerator", "denominator", "|dW|", "perplexity"),
+    *("collapsed", "P(target) behind a prefix"),
+)
+Rows = list[list[Any]]
+
+
+def experiment(args: argparse.Namespace) -> Outcome:
+    """Edit the same requests at every layer in three ways."""
+    hparams = hparams_of(args)
+    file = str(REQUESTS) if args.collapse is None else args.collapse
+    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit), None)
+    layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
+    lab.method.parts.check_layers(layers, "--layers")
+    base = lab.perplexity()
+    rows: Rows = []
+    with steps("layers") as show:
+        for number, layer in enumerate(layers, 1):
+            rows += _at_layer(lab, layer, base)
+            show(number, len(layers), f"layer {layer}")
+    return Outcome(
+        tables=[
+            _summary(rows, base),
+            Table(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False),
+        ],
+        figures={"layer_sweep": _draw(rows, base, hparams.collapse_threshold)},
+        findings=_findings(rows),
+        look_for="layers where C-ROME (circles) rises above the threshold, and whether the consistent value (squares) "
+        "does there.",
+        config=lab.config(),
+        manifest=lab.manifest("update-norms --sweep"),
+        result={"perplexity_unedited": base, "layers": layers},
+    )
+
+
+def _at_layer(lab: Lab, layer: int, base: float) -> Rows:
+    plain = lab.relaid(layers=[layer])
+    consistent = lab.relaid(layers=[layer], if_c_rome=True, consistent_value=True)
+    prefix = next((c for c in lab.method.contexts if c != "{}"), "{}")
+    rows: Rows = []
+    for request in lab.collapse.requests:
+        for way, own, c_rome in zip(WAYS, (plain, plain, consistent), (False, True, True), strict=True):
+            delta, trace = own.edit(request, if_c_rome=c_rome)
+            ppl = plain.perplexity(delta)
+            with own.applied(delta):
+                pair = (prefix.replace("{}", request.prompt), request.target_new)
+                likely = score(lab.editor.model, lab.editor.tok, [pair])[0].probability
+            values = [trace.value_norm_before, trace.value_norm_after, trace.numerator_norm, trace.denominator]
+            measured = [*values, trace.delta_norm, ppl, lab.collapsed(base, ppl), likely]
+            rows.append([layer, request.case_id, request.prompt, way, *measured])
+    return rows
+
+
+def _of(rows: Rows, way: str, column: str) -> dict[int, Any]:
+    """A column's values by layer."""
+    place = COLUMNS.index(column)
+    layers = dict.fromkeys(row[0] for row in rows)
+    return {layer: np.array([row[place] for row in rows if row[0] == layer and row[3] == way]) for layer in layers}
+
+
+def _summary(rows: Rows, base: float) -> Table:
+    made = []
+    for layer in dict.fromkeys(row[0] for row in rows):
+        worst = [float(_of(rows, way, "perplexity")[layer].max()) for way in WAYS]
+        start = [float(_of(rows, way, "|v0|")[layer].mean()) for way in WAYS[1:]]
+        likely = [float(_of(rows, way, "P(target) behind a prefix")[layer].mean()) for way in WAYS[1:]]
+        made.append([layer, *start, *worst, *likely])
+    columns = ["layer", "|v0| bare", "|v0| mean", *(f"{way}: highest ppl" for way in WAYS)]
+    columns += [f"{way}: P(target)" for way in WAYS[1:]]
+    title = f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix"
+    return Table(name="summary", title=title, columns=columns, rows=made)
+
+
+def _findings(rows: Rows) -> list[Finding]:
+    collapsed = {way: [layer for layer, hit in _of(rows, way, "collapsed").items() if hit.any()] for way in WAYS}
+    start = _of(rows, "C-ROME", "|v0|")
+    hit, cured = collapsed["C-ROME"], collapsed["C-ROME, consistent value"]
+    shown = ", ".join(f"{layer} (|v0| {start[layer].max():,.0f})" for layer in hit) or "none"
+    other = [float(value.max()) for layer, value in start.items() if layer not in hit]
+    return [
+        Finding(
+            claim="C-ROME collapses at no layer",
+            holds=not hit,
+            because=f"layers where it does: {shown}" + (f"; |v0| elsewhere at most {max(other):,.0f}" if other else ""),
+        ),
+        Finding(
+            claim="Our addition, a value consistent over contexts, closes the hole",
+            holds=None if not hit else not cured,
+            because=f"layers that collapse with it: {', '.join(map(str, cured)) or 'none'} of {len(start)} swept",
+        ),
+    ]
+
+
+def _draw(rows: Rows, base: float, threshold: float) -> Figure:
+    figure = figures.panels(["Perplexity after one edit, by layer", "Norm of the initial value v₀"], width=5.4)
+    looks = [(figures.ORANGE, "^", ":"), (figures.VERMILLION, "o", "-"), (figures.BLUE, "s", "--")]
+    ppl_ax, start_ax = figure.get_axes()
+    layers = list(dict.fromkeys(row[0] for row in rows))
+    for ax, column, ways in ((ppl_ax, "perplexity", WAYS), (start_ax, "|v0|", WAYS[1:])):
+        groups = [
+            Group(
+                label=way, values=np.stack(list(_of(rows, way, column).values()), axis=1), color=c, marker=m, line=line
+            )
+            for way, (c, m, line) in zip(WAYS, looks, strict=True)
+            if way in ways
+        ]
+        figures.bands(ax, layers, groups, "layer", "perplexity" if column == "perplexity" else "‖v₀‖", every=True)
+        ax.set_yscale("log")
+    ppl_ax.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
+    ppl_ax.axhline(base, color=figures.BLACK, linewidth=0.7)
+    figures.legend_below(figure, ppl_ax, 3)
+    return figure

@@ -1,0 +1,184 @@
+"""A dataset file, folder or Hugging Face name as edit requests: format recognised and named, bad records reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyeditor.dataset.formats import parse, recognise
+from easyeditor.errors import DataError
+from easyeditor.files import parse_json
+from easyeditor.records import EditRequest
+
+Raw = tuple[Any, str | None]
+"""One record as it stands in the source, or None and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRecord:
+    """A record that is no request: its number in the source, from 0, and the reason."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Requests in the source's order, with where they came from; `format` is the name `FORMATS` knows it by."""
+
+    source: str
+    format: str
+    sha256: str
+    requests: tuple[EditRequest, ...]
+    bad: tuple[BadRecord, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Identity for a manifest, without the requests."""
+        bad = [{"record": b.number, "reason": b.reason} for b in self.bad]
+        return {
+            "source": self.source,
+            "format": self.format,
+            "sha256": self.sha256,
+            "requests": len(self.requests),
+            "bad": bad,
+        }
+
+
+def read_dataset(source: str, *, skip_bad: bool = False) -> Dataset:
+    """Read JSON (a list, or one record), JSON lines, a `datasets` folder, or a Hugging Face name as `NAME[:SPLIT]`.
+
+    All records must be of one format and have case ids of their own. With `skip_bad` those that break a rule are left
+    out and listed in `bad`.
+
+    Raises:
+        DataError: nothing there, not readable, no usable record, or a bad record (with its number).
+    """
+    path = Path(source)
+    if path.is_file():
+        raw, sha256 = _from_file(path)
+    elif _is_folder(source) or not _looks_like_file(source):
+        raw, sha256 = _from_datasets(source)
+    else:
+        raise DataError(f"{source}: no such file")
+    requests, bad, name = _requests(source, raw, skip_bad)
+    if not requests:
+        first = f"; the first: record {bad[0].number}, {bad[0].reason}" if bad else ""
+        raise DataError(f"{source}: no usable record in it ({len(bad)} bad{first})")
+    return Dataset(source=source, format=name, sha256=sha256, requests=tuple(requests), bad=tuple(bad))
+
+
+def _requests(source: str, raw: Iterable[Raw], skip_bad: bool) -> tuple[list[EditRequest], list[BadRecord], str]:
+    requests: list[EditRequest] = []
+    bad: list[BadRecord] = []
+    name = ""
+    seen: dict[str, int] = {}  # case id as text -> record
+    for number, (record, problem) in enumerate(raw):
+        try:
+            if problem is not None:
+                raise DataError(problem)
+            request = parse(record, "unusable", number)
+            found = recognise(record)
+            if name and found != name:
+                raise DataError(f"is a {found} record and those before are {name}; a dataset holds one format")
+            first = seen.setdefault(str(request.case_id), number)
+            if first != number:
+                raise DataError(f"has the case id {request.case_id!r} of record {first}; case ids must differ")
+        except DataError as error:
+            reason = str(error).removeprefix("unusable: ")
+            if not skip_bad:
+                raise DataError(f"{source}: record {number}: {reason}; --skip-bad leaves such records out") from error
+            bad.append(BadRecord(number=number, reason=reason))
+            continue
+        name = name or found
+        requests.append(request)
+    return requests, bad, name
+
+
+def _from_file(path: Path) -> tuple[Iterator[Raw], str]:
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable UTF-8 text file ({error})") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    raw = _lines(text) if _is_lines(text, path) else _whole(text, path)
+    return raw, hashlib.sha256(content).hexdigest()
+
+
+def _is_lines(text: str, path: Path) -> bool:
+    """JSON lines: by the file's name, or because its first line is an object by itself and more follow."""
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return True
+    head, _, rest = text.lstrip().partition("\n")
+    if not head.startswith("{") or not rest.strip():
+        return False
+    try:
+        return isinstance(parse_json(head), dict)
+    except ValueError:
+        return False
+
+
+def _whole(text: str, path: Path) -> Iterator[Raw]:
+    try:
+        value = parse_json(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno} of {text.count(chr(10)) + 1} lines"
+        raise DataError(f"{path}: not whole JSON ({error.msg} at {where}); is the file cut off?") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a JSON list of records, found {type(value).__name__}")
+    return ((item, None) for item in value)
+
+
+def _lines(text: str) -> Iterator[Raw]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_json(line), None
+        except ValueError as error:
+            yield None, f"line {number} is not JSON ({error})"
+
+
+def _is_folder(source: str) -> bool:
+    """A folder, or a folder with a split behind a colon."""
+    return Path(source).is_dir() or Path(source.rpartition(":")[0] or "nowhere").is_dir()
+
+
+def _looks_like_file(source: str) -> bool:
+    return Path(source).suffix.lower() in (".json", ".jsonl", ".ndjson") or source.startswith((".", "/", "~"))
+
+
+def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
+    """A folder that `save_to_disk` wrote, or a name on the hub (fetched by `datasets`); no code of theirs is run."""
+    import datasets
+
+    name, split = source, ""
+    if ":" in source and not Path(source).is_dir():
+        name, _, split = source.rpartition(":")
+    try:
+        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except Exception as error:  # datasets, the hub client and pyarrow raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        what = "neither a file nor a dataset that `datasets` can load"
+        raise DataError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
+    if isinstance(loaded, Mapping):
+        splits = list(loaded)
+        if not split and len(splits) == 1:
+            split = splits[0]
+        if split not in splits:
+            raise DataError(f"{source}: choose a split as {name}:SPLIT; there are: {', '.join(splits)}")
+        loaded = loaded[split]
+    rows = [{key: value for key, value in row.items() if value is not None} for row in loaded]
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return ((row, None) for row in rows), digest.hexdigest()

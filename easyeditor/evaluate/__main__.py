@@ -1,0 +1,170 @@
+"""Metrics of a model, an edited checkpoint or a saved edit on a file of requests; docs/metrics.md says what each means.
+
+  python -m easyeditor.evaluate --edit my-edit
+        a saved edit (single_case_edit.py --save-edit) on its own requests, before and after
+  python -m easyeditor.evaluate --edit my-edit --data counterfact.json --limit 100 --metrics easyedit,counterfact
+  python -m easyeditor.evaluate --model ./my-edited-checkpoint --base-model gpt2-xl --data zsre.json --metrics zsre
+  python -m easyeditor.evaluate --data requests.json --metrics generation --stop newline period
+  python -m easyeditor.evaluate --list
+        every metric with its formula, fields and source
+
+Locality compares with the unedited model: with --edit that is the model itself and is measured first; for an edited
+checkpoint it is --base-model. A metric whose fields a record lacks is null there, with the reason; means are over the
+records that have a value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.errors import ConfigError
+from easyeditor.files import check_place, to_json, write_json
+
+if TYPE_CHECKING:
+    from easyeditor.evaluate.metric import Settings
+    from easyeditor.evaluate.registry import Evaluation
+    from easyeditor.records import EditRequest, EditResult
+
+LOG = logging.getLogger("easyeditor.evaluate")
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    p = parser(__doc__ or "")
+    p.add_argument("--model", default="smollm2-135m", help="folder, hub name, or smollm2-135m (default: %(default)s)")
+    p.add_argument("--edit", metavar="DIR", help="saved edit to apply to --model; the model is measured before it too")
+    p.add_argument("--base-model", metavar="NAME", help="the unedited model of an edited --model: measured as `before`")
+    p.add_argument("--data", metavar="FILE", help="JSON list of records of any format (default: the edit's requests)")
+    p.add_argument("--metrics", default="easyedit", help="names or groups, comma-separated (default: %(default)s)")
+    p.add_argument("--limit", type=int, help="only the first so many records")
+    p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
+    p.add_argument("--stop", nargs="*", choices=("newline", "period"), default=["newline"], help="what ends them too")
+    p.add_argument("--seed", type=int, default=0, help="of the texts drawn for GE and RS (default: %(default)s)")
+    p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
+    p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
+    p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
+    p.add_argument("--json", action="store_true", help="print everything as JSON on stdout and nothing else there")
+    p.add_argument("--output", metavar="FILE.json", help="also write it there")
+    p.add_argument("--list", action="store_true", help="print the metrics and exit")
+    args = p.parse_args()
+    for flag in ("limit", "max_new_tokens", "batch_tokens"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; allowed: 1 or more")
+    if args.edit is not None and args.base_model is not None:
+        p.error("--edit and --base-model were both given; with --edit the model itself is the unedited one")
+    if args.edit is None and args.data is None and not args.list:
+        p.error("--data is missing: a file of requests (or --edit, whose own requests are taken)")
+    return args
+
+
+def main() -> int:
+    """Flags to one or two evaluations, printed and written."""
+    args = arguments()
+    if args.list:
+        _print_metrics()
+        return 0
+    if args.output is not None:
+        check_place(Path(args.output))
+    names = [name.strip() for name in args.metrics.split(",") if name.strip()]
+
+    from easyeditor.dataset.formats import read_requests
+    from easyeditor.evaluate.metric import Settings
+    from easyeditor.evaluate.registry import chosen
+    from easyeditor.records import EditResult
+
+    chosen(names)  # a wrong name costs nothing
+    edit = EditResult.load(args.edit) if args.edit is not None else None
+    if args.data is not None:
+        requests = read_requests(Path(args.data), args.limit)
+    else:
+        assert edit is not None
+        requests = list(edit.requests[: args.limit])
+    settings = Settings(
+        max_new_tokens=args.max_new_tokens, stops=tuple(args.stop), seed=args.seed, batch_tokens=args.batch_tokens
+    )
+    quiet_transformers()
+    before, after = _measure(args, requests, names, settings, edit)
+    record: dict[str, Any] = {
+        "model": args.model,
+        "edit": args.edit,
+        "base_model": args.base_model,
+        "data": args.data,
+        "metrics": list(after.names),
+        "requests": [request.to_json() for request in requests],
+        "before": None if before is None else before.to_json(),
+        "after": after.to_json(),
+    }
+    if args.output is not None:
+        write_json(Path(args.output), record)
+    if args.json:
+        print(to_json(record))
+    else:
+        _print_summary(record)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    requests: list[EditRequest],
+    names: list[str],
+    settings: Settings,
+    edit: EditResult | None,
+) -> tuple[Evaluation | None, Evaluation]:
+    """(the unedited model's metrics or None, the model's)."""
+    from easyeditor.evaluate.registry import evaluate
+    from easyeditor.lm.loading import load
+    from easyeditor.lm.weights import applied, fingerprint
+    from easyeditor.progress import progress_bar
+
+    before = None
+    if args.base_model is not None:
+        model, tok = load(args.base_model, device=args.device, dtype=args.dtype)
+        with progress_bar("base", True) as bar:
+            before = evaluate(model, tok, requests, names, settings=settings, progress=bar)
+        del model, tok
+        gc.collect()  # the memory is for the edited model
+    model, tok = load(args.model, device=args.device, dtype=args.dtype)
+    if edit is not None:
+        if edit.model_fingerprint not in (None, fingerprint(model)):
+            LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
+        with applied(model, edit.deltas):
+            pass  # an edit of another model is refused before anything is measured
+        with progress_bar("before", True) as bar:
+            before = evaluate(model, tok, requests, names, settings=settings, progress=bar)
+    with applied(model, edit.deltas if edit is not None else ()), progress_bar("after", True) as bar:
+        return before, evaluate(model, tok, requests, names, settings=settings, before=before, progress=bar)
+
+
+def _print_summary(record: dict[str, Any]) -> None:
+    """A line per metric: its mean before and after, over how many records, and why others have none."""
+    print(f"{record['model']}{' + ' + record['edit'] if record['edit'] else ''}, {len(record['requests'])} requests")
+    print(f"  {'metric':24}{'before':>10}{'after':>10}{'requests':>10}")
+    before = record["before"]["summary"] if record["before"] is not None else {}
+    for name, found in record["after"]["summary"].items():
+        old = _number(before[name]["mean"]) if name in before else "–"
+        lacking = f"   {found['missing']} without: {'; '.join(found['reasons'])}" if found["reasons"] else ""
+        print(f"  {name:24}{old:>10}{_number(found['mean']):>10}{found['requests']:>10}{lacking}")
+
+
+def _print_metrics() -> None:
+    from easyeditor.evaluate.registry import GROUPS
+
+    for group, metrics in GROUPS.items():
+        print(f"{group}:")
+        for metric in metrics:
+            print(f"  {metric.name}: {metric.formula}")
+            print(f"      needs {metric.fields}; from {metric.source}; blind to {metric.blind_to}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,133 @@
+"""What a metric is: what it asks a model, what it makes of the answers, and what a reader must know about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from easyeditor.evaluate.scoring import Scored
+from easyeditor.lm.generate import Decoding, Generated, Stop
+from easyeditor.lm.tokens import SLOT
+from easyeditor.records import EditRequest
+
+Pair = tuple[str, str]
+"""Prompt and answer, scored with the answer's tokens fed in."""
+Ask = tuple[str, Decoding]
+"""Prompt and how it is continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What can be chosen about a measurement.
+
+    `prefix` (a context with ``{}``) stands before the rewrite prompt in teacher-forced metrics, and before paraphrases
+    with `prefix_rephrase`. `idf_texts` are the documents RS takes its word weights from; by default the reference
+    texts of the requests measured together.
+    """
+
+    prefix: str | None = None
+    prefix_rephrase: bool = False
+    max_new_tokens: int = 50
+    stops: tuple[Stop, ...] = ("newline",)
+    seed: int = 0
+    idf_texts: tuple[str, ...] | None = None
+    batch_tokens: int = 8192
+
+    def rewrite(self, request: EditRequest) -> str:
+        """The rewrite prompt, behind the prefix if there is one."""
+        return request.prompt if self.prefix is None else self.prefix.replace(SLOT, request.prompt)
+
+    def rephrased(self, request: EditRequest) -> list[str]:
+        """The paraphrases, behind the prefix if they are to be."""
+        prefix = self.prefix if self.prefix is not None and self.prefix_rephrase else SLOT
+        return [prefix.replace(SLOT, prompt) for prompt in request.rephrase_prompts]
+
+    @property
+    def natural(self) -> Decoding:
+        """Greedy, up to an end of text, a stop, or `max_new_tokens`."""
+        return Decoding(tokens=self.max_new_tokens, stops=self.stops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one state of a model said to everything the chosen metrics asked; `before` is the unedited model's."""
+
+    settings: Settings
+    scored: Mapping[Pair, Scored] = field(default_factory=dict)
+    generated: Mapping[Ask, Generated] = field(default_factory=dict)
+    perplexities: Mapping[str, float] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+    before: Answers | None = None
+
+    @cached_property
+    def tfidf(self) -> Any:
+        """TF-IDF weights of the reference texts (scikit-learn's defaults, as ROME's)."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer().fit(self.references)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One metric of one request; `value` is None where it cannot be had, and `reason` says why."""
+
+    value: float | None
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a reason and details only where there are some."""
+        told = {"reason": self.reason} if self.reason is not None else {}
+        return {"value": self.value, **told, **({"details": dict(self.details)} if self.details else {})}
+
+
+def missing(reason: str) -> Value:
+    """A value that cannot be had."""
+    return Value(value=None, reason=reason)
+
+
+def mean_of(values: Sequence[float], **details: Any) -> Value:
+    """The mean, with the values it is of."""
+    return Value(value=math.fsum(values) / len(values), details=details)
+
+
+def no_pairs(_request: EditRequest, _settings: Settings) -> list[Pair]:
+    """A metric that scores nothing."""
+    return []
+
+
+def no_asks(_request: EditRequest, _settings: Settings) -> list[Ask]:
+    """A metric that continues nothing."""
+    return []
+
+
+def no_texts(_request: EditRequest) -> list[str]:
+    """A metric that reads no texts."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the registry.
+
+    `value` makes a request's value of the answers to `pairs`, `asks` and `texts`; it is called only when the request
+    has what `lacks` looks for. A metric with `harmonic` has no value of its own: its summary is the harmonic mean of
+    those metrics' means.
+    """
+
+    name: str
+    formula: str
+    fields: str
+    source: str
+    column: str
+    blind_to: str
+    lacks: Callable[[EditRequest], str | None] = lambda _request: None
+    pairs: Callable[[EditRequest, Settings], list[Pair]] = no_pairs
+    asks: Callable[[EditRequest, Settings], list[Ask]] = no_asks
+    texts: Callable[[EditRequest], list[str]] = no_texts
+    value: Callable[[EditRequest, Answers], Value] | None = None
+    needs_before: bool = False
+    harmonic: tuple[str, ...] = ()

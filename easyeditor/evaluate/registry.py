@@ -1,0 +1,175 @@
+"""The one table of metrics, and `evaluate`, which measures any of them for many requests on a model as it is."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
+from easyeditor.evaluate.counterfact import COUNTERFACT
+from easyeditor.evaluate.generation import GENERATION, TEXTS
+from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
+from easyeditor.evaluate.perplexity import PerplexityProbe
+from easyeditor.evaluate.scoring import score
+from easyeditor.lm.generate import Decoding, Generated, generate
+from easyeditor.lm.weights import frozen
+from easyeditor.progress import Progress
+from easyeditor.records import EditRequest
+
+ESSENCE_TOKENS = 100  # of a text on the subject, as ROME's code reads
+
+GROUPS: dict[str, tuple[Metric, ...]] = {
+    "easyedit": EASYEDIT,
+    "counterfact": (*COUNTERFACT, *TEXTS),
+    "zsre": ZSRE,
+    "generation": GENERATION,
+}
+METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() for metric in group}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of many requests on one state of a model: a row of values per request, in order, and what it said."""
+
+    names: tuple[str, ...]
+    rows: tuple[Mapping[str, Value], ...]
+    answers: Answers
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Per metric: the mean over the requests that have a value, how many have one, and why others lack it."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.names:
+            values = [row[name] for row in self.rows if name in row]
+            held = [v.value for v in values if v.value is not None]
+            reasons = sorted({v.reason for v in values if v.reason is not None})
+            mean = math.fsum(held) / len(held) if held else None
+            found[name] = {"mean": mean, "requests": len(held), "missing": len(values) - len(held), "reasons": reasons}
+        for name in self.names:
+            if METRICS[name].harmonic:
+                found[name] = _harmonic([found[part] for part in METRICS[name].harmonic])
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """`summary`, and `rows` as plain data."""
+        rows = [{name: value.to_json() for name, value in row.items()} for row in self.rows]
+        return {"summary": self.summary(), "rows": rows}
+
+
+def chosen(names: Iterable[str]) -> list[Metric]:
+    """Metrics by name or group (`easyedit`, `counterfact`, `zsre`, `generation`, `all`), each once.
+
+    A metric made of others brings them along.
+
+    Raises:
+        ConfigError: a name that is neither; the near ones and the groups are named.
+    """
+    picked: dict[str, Metric] = {}
+    for name in names:
+        if name == "all":
+            members: tuple[Metric, ...] = tuple(METRICS.values())
+        elif name in GROUPS:
+            members = GROUPS[name]
+        elif name in METRICS:
+            members = (METRICS[name],)
+        else:
+            near = difflib.get_close_matches(name, [*METRICS, *GROUPS], n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            listed = f"groups: all, {', '.join(GROUPS)}; metrics: {', '.join(METRICS)}"
+            raise ConfigError(f"metric {name!r} is not known{hint} ({listed})")
+        for metric in members:
+            picked.update({part: METRICS[part] for part in metric.harmonic})
+            picked[metric.name] = metric
+    if not picked:
+        raise ConfigError("no metric was asked for; name some, or a group such as 'easyedit'")
+    return list(picked.values())
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    names: Iterable[str],
+    *,
+    settings: Settings | None = None,
+    before: Evaluation | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure metrics of all requests on the model as it is: everything they ask is asked once, in few batches.
+
+    `before` is the same measurement on the unedited model, which locality compares with. A value that cannot be had
+    is None with a reason, never 0 and never left out.
+
+    Raises:
+        ConfigError: an unknown metric. DataError: no requests, or a text too long for the model.
+    """
+    metrics, settings = chosen(names), settings or Settings()
+    if not requests:
+        raise DataError("no requests to evaluate")
+    asking = [(m, r) for m in metrics if m.value is not None for r in requests if m.lacks(r) is None]
+    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r in asking for pair in m.pairs(r, settings))
+    asks: dict[Ask, None] = dict.fromkeys(ask for m, r in asking for ask in m.asks(r, settings))
+    texts = dict.fromkeys(text for m, r in asking for text in m.texts(r))
+    references = settings.idf_texts or tuple(text for r in requests for text in r.reference_texts)
+    with frozen(model):
+        scored = score(model, tok, list(pairs), batch_tokens=settings.batch_tokens)
+        answers = Answers(
+            settings=settings,
+            scored=dict(zip(pairs, scored, strict=True)),
+            generated=_generated(model, tok, list(asks), settings, progress),
+            perplexities=_perplexities(model, tok, list(texts)),
+            references=references,
+            before=None if before is None else before.answers,
+        )
+    rows = tuple({m.name: _value(m, r, answers) for m in metrics if m.value is not None} for r in requests)
+    return Evaluation(names=tuple(m.name for m in metrics), rows=rows, answers=answers)
+
+
+def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:
+    assert metric.value is not None
+    lacking = metric.lacks(request)
+    if lacking is not None:
+        return missing(lacking)
+    value = metric.value(request, answers)
+    if value.value is not None and not math.isfinite(value.value):
+        return Value(value=None, reason="not finite: the model gives no numbers here", details=value.details)
+    return value
+
+
+def _generated(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    settings: Settings,
+    progress: Progress | None,
+) -> dict[Ask, Generated]:
+    by_decoding: dict[Decoding, list[str]] = {}
+    for prompt, decoding in asks:
+        by_decoding.setdefault(decoding, []).append(prompt)
+    made: dict[Ask, Generated] = {}
+    for decoding, prompts in by_decoding.items():
+        texts = generate(model, tok, prompts, decoding, batch_tokens=settings.batch_tokens, progress=progress)
+        made.update({(prompt, decoding): text for prompt, text in zip(prompts, texts, strict=True)})
+    return made
+
+
+def _perplexities(model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float]:
+    if not texts:
+        return {}
+    report = PerplexityProbe(model, tok, texts, max_length=ESSENCE_TOKENS).measure()
+    return dict(zip(texts, report.perplexities, strict=True))
+
+
+def _harmonic(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means = [part["mean"] for part in parts]
+    reasons = sorted({reason for part in parts for reason in part["reasons"]})
+    requests = min(part["requests"] for part in parts)
+    if any(mean is None for mean in means):
+        return {"mean": None, "requests": 0, "missing": requests, "reasons": reasons}
+    mean = 0.0 if 0 in means else len(means) / math.fsum(1 / mean for mean in means)
+    return {"mean": mean, "requests": requests, "missing": max(part["missing"] for part in parts), "reasons": reasons}

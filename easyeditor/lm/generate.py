@@ -1,0 +1,168 @@
+"""Continuations of prompts: greedy or top-k, with a natural stop; no number depends on the batch or the padding side.
+
+Axes: B rows still going, T tokens of the longest, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.hooks import selected_head
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.tokens import check_length, encode, token_batches
+from easyeditor.progress import Progress
+
+Stop = Literal["newline", "period"]
+STOPS: dict[Stop, str] = {"newline": "\n", "period": "."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a text goes on: `tokens` new ones at most (the prompt's counted too with `count_prompt`), the likeliest one
+    each time or one drawn among the `top_k` likeliest, up to an end-of-text token (`eos`) or one of `stops`."""
+
+    tokens: int
+    count_prompt: bool = False
+    top_k: int = 1
+    eos: bool = True
+    stops: tuple[Stop, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A continuation: `text` without the prompt and without what ended it, `whole` with the prompt, `stop` why it
+    ended (`eos`, `newline`, `period`, `max_tokens`), `tokens` how many were generated."""
+
+    text: str
+    whole: str
+    stop: str
+    tokens: int
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    *,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> list[Generated]:
+    """Continue every prompt. Draws depend on the seed and the prompt alone, so a batch equals its prompts one by one.
+
+    Raises:
+        DataError: a prompt with its continuation is longer than the model's positions.
+    """
+    rows = [_Row(encode(tok, prompt), prompt, decoding) for prompt in prompts]
+    longest = [len(row.ids) + row.limit for row in rows]
+    if rows:
+        check_length([range(n) for n in longest], max_positions(model), "the longest prompt with its continuation")
+    done = 0
+    for batch in token_batches(longest, batch_tokens):
+        _continue(model, tok, [rows[i] for i in batch if rows[i].limit > 0])
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(rows), "continuations")
+    return [_result(tok, row) for row in rows]
+
+
+@dataclass
+class _Row:
+    ids: list[int]
+    prompt: str
+    decoding: Decoding
+    made: list[int] = field(default_factory=list)
+    stop: str = "max_tokens"
+
+    def __post_init__(self) -> None:
+        used = len(self.ids) if self.decoding.count_prompt else 0
+        self.limit = max(0, self.decoding.tokens - used)
+        seed = hashlib.sha256(f"{self.decoding.seed} {self.prompt}".encode()).digest()[:8]
+        self.generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+
+    def take(self, logits_V: Tensor, ends: set[int], tok: PreTrainedTokenizerBase) -> bool:
+        """Add one token; True when the row is done."""
+        token = self._choose(logits_V)
+        if self.decoding.eos and token in ends:
+            self.stop = "eos"
+            return True
+        self.made.append(token)
+        text = _text(tok, self) if self.decoding.stops else ""
+        for name in self.decoding.stops:
+            if STOPS[name] in text:
+                self.stop = name
+                return True
+        return len(self.made) >= self.limit
+
+    def _choose(self, logits_V: Tensor) -> int:
+        if self.decoding.top_k == 1:
+            return int(logits_V.argmax())
+        top = logits_V.float().cpu().topk(min(self.decoding.top_k, len(logits_V)))
+        place = torch.multinomial(top.values.softmax(0), 1, generator=self.generator)
+        return int(top.indices[place])
+
+
+def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_Row]) -> None:
+    """Run rows of one batch to their end: padded on the left with explicit positions; rows that are done leave."""
+    if not rows:
+        return
+    device, ends = input_device(model), _ends(model, tok)
+    width = max(len(row.ids) for row in rows)
+    step_BT = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
+    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    cache: Any = None
+    while rows:
+        last_B = torch.full((len(rows),), step_BT.shape[1] - 1)
+        with selected_head(model, torch.arange(len(rows)), last_B):
+            output = model(
+                input_ids=step_BT,
+                attention_mask=mask_BT,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache = output.past_key_values
+        going = [i for i, row in enumerate(rows) if not row.take(output.logits[0, i], ends, tok)]
+        if len(going) < len(rows) and going:
+            kept = torch.tensor(going, device=device)
+            cache.batch_select_indices(kept)
+            mask_BT = mask_BT[kept]
+        rows = [rows[i] for i in going]
+        if rows:
+            step_BT = torch.tensor([[row.made[-1]] for row in rows], device=device)
+            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+            positions_BT = mask_BT.sum(1, keepdim=True) - 1
+
+
+def _result(tok: PreTrainedTokenizerBase, row: _Row) -> Generated:
+    text = _text(tok, row)
+    whole = tok.decode(row.ids + row.made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if row.stop in STOPS:
+        text = text.split(STOPS[row.stop])[0]
+    return Generated(text=text, whole=whole, stop=row.stop, tokens=len(row.made))
+
+
+def _text(tok: PreTrainedTokenizerBase, row: _Row) -> str:
+    """What was made, as it stands behind the prompt (a tokenizer may drop the space of a text's first word)."""
+    options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    head, whole = tok.decode(row.ids, **options), tok.decode(row.ids + row.made, **options)
+    return str(whole[len(head) :] if whole.startswith(head) else tok.decode(row.made, **options))
+
+
+def _ends(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:
+    """End-of-text ids: the tokenizer's and those the model's generation settings name."""
+    settings = getattr(model, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return {i for i in [tok.eos_token_id, *listed] if i is not None}

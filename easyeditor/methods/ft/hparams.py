@@ -1,0 +1,95 @@
+"""FT's hyper-parameters: every key of the upstream YAML files, and ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from easyeditor.hparams import HyperParams, require
+
+LOG = logging.getLogger(__name__)
+
+F = TypeVar("F", bound="FTHyperParams")
+
+_MISSPELT = {"promptz_last": "prompt_last"}  # upstream's chatglm4-9b.yaml
+
+
+@dataclass(kw_only=True)
+class FTHyperParams(HyperParams):
+    """Fine-tuning of a few weights, with an L-infinity constraint (FT-L, Zhu et al. 2020) or without."""
+
+    alg_name: Literal["FT"] = "FT"
+    layers: list[int]
+    """Layers whose weights are trained."""
+    num_steps: int
+    """Most passes over the requests."""
+    lr: float
+    """Adam step size."""
+    norm_constraint: float | bool | None = False
+    """Farthest any value may move from where it was (L-infinity, FT-L); false or null sets no bound."""
+    objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
+    """What is scored: `target_new` each target token at its own position; `prompt_last` all of them at the prompt's
+    last token (upstream's; teaches a target of several tokens as alternatives, not in order)."""
+    batch_size: int = 1
+    """Requests in one optimiser step."""
+    weight_decay: float = 0.0
+    """Adam's weight decay."""
+    kl_factor: float = 0.0
+    """Upstream's key; its FT has no KL term, so only 0 is allowed."""
+    rewrite_module_tmp: str | None = None
+    """Trained are all parameters whose name contains this, {} for the layer; by default known from the model's type."""
+    layer_module_tmp: str | None = None
+    """Decoder block, {} for the layer; by default known from the model's type."""
+    mlp_module_tmp: str | None = None
+    """MLP module, {} for the layer; by default known from the model's type."""
+    attn_module_tmp: str | None = None
+    """Attention module; read for compatibility, not used by FT."""
+    ln_f_module: str | None = None
+    """Final norm; read for compatibility: the model's own forward is used."""
+    lm_head_module: str | None = None
+    """Output head; read for compatibility: the model knows its head, tied or renamed."""
+    max_length: int = 40
+    """Upstream's key; its FT cuts nothing there, and neither does this one: the limit is the model's positions."""
+
+    @classmethod
+    def from_dict(cls: type[F], values: Mapping[str, Any], where: str = "hparams") -> F:
+        objective = values.get("objective_optimization")
+        if isinstance(objective, str) and objective in _MISSPELT:
+            meant = _MISSPELT[objective]
+            LOG.warning("%s: objective_optimization %r is read as %r", where, objective, meant)
+            values = {**values, "objective_optimization": meant}
+        return super().from_dict(values, where)
+
+    @property
+    def longest_text(self) -> int | None:
+        return None
+
+    def validate(self, where: str) -> None:
+        super().validate(where)
+        require(len(self.layers) > 0, where, "layers", self.layers, "a list of at least one layer")
+        require(min(self.layers) >= 0, where, "layers", self.layers, "layer numbers from 0")
+        require(len(set(self.layers)) == len(self.layers), where, "layers", self.layers, "each layer once")
+        require(self.num_steps > 0, where, "num_steps", self.num_steps, "1 or more")
+        require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
+        require(self.lr > 0, where, "lr", self.lr, "a number above 0")
+        require(self.weight_decay >= 0, where, "weight_decay", self.weight_decay, "0 or more")
+        require(self.kl_factor == 0, where, "kl_factor", self.kl_factor, "0: fine-tuning has no KL term")
+        bound = self.norm_constraint
+        allowed = "a number above 0, or false"
+        require(
+            bound is None or bound is False or (bound is not True and bound > 0),
+            where,
+            "norm_constraint",
+            bound,
+            allowed,
+        )
+        for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
+            value = getattr(self, key)
+            require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")
+
+    @property
+    def bound(self) -> float | None:
+        """The L-infinity bound, None when it is off."""
+        return float(self.norm_constraint) if self.norm_constraint else None

@@ -1,0 +1,141 @@
+"""FT: fine-tuning of a few weights on the requests, the baseline of the papers; FT-L with a norm constraint."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import ConfigError, ModelError
+from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
+from easyeditor.lm.tokens import Row, check_length, encode, target_ids
+from easyeditor.lm.tuned import TunedForward
+from easyeditor.lm.weights import difference, frozen, trainable
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.ft.hparams import FTHyperParams
+from easyeditor.methods.ft.training import Batch, Labels, Training, fine_tune
+from easyeditor.progress import Progress
+from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+
+class FT(EditMethod[FTHyperParams]):
+    """Adam on copies of the chosen layers' weights, all requests together; the delta is what the copies moved by.
+
+    `prompt_last` scores every target token at the prompt's last token (EasyEdit's first objective), `target_new` each
+    at its own position. Each row's own length counts, whatever the batch; a BOS is never among the targets, a pad never
+    scored.
+    """
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: FTHyperParams) -> None:
+        super().__init__(model, tok, hparams)
+        self.parts.check_layers(hparams.layers)
+        self._names = {layer: self._names_at(layer) for layer in hparams.layers}
+
+    def find_parts(self) -> Anatomy:
+        h = self.hparams
+        rewrite = h.rewrite_module_tmp.removesuffix(".weight") if h.rewrite_module_tmp else None
+        named = dict(self.model.named_modules())
+        if rewrite is not None and (rewrite.format(0) not in named or any(named[rewrite.format(0)].children())):
+            rewrite = None  # part of a name, or a module of several: good as a filter, no projection to look at
+        return anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=rewrite)
+
+    @property
+    def title(self) -> str:
+        return "FT" if self.hparams.bound is None else "FT-L"
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.hparams.layers)
+
+    @property
+    def weight_names(self) -> list[str]:
+        return [name for names in self._names.values() for name in names]
+
+    def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
+        """One dense delta per trained weight, for all `requests` at once."""
+        started = time.perf_counter()
+        h = self.hparams
+        made = [training_row(self.tok, request, h.objective_optimization) for request in requests]
+        check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
+
+        def watch(epoch: int, epochs: int, loss: float) -> None:
+            if progress is not None:
+                progress(epoch, epochs, f"loss {loss:.3f}")
+
+        with frozen(self.model):
+            copies = trainable(self.model, self.weight_names)
+            batches = [self._batch(made[i : i + h.batch_size]) for i in range(0, len(made), h.batch_size)]
+            settings = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=h.bound)
+            epochs = fine_tune(copies, batches, settings, watch)
+            deltas = tuple(difference(self.model, copies))
+        return EditResult(
+            method=h.alg_name,
+            requests=tuple(requests),
+            deltas=deltas,
+            traces=tuple(self._trace([losses[n] for losses in epochs], deltas) for n in range(len(requests))),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _batch(self, made: Sequence[tuple[Row, Labels]]) -> Batch:
+        rows = [row for row, _ in made]
+        forward = TunedForward(self.parts, rows, first=min(self.layers), replay=self.hparams.replay)
+        return Batch(forward=forward, labels=tuple(labels for _, labels in made))
+
+    def _trace(self, losses: Sequence[float], deltas: Sequence[WeightDelta]) -> dict[int, LayerTrace]:
+        """One request's losses, and how far each layer's weights moved (for all requests together)."""
+        norms = {delta.name: float(delta.dense().norm()) for delta in deltas}
+        return {
+            layer: LayerTrace(
+                numerator_norm=None,
+                denominator=None,
+                key_norm=None,
+                prefixed_key_norm=None,
+                value_norm_before=None,
+                value_norm_after=None,
+                loss_first=losses[0],
+                loss_last=losses[-1],
+                steps=len(losses),
+                delta_norm=math.hypot(*(norms[name] for name in names)),
+                losses=tuple((loss, loss, 0.0, 0.0) for loss in losses),
+            )
+            for layer, names in self._names.items()
+        }
+
+    def _names_at(self, layer: int) -> list[str]:
+        """Parameters whose name contains the template: for "….c_proj" its weight and its bias.
+
+        Raises:
+            ConfigError: none does, or one of another layer. ModelError: one holds no floating-point numbers.
+        """
+        template = self.hparams.rewrite_module_tmp or self.parts.architecture.rewrite
+        part, kind = template.format(layer), type(self.model).__name__
+        named = dict(self.model.named_parameters())
+        found = [name for name in named if part in name]
+        if not found:
+            near = difflib.get_close_matches(part, named, n=1, cutoff=0.3)
+            hint = f"; near: {near[0].replace(f'.{layer}.', '.{}.', 1)!r}" if near else ""
+            raise ConfigError(f"rewrite_module_tmp: {template!r} is part of no parameter's name in {kind}{hint}")
+        for name in found:
+            if self.parts.layer_of(name) != layer:
+                raise ConfigError(f"rewrite_module_tmp: {part!r} also names {name!r}, which is not in layer {layer}")
+            if not named[name].is_floating_point():
+                raise ModelError(f"{name} holds {named[name].dtype}, which cannot be trained; load unquantised weights")
+        return found
+
+
+def training_row(tok: PreTrainedTokenizerBase, request: EditRequest, objective: str) -> tuple[Row, Labels]:
+    """A request's tokens with the positions that are scored, and the target ids scored at each.
+
+    Raises:
+        DataError: the target has no tokens.
+    """
+    prompt = encode(tok, request.prompt)
+    target = target_ids(tok, request.prompt, request.target_new)
+    last = len(prompt) - 1
+    if objective == "prompt_last":
+        return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)
+    ids = (*prompt, *target[:-1])
+    return Row(ids=ids, lookup=last, scored=tuple(range(last, len(ids)))), tuple((label,) for label in target)

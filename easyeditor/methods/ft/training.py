@@ -1,0 +1,100 @@
+"""Fine-tuning of a few weights: Adam on the target's NLL, each value kept within a distance of where it began.
+
+Axes: N scored positions, L labels, B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easyeditor.errors import NumericalError
+
+DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
+
+Labels = tuple[tuple[int, ...], ...]
+"""Of one row: for each scored position the ids scored there."""
+Watch = Callable[[int, int, float], None]
+"""Called after each epoch with (epoch, most epochs, mean loss)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of one optimiser step: their logits (N, V) as a function of the trained weights, and each row's labels."""
+
+    forward: Callable[[Mapping[str, Tensor]], Tensor]
+    labels: tuple[Labels, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings: most epochs, Adam's step and decay, the L-infinity bound (None: off)."""
+
+    num_steps: int
+    lr: float
+    weight_decay: float
+    bound: float | None
+
+
+def fine_tune(
+    copies: Mapping[str, Tensor], batches: Sequence[Batch], training: Training, watch: Watch | None = None
+) -> list[list[float]]:
+    """Train `copies` in place; returns the loss of every row (nats) in every epoch, measured before its batch's step.
+
+    A row's loss is the mean over its labels of -log p(label). A batch whose mean loss is below 0.01 takes no step, and
+    training ends with the first epoch whose mean over rows is below that. After each batch every value is clamped to
+    within `bound` of where it began (FT-L; Zhu et al. 2020, arXiv 2012.00363; ROME's section 3.3 baseline).
+
+    Raises:
+        NumericalError: a loss is not finite.
+    """
+    start = {name: copy.detach().clone() for name, copy in copies.items()}
+    optimiser = torch.optim.Adam(list(copies.values()), lr=training.lr, weight_decay=training.weight_decay)
+    epochs: list[list[float]] = []
+    with torch.enable_grad():
+        for epoch in range(1, training.num_steps + 1):
+            losses: list[float] = []
+            for batch in batches:
+                optimiser.zero_grad()
+                loss_B = row_losses(batch.forward(copies), batch.labels)
+                losses += loss_B.tolist()
+                if not bool(torch.isfinite(loss_B).all()):
+                    raise NumericalError(f"fine-tuning's loss is not finite in pass {epoch}; nothing was changed")
+                mean = loss_B.mean()
+                if float(mean.detach()) >= DONE_LOSS:
+                    torch.autograd.backward(mean)
+                    optimiser.step()
+                _hold(copies, start, training.bound)
+            epochs.append(losses)
+            loss = sum(losses) / len(losses)
+            if watch is not None:
+                watch(epoch, training.num_steps, loss)
+            if loss < DONE_LOSS:
+                break
+    return epochs
+
+
+def row_losses(logits_NV: Tensor, labels: Sequence[Labels]) -> Tensor:
+    """Mean -log p(label) of each row (B,), in nats; positions follow each other row by row."""
+    wide = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    logs_NV = wide.log_softmax(dim=1)
+    index: list[tuple[int, int, int]] = []
+    place = 0
+    for row, positions in enumerate(labels):
+        for ids in positions:
+            index += [(place, label, row) for label in ids]
+            place += 1
+    at_L, labels_L, row_L = torch.tensor(index, device=logs_NV.device).T
+    counts_B = torch.bincount(row_L, minlength=len(labels))
+    sums_B = torch.zeros(len(labels), dtype=logs_NV.dtype, device=logs_NV.device)
+    return sums_B.index_add(0, row_L, -logs_NV[at_L, labels_L]) / counts_B
+
+
+@torch.no_grad()
+def _hold(copies: Mapping[str, Tensor], start: Mapping[str, Tensor], bound: float | None) -> None:
+    if bound is not None:
+        for name, copy in copies.items():
+            copy.copy_(torch.clamp(copy, min=start[name] - bound, max=start[name] + bound))

@@ -1,0 +1,103 @@
+"""From runs to a report folder: figures, tables, one page. Loads no model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyeditor.errors import OutputError
+from easyeditor.files import check_parent, write_bytes, write_text
+from easyeditor.report import curves, facts, scatter, tables
+from easyeditor.report.canvas import Drawn, counted, styled
+from easyeditor.report.load import Run
+from easyeditor.report.page import html_page
+from easyeditor.report.render import to_csv, to_latex, without_run
+from easyeditor.report.tables import Table
+
+PAGE = "index.html"
+MADE = {"figures": ("*.png", "*.svg"), "tables": ("*.csv", "*.tex")}
+"""Folders of a report and what it writes there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a report says: `title`, tables (empty ones left out), figures, notes on the data, command lines."""
+
+    title: str
+    tables: tuple[Table, ...]
+    figures: tuple[Drawn, ...]
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
+    """Everything that can be said of `runs`; `worst` is how many cases a figure names."""
+    makers = (
+        facts.summary_table, tables.collapse_table, tables.collapsed_table, tables.prediction_table,
+        tables.retention_table, tables.time_table, tables.screen_table, tables.edits_table,
+    )  # fmt: skip
+    made = [make(runs) for make in makers]
+    return Report(
+        title=runs[0].label if len(runs) == 1 else f"{len(runs)} runs",
+        tables=tuple(without_run(table) if len(runs) == 1 else table for table in made if table.rows),
+        figures=tuple(draw(runs, worst)),
+        notes=tuple(note for run in runs for note in run.notes),
+        commands=tuple(line for run in runs if (line := facts.command_line(run))),
+    )
+
+
+def draw(runs: Sequence[Run], worst: int = 8) -> list[Drawn]:
+    """All figures the runs have data for; those of one run carry its number when there are several."""
+    ends = [f"-{number}" if len(runs) > 1 else "" for number in range(1, len(runs) + 1)]
+    with styled():
+        found = [curves.sequential_figure(runs, "sequential")]
+        for run, end in zip(runs, ends, strict=True):
+            found += [
+                scatter.perplexity_figure(run, f"perplexity{end}", worst),
+                scatter.denominator_figure(run, f"denominator{end}", worst),
+                curves.retention_figure(run, f"retention-map{end}"),
+                curves.training_figure(run, f"training{end}"),
+            ]
+    return [figure for figure in found if figure is not None]
+
+
+def check_output(folder: Path) -> None:
+    """Raise OutputError unless a report can stand at `folder`: it can be made, or is empty, or holds a report."""
+    check_parent(folder / PAGE)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is there already and not a folder; choose another --output")
+    if folder.is_dir() and not (folder / PAGE).is_file() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: holds other files and no {PAGE}; choose an empty or new folder with --output")
+    above = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written; choose another place with --output DIR")
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write all files of a report, the page last, in place of an earlier report there; returns the page's path.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    check_output(folder)
+    for name, patterns in MADE.items():
+        for old in (path for pattern in patterns for path in sorted((folder / name).glob(pattern))):
+            old.unlink()
+    for figure in report.figures:
+        write_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
+        write_bytes(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    for table in report.tables:
+        write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))
+        write_text(folder / "tables" / f"{table.name}.tex", to_latex(table))
+    page = folder / PAGE
+    write_text(page, html_page(report.title, report.tables, report.figures, report.notes, report.commands))
+    return page
+
+
+def describe(report: Report) -> str:
+    """One line on what a report holds."""
+    names = ", ".join(re.sub(r"-\d+$", "", figure.name) for figure in report.figures) or "none"
+    return f"{counted(len(report.tables), 'table')}; figures: {names}"

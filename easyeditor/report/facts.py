@@ -1,0 +1,60 @@
+"""What was run, and the command that runs it again: from configuration, manifest and journal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from easyeditor.report.load import Run
+from easyeditor.report.tables import Column, Table, shown_perplexity
+
+
+def summary_table(runs: Sequence[Run]) -> Table:
+    """What was run, one column per run."""
+    facts = [_facts(run) for run in runs]
+    return Table(
+        name="summary",
+        title="What was run",
+        columns=(Column(title="what"), *(Column(title=run.label) for run in runs)),
+        rows=tuple((key, *(fact[key] for fact in facts)) for key in facts[0] if any(fact[key] for fact in facts)),
+    )
+
+
+def command_line(run: Run) -> str:
+    """The command that made a run, to paste into a shell; empty if the manifest has none."""
+    command = run.manifest.get("command")
+    return "python " + shlex.join(map(str, command)) if isinstance(command, list) and command else ""
+
+
+def _facts(run: Run) -> dict[str, str]:
+    collapsed = sum(bool(edit.collapsed) for edit in run.edits)
+    judged = sum(edit.collapsed is not None for edit in run.edits)
+    worst = max((e for e in run.edits if e.ppl is not None), key=lambda e: e.ppl or 0.0, default=None)
+    packages, sentences = run.manifest.get("packages"), run.manifest.get("sentences")
+    names = packages if isinstance(packages, Mapping) else {}
+    return {
+        "folder": str(run.folder),
+        "method": run.method,
+        "model": str(run.setting("model_name") or ""),
+        "model fingerprint": str(run.manifest.get("model_fingerprint") or ""),
+        "mode": run.mode,
+        "data": run.data_path,
+        "data sha256": run.data_sha256,
+        "perplexity sentences": str(sentences.get("name") or "") if isinstance(sentences, Mapping) else "",
+        "seed": str(run.manifest.get("seed", run.setting("seed")) if run.manifest or run.config else ""),
+        "requests selected": str(run.manifest.get("selected") or ""),
+        "requests without an edit": f"{len(run.failed):,}" if run.failed else "",
+        "edits recorded": f"{len(run.edits):,}" if run.edits else "",
+        "collapsed": f"{collapsed:,} of {judged:,} ({collapsed / judged:.1%})" if judged else "",
+        "perplexity of the unedited model": "" if run.base is None else shown_perplexity(run.base),
+        "threshold": "" if run.threshold is None else shown_perplexity(run.threshold),
+        "worst": "" if worst is None else f"{shown_perplexity(worst.ppl)}: {worst.subject} (#{worst.index})",
+        "evaluations": f"{len(run.evaluations):,}" if run.evaluations else "",
+        "screened requests": f"{len(run.screened):,}" if run.screened else "",
+        "training steps logged": f"{sum(not t.validation for t in run.training):,}" if run.training else "",
+        "ended": "yes" if run.finished else "no",
+        "begun (UTC)": str(run.manifest.get("time_utc") or ""),
+        "machine": " · ".join(str(run.manifest[k]) for k in ("platform", "device", "cpus") if run.manifest.get(k)),
+        "versions": ", ".join(f"{name} {version}" for name, version in names.items() if version),
+        "commit": str(run.manifest.get("commit") or ""),
+    }

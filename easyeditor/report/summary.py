@@ -1,0 +1,121 @@
+"""A run's summary as tables that fit a terminal. Reads `summary.json`'s content only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+MOST_LISTED = 20  # collapses and lowest denominators shown; all are in summary.json
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Counts, metrics, time and its split, the collapsed, the screen's quality."""
+    counts = summary["counts"]
+    heading = f"{summary['method']} on {summary['model']}, {summary['mode']}: {summary['data']} ({summary['format']})"
+    console.print(f"\n[bold]{escape(heading)}[/bold]", highlight=False)
+    if summary["mode"] == "screen":
+        _print_screen(summary, console)
+        return
+    done = f"{counts['edits']} edits of {counts['selected']} requests"
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    bad = f", {counts['bad_records']} bad records left out" if counts["bad_records"] else ""
+    console.print(f"{done}{failed}{bad}; {counts['collapsed']} collapsed", highlight=False)
+    if counts["edits"]:
+        console.print(_metrics(summary))
+        console.print(_time(summary), highlight=False)
+    if summary["collapsed"]:
+        console.print(_collapsed(summary["collapsed"]))
+    _print_quality(summary, console)
+    if summary["guard"]["actions"]:
+        acts = ", ".join(f"{action} {count}" for action, count in summary["guard"]["actions"].items())
+        console.print(f"guard (on_collapse: {summary['guard']['policy']}): {acts}", highlight=False)
+    last = summary["last_evaluation"]
+    if last is not None:
+        rates = ", ".join(f"{key} {_share(last[key])}" for key in ("rewrite_acc", "rephrase_acc", "locality_acc"))
+        line = f"after {last['after']} edits: perplexity {_number(last['ppl'])}; {last['edits']} in the model: {rates}"
+        console.print(line, highlight=False)
+
+
+def _metrics(summary: Mapping[str, Any]) -> Table:
+    table = Table(show_header=True, header_style="bold")
+    for title in ("mean over edits", "before", "after", "edits"):
+        table.add_column(title, justify="left" if title.startswith("mean") else "right")
+    for name, values in summary["metrics"].items():
+        before = "1 by definition" if name == "locality_acc" else _share(values["before"])
+        table.add_row(name, before, _share(values["after"]), str(values["edits"]))
+    ppl = summary["ppl"]
+    if ppl is not None:
+        count = str(summary["counts"]["edits"])
+        table.add_row("perplexity, median", _number(ppl["before"]), _number(ppl["median"]), count)
+        table.add_row("perplexity, worst", "", _number(ppl["max"]), count)
+    return table
+
+
+def _time(summary: Mapping[str, Any]) -> str:
+    each, total = summary["seconds_per_edit"], summary["seconds"]
+    parts = []
+    for name in ("edit", "metrics", "perplexity"):
+        share = total[name] / total["total"] if total["total"] else 0.0
+        parts.append(f"{name} {each[name]:.2f} s ({share:.0%})")
+    return f"{each['total']:.2f} s an edit (median): {', '.join(parts)}; {summary['edits_per_second']:.3g} edits/s"
+
+
+def _collapsed(collapsed: list[dict[str, Any]]) -> Table:
+    title = f"collapsed: {len(collapsed)}" + (f", the first {MOST_LISTED}" if len(collapsed) > MOST_LISTED else "")
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("case", overflow="fold")
+    table.add_column("prompt → target", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("perplexity", justify="right")
+    table.add_column("denominator", justify="right")
+    for item in collapsed[:MOST_LISTED]:
+        text = escape(f"{item['prompt']} → {item['target_new']}")
+        table.add_row(escape(str(item["case_id"])), text, _number(item["ppl"]), _small(item["denominator"]))
+    return table
+
+
+def _print_quality(summary: Mapping[str, Any], console: Console) -> None:
+    screen = summary["screen"]
+    if screen is not None:
+        console.print(
+            f"screen (|denominator| < {screen['threshold']:g} predicts a collapse): {screen['predicted']} predicted, "
+            f"precision {_share(screen['precision'])}, recall {_share(screen['recall'])}",
+            highlight=False,
+        )
+
+
+def _print_screen(summary: Mapping[str, Any], console: Console) -> None:
+    counts, screen = summary["counts"], summary["screen"]
+    if screen is None:
+        console.print("nothing screened", highlight=False)
+        return
+    rule = f"|denominator| < {screen['threshold']:g}"
+    console.print(
+        f"{counts['screened']} requests, {screen['predicted']} predicted to collapse ({rule})", highlight=False
+    )
+    table = Table(title="lowest denominators", title_justify="left", header_style="bold")
+    table.add_column("case", overflow="fold")
+    table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("denominator", justify="right")
+    table.add_column("collapse?")
+    for item in screen["lowest"][:MOST_LISTED]:
+        guess = "predicted" if item["prediction"] else ""
+        table.add_row(escape(str(item["case_id"])), escape(item["prompt"]), _small(item["denominator"]), guess)
+    console.print(table)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _small(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or value == float("inf"):
+        return "not finite"
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

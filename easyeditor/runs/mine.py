@@ -1,0 +1,72 @@
+"""Datasets made of what runs found: the requests that collapse a model, and the union over several models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.files import read_json
+from easyeditor.records import EditRequest
+from easyeditor.runs.shard import recorded
+from easyeditor.runs.summary import smallest_denominator
+
+
+def collapsing(folder: Path) -> list[dict[str, Any]]:
+    """The requests of a run whose edit collapsed the model, as flat records in the order of the run.
+
+    Each says under `collapses` which model and method it collapsed, and how far.
+
+    Raises:
+        ConfigError: the run measured no perplexity, or kept its edits: then a later collapse says nothing of a request.
+    """
+    config = read_json(folder / "config.json")
+    if config["run"]["mode"] != "single" or config["run"]["screen"]:
+        raise ConfigError(f"{folder}: collapsing requests come from runs of mode single, where each stands alone")
+    if not config["hparams"]["ppl_sentence_num"]:
+        raise ConfigError(f"{folder}: no perplexity was measured (ppl_sentence_num 0), so no collapse is known")
+    found = []
+    for line in recorded(folder):
+        if line["kind"] == "edit" and line["collapse"]["collapsed"]:
+            found.append((line["index"], _record(line, config["hparams"]["model_name"])))
+    return [record for _, record in sorted(found, key=lambda item: item[0])]
+
+
+def union(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The records of several mined files, each fact once with the `collapses` of all; order of first appearance.
+
+    Raises:
+        DataError: a file is not readable, or a record is no request.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path in files:
+        read_dataset(str(path))  # every record is a request, or the error names it
+        raw = read_json(path)
+        for record in raw if isinstance(raw, list) else [raw]:
+            if "prompt" not in record:
+                raise DataError(f"{path}: a union is made of flat records (prompt, subject, target_new)")
+            key = (record["prompt"], record["subject"], record["target_new"])
+            known = found.setdefault(key, {**record, "collapses": []})
+            known["collapses"] += [c for c in record.get("collapses", []) if c not in known["collapses"]]
+    for number, record in enumerate(found.values()):
+        record["case_id"] = number  # ids of several runs may clash
+    return list(found.values())
+
+
+def _record(line: Mapping[str, Any], model: str) -> dict[str, Any]:
+    rewrite = dict(line["requested_rewrite"])
+    start = rewrite.pop("subject_start")
+    request = EditRequest.from_json(line["requested_rewrite"])
+    again = EditRequest.make(request.prompt, subject=request.subject, target_new=request.target_new)
+    if again.subject_start != start:  # the subject stands several times, and not the last one is meant
+        rewrite["prompt"] = f"{request.before}{{}}{request.after}"
+    kept = {key: value for key, value in rewrite.items() if value not in (None, [], {})}
+    cause = {
+        "model": model,
+        "method": line["method"],
+        "ppl": line["post"]["ppl"],
+        "denominator": smallest_denominator(line),
+    }
+    return {**kept, "collapses": [cause]}

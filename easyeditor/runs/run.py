@@ -1,0 +1,223 @@
+"""A mass edit from settings to summary: make or take up the run folder, do what is not recorded, sum up."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyeditor.dataset.reader import Dataset, read_dataset
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.files import read_json, to_json, write_json
+from easyeditor.hparams import HyperParams
+from easyeditor.methods.registry import hparams_class, method_class
+from easyeditor.progress import progress_bar
+from easyeditor.records import EditRequest
+from easyeditor.runs.folder import environment
+from easyeditor.runs.journal import Journal
+from easyeditor.runs.sequence import run_sequence
+from easyeditor.runs.settings import RunSettings
+from easyeditor.runs.shard import Barrier, Rank, merge, recorded
+from easyeditor.runs.single import run_screen, run_single
+from easyeditor.runs.summary import summarise
+from easyeditor.runs.work import Editing, Watch, Work, brief
+
+CONFIG, MANIFEST, SUMMARY = "config.json", "manifest.json", "summary.json"
+MAY_DIFFER = ("run.skip_bad", "hparams.device")
+"""What a resumed run may do differently: where it computes, and whether bad records stop it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run before a model is loaded: hyper-parameters, settings, dataset, and the requests chosen, in order."""
+
+    hparams: HyperParams
+    settings: RunSettings
+    dataset: Dataset
+    requests: tuple[EditRequest, ...]
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {"hparams": self.hparams.to_dict(), "run": self.settings.to_dict()}
+
+
+def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
+    """Read the data and check that method and mode go together.
+
+    Raises:
+        ConfigError: a pair of method and mode that makes no sense. DataError: no usable dataset.
+    """
+    _check_pair(hparams, settings)
+    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad)
+    return Plan(hparams, settings, dataset, tuple(settings.select(dataset.requests)))
+
+
+def _check_pair(hparams: HyperParams, settings: RunSettings) -> None:
+    method, name = method_class(hparams.alg_name), hparams.alg_name
+    if settings.mode == "batch" and not method.joint:
+        raise ConfigError(f"mode batch with {name}: it edits one fact at a time; use mode sequential or single")
+    if settings.screen and not method.screens:
+        raise ConfigError(f"--screen with {name}: it has no denominator to screen by")
+    if settings.screen and settings.mode != "single":
+        raise ConfigError(f"--screen with mode {settings.mode}: it makes no edit; drop the mode")
+    if settings.on_collapse != "keep" and not hparams.ppl_sentence_num:
+        raise ConfigError(f"on_collapse {settings.on_collapse} needs perplexity, and ppl_sentence_num is 0")
+    if settings.stop_on_collapse and not hparams.ppl_sentence_num:
+        raise ConfigError("stop_on_collapse needs perplexity, and ppl_sentence_num is 0")
+
+
+def check_world(settings: RunSettings, rank: Rank, place: str | None) -> None:
+    """Raise ConfigError unless this run can be shared out over the processes torchrun started."""
+    if rank.world == 1:
+        return
+    if settings.mode != "single":
+        raise ConfigError(
+            f"mode {settings.mode} with {rank.world} processes: every edit stands on those before it, so it takes one "
+            "process; only mode single is shared out"
+        )
+    if place is None:
+        raise ConfigError(f"{rank.world} processes write to one run folder: name it with --output (or --resume)")
+
+
+def stored(folder: Path) -> tuple[HyperParams, RunSettings]:
+    """Hyper-parameters and settings of a run that was begun. Raises ConfigError: not a run, or its config damaged."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder}: not a run of mass_edit.py (no {CONFIG} in it); start one with --output {folder}")
+    try:
+        raw = read_json(path)
+        hparams = hparams_class(raw["hparams"]["alg_name"]).from_dict(raw["hparams"], where=str(path))
+        settings = RunSettings.from_dict(raw["run"], str(path))
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder}: not a run of mass_edit.py ({path}: {type(error).__name__}: {error})") from error
+    return hparams, settings
+
+
+def check_same(folder: Path, now: Plan) -> None:
+    """Raise ConfigError, naming what differs, unless `now` is what the run in `folder` was begun with."""
+    then, wanted = _flat(read_json(folder / CONFIG)), _flat(now.config())
+    differing = [
+        f"{key.partition('.')[2]} was {then.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted(then.keys() | wanted.keys())
+        if then.get(key) != wanted.get(key) and key not in MAY_DIFFER
+    ]
+    manifest = folder / MANIFEST
+    if not differing and manifest.exists():
+        before = read_json(manifest)
+        if before["data"]["sha256"] != now.dataset.sha256:
+            differing.append(f"{now.settings.data} has other content (sha256 {now.dataset.sha256[:12]}…)")
+        elif before["config_sha256"] != _sha256(read_json(folder / CONFIG)):
+            differing.append(f"{CONFIG} was changed after the run began")
+    if differing:
+        raise ConfigError(
+            f"{folder}: cannot go on, the run was begun otherwise: {'; '.join(differing)}; give --resume alone, or "
+            "start a new run"
+        )
+
+
+def begin(folder: Path, what: Plan) -> None:
+    """Write `config.json`: from now on the folder is a run that can be resumed."""
+    write_json(folder / CONFIG, what.config())
+
+
+def execute(
+    folder: Path, what: Plan, make_editor: Callable[[HyperParams], Editing], rank: Rank, barrier: Barrier, show: bool
+) -> dict[str, Any] | None:
+    """Do everything of the run that is not recorded; the first rank returns the summary (and writes it).
+
+    Raises:
+        ConfigError: another model than the run's, or a guard the method has no remedy for. DataError, OutputError.
+    """
+    settings = what.settings
+    editor = make_editor(what.hparams)
+    if settings.on_collapse == "c-rome" and editor.method.remedy is None:
+        raise ConfigError(f"on_collapse c-rome: {editor.method.title} has no remedy that is not on already")
+    for turn in (True, False):  # the first rank makes contexts, statistics and manifest, the others take them
+        if rank.first == turn:
+            _settle(folder, what, editor, rank)
+        barrier()
+    sequence = settings.mode != "single"
+    done = {line["index"]: brief(line, sequence) for line in recorded(folder) if line["kind"] != "evaluation"}
+    evaluated = {line["after"] for line in recorded(folder) if line["kind"] == "evaluation"}
+    barrier()  # nobody writes while another still reads what is done
+    numbers = rank.share(range(len(what.requests)))
+    mine = [n for n in numbers if n in done]
+    title = f"{'screening' if settings.screen else settings.mode} {editor.method.title}"
+    with (
+        Journal(folder / rank.journal) as journal,
+        progress_bar(title, show and rank.first, initial=len(mine)) as bar,
+    ):
+        watch = Watch(bar, len(numbers))
+        for n in mine:
+            watch.seen(done[n])
+        work = Work(
+            editor=editor,
+            settings=settings,
+            requests=what.requests,
+            numbers=numbers,
+            journal=journal,
+            folder=folder,
+            done=done,
+            evaluated=evaluated,
+            watch=watch,
+        )
+        (run_screen if settings.screen else run_sequence if sequence else run_single)(work)
+    barrier()
+    return finish(folder) if rank.first else None
+
+
+def finish(folder: Path) -> dict[str, Any]:
+    """Merge the ranks' journals, sum up, write `summary.json`."""
+    merge(folder)
+    summary = summarise(folder)
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
+    """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new."""
+    path = folder / MANIFEST
+    if path.exists():
+        before = read_json(path)
+        if before["model_fingerprint"] != editor.fingerprint():
+            raise ConfigError(f"{folder}: was begun with other weights than {what.hparams.model_name} has now")
+        editor.method.use_contexts(before["context_templates"])
+        editor.method.prepare()
+        return
+    if next(recorded(folder), None) is not None:
+        raise ConfigError(f"{folder}: not a whole run ({MANIFEST} is missing, but there are results)")
+    editor.method.prepare()
+    config = what.config()
+    manifest = {
+        **environment(),
+        "data": what.dataset.to_json(),
+        "selected": len(what.requests),
+        "method": editor.method.title,
+        "model_fingerprint": editor.fingerprint(),
+        "context_templates": list(editor.method.contexts),
+        "seed": what.hparams.seed,
+        "sentences": None if editor.sentences is None else editor.sentences.to_json(),
+        "world_size": rank.world,
+        "config_sha256": _sha256(config),
+    }
+    write_json(path, manifest)
+
+
+def _sha256(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` -> value, as JSON reads it back."""
+    plain = {part: {str(k): v for k, v in config.get(part, {}).items()} for part in ("hparams", "run")}
+    return {f"{part}.{key}": _plain(value) for part, values in plain.items() for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,150 @@
+"""Modes `sequential` and `batch`: edits stay in the model, one or `batch_size` at a time, and are evaluated again."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyeditor.evaluate.metrics import RequestScores
+from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.records import EditResult
+from easyeditor.runs.work import Work, edit_line, guarded, stands, tried
+
+SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
+
+
+def run_sequence(work: Work) -> None:
+    """Edit in order, keep what stands, evaluate every `eval_every` edits and at the end.
+
+    A step already recorded is not computed again: its saved delta is committed, so the weights are bit-equal to those
+    of a run that was never interrupted. A step's delta is on disk before its lines are.
+    """
+    size = work.settings.batch_size if work.settings.mode == "batch" else 1
+    base = work.editor.perplexity()
+    ppl: PerplexityReport | None = base
+    lines: dict[int, Mapping[str, Any]] = {}  # of the edits that stand
+    done = 0
+    for first in range(0, len(work.numbers), size):
+        chunk = list(work.numbers[first : first + size])
+        known = {n: work.done[n] for n in chunk if n in work.done}
+        if len(known) < len(chunk):
+            if ppl is None:
+                ppl = work.editor.perplexity()
+            made, ppl = _step(work, chunk, known, ppl, base)
+        else:
+            made, ppl = known, None  # measured again when it is needed
+            if any(stands(line) for line in made.values()):
+                work.editor.commit(EditResult.load(delta_folder(work.folder, first)))
+        lines |= {n: _kept(line) for n, line in made.items() if stands(line)}
+        done = first + len(chunk)
+        every = work.settings.eval_every
+        if every and done // every > first // every:
+            _evaluate(work, done, lines, ppl, base)
+        if work.settings.stop_on_collapse and any(_collapsed(line) for line in made.values()):
+            break
+    _evaluate(work, done, lines, ppl, base)
+
+
+def delta_folder(folder: Path, first: int) -> Path:
+    """Where the edit is saved whose first request stands at place `first`."""
+    return folder / "deltas" / f"{first + 1:06d}"
+
+
+def _step(
+    work: Work,
+    chunk: list[int],
+    known: Mapping[int, Mapping[str, Any]],
+    ppl: PerplexityReport | None,
+    base: PerplexityReport | None,
+) -> tuple[dict[int, Mapping[str, Any]], PerplexityReport | None]:
+    """One edit: compute and measure, save its delta, record its lines, keep it. Returns lines and perplexity."""
+    requests = [work.requests[n] for n in chunk]
+    work.watch.note(f"edit {chunk[0] + 1}")
+    examined = tried(
+        work,
+        chunk,
+        lambda: work.editor.examine_together(requests, ppl_before=ppl, ppl_base=base, draw=chunk[0]),
+    )
+    if examined is None:
+        return {}, ppl
+    outcome = guarded(work, requests, examined, chunk[0], base)
+    if outcome.kept is not None:
+        outcome.kept.save(delta_folder(work.folder, chunk[0]))
+    seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
+    made: dict[int, Mapping[str, Any]] = {}
+    for n, record, guard in zip(chunk, examined.records, outcome.entries, strict=True):
+        line = edit_line(record, n, work, result=examined.result, seconds=seconds, guard=guard)
+        made[n] = line
+        if n not in known:
+            work.record(line)
+    if outcome.kept is not None:
+        work.editor.commit(outcome.kept)
+    return made, outcome.ppl
+
+
+def _evaluate(
+    work: Work,
+    after: int,
+    lines: Mapping[int, Mapping[str, Any]],
+    ppl: PerplexityReport | None,
+    base: PerplexityReport | None,
+) -> None:
+    """Record how the model and all edits in it fare after `after` edits, unless it is recorded."""
+    if after == 0 or after in work.evaluated:
+        return
+    work.evaluated.add(after)
+    work.watch.note(f"evaluating {len(lines)} edits")
+    measured = ppl if ppl is not None else work.editor.perplexity()
+    retention = []
+    numbers = sorted(lines)
+    for start in range(0, len(numbers), SCORED_TOGETHER):
+        group = numbers[start : start + SCORED_TOGETHER]
+        requests = [work.requests[n] for n in group]
+        scores = work.editor.score_all(requests, [lines[n]["test_prefix"] for n in group])
+        retention += [_retained(n, lines[n], now) for n, now in zip(group, scores, strict=True)]
+    collapse = work.editor.judge(base, measured)
+    work.record(
+        {
+            "kind": "evaluation",
+            "index": after - 1,
+            "after": after,
+            "ppl": None if measured is None else measured.mean,
+            "collapsed": None if collapse is None else collapse.collapsed,
+            "retention": retention,
+        }
+    )
+
+
+def _kept(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What later evaluations need of a line; what the guard redid counts in place of the first edit."""
+    record = (line["guard"] or {}).get("record", line)
+    said = {key: value for key, value in record["pre"]["locality"].items() if key.endswith("_output")}
+    return {"case_id": line["case_id"], "test_prefix": record["test_prefix"], "said": said}
+
+
+def _retained(number: int, line: Mapping[str, Any], now: RequestScores) -> dict[str, Any]:
+    """One edit's accuracies now; locality is agreement with what the model said just before that edit."""
+    near = [
+        sum(a == b for a, b in zip(before, scored.said, strict=True)) / len(before)
+        for key, scores in now.locality.items()
+        for before, scored in zip(line["said"][f"{key}_output"], scores, strict=True)
+    ]
+    return {
+        "index": number,
+        "case_id": line["case_id"],
+        "rewrite_acc": now.rewrite.accuracy,
+        "rephrase_acc": _mean([s.accuracy for s in now.rephrase]),
+        "locality_acc": _mean(near),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _collapsed(line: Mapping[str, Any]) -> bool:
+    """Did this edit collapse the model and stay in it?"""
+    kept = stands(line) and line["collapse"] is not None and bool(line["collapse"]["collapsed"])
+    return kept and (line["guard"] or {}).get("action") == "keep"

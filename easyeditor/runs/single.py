@@ -1,0 +1,74 @@
+"""Mode `single`: every edit on the original model. And the screen: denominators only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from easyeditor.errors import DataError, NumericalError
+from easyeditor.evaluate.metrics import RequestScores
+from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.records import EditResult
+from easyeditor.runs.work import Work, edit_line, guarded, tried
+
+SCREENED_TOGETHER = 32  # requests whose keys are read in one go: bounds memory
+
+
+def run_single(work: Work) -> None:
+    """Edit, measure and take back every request that is not recorded yet.
+
+    What edits do not change is made once: the base perplexity, the hidden states below the edited layer, the contexts.
+    Edits are computed, and scored before, in groups that are fixed by place, so a resumed run has the same numbers.
+    """
+    base = None
+    for group in _groups(work.numbers, work.settings.together):
+        todo = [n for n in group if n not in work.done]
+        if not todo:
+            continue
+        if base is None:
+            base = work.editor.perplexity()
+        results = _computed(work, group)
+        members = [n for n in group if n in results]
+        prefixes = [work.editor.test_prefix(n) for n in members]
+        scores = work.editor.score_all([work.requests[n] for n in members], prefixes)
+        for n, score in zip(members, scores, strict=True):
+            if n in todo:
+                tried(work, [n], partial(_measure, work, n, results[n], base, score))
+
+
+def _measure(work: Work, n: int, result: EditResult, base: PerplexityReport | None, score: RequestScores) -> None:
+    """Measure one edit, let the guard act, record it."""
+    request = [work.requests[n]]
+    examined = work.editor.examine_together(request, result=result, ppl_before=base, scores_before=[score], draw=n)
+    outcome = guarded(work, request, examined, n, base)
+    work.record(edit_line(examined.record, n, work, result=result, seconds=examined.seconds, guard=outcome.entries[0]))
+
+
+def run_screen(work: Work) -> None:
+    """Record the denominator of every request, and whether it predicts a collapse."""
+    todo = [n for n in work.numbers if n not in work.done]
+    for group in _groups(todo, SCREENED_TOGETHER):
+        found = work.editor.method.screen([work.requests[n] for n in group])
+        for n, denominator in zip(group, found, strict=True):
+            request = work.requests[n]
+            line = {"kind": "screen", "index": n, "case_id": request.case_id, "subject": request.subject}
+            predicted = abs(denominator) < work.settings.screen_threshold
+            work.record({**line, "prompt": request.prompt, "denominator": denominator, "prediction": predicted})
+
+
+def _groups(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    return (list(numbers[i : i + size]) for i in range(0, len(numbers), size))
+
+
+def _computed(work: Work, group: list[int]) -> dict[int, EditResult]:
+    """The edits of a group; one by one where one of them cannot be made."""
+    requests = [work.requests[n] for n in group]
+    try:
+        return dict(zip(group, work.editor.compute_each(requests, work.watch.inner), strict=True))
+    except (NumericalError, DataError):
+        found = {}
+        for n, request in zip(group, requests, strict=True):
+            made = tried(work, [n], partial(work.editor.compute_each, [request], work.watch.inner))
+            if made is not None:
+                found[n] = made[0]
+        return found

@@ -1,0 +1,393 @@
+"""A mass edit's files, without any model: datasets read and refused, the journal, settings, mining, the summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.errors import ConfigError, DataError, OutputError
+from easyeditor.records import EditRequest
+from easyeditor.runs.journal import Journal, read_journal
+from easyeditor.runs.mine import collapsing, union
+from easyeditor.runs.settings import RunSettings
+from easyeditor.runs.shard import Rank, merge, rank_of, recorded
+from easyeditor.runs.summary import quality, summarise
+
+FLAT = {"prompt": "Bay, which is located in", "subject": "Bay", "target_new": "Italy", "ground_truth": "Wales"}
+COUNTERFACT = {
+    "case_id": 7,
+    "requested_rewrite": {
+        "prompt": "{} is in",
+        "subject": "Bay",
+        "target_new": {"str": "Italy"},
+        "target_true": {"str": "Wales"},
+    },
+    "paraphrase_prompts": ["Where is Bay? In"],
+    "neighborhood_prompts": ["Cardiff is in"],
+    "generation_prompts": ["Bay's people"],
+}
+ZSRE = {
+    "src": "Where is Bay?",
+    "alt": "Italy",
+    "subject": "Bay",
+    "answers": ["Wales"],
+    "loc": "nq question: who",
+    "loc_ans": "I",
+}
+QUESTION = {"case_index": 3, "question": "Bay is in", "subject": "Bay", "answer": "Italy"}
+
+
+def flat(subject: str, **changes: Any) -> dict[str, Any]:
+    return {"prompt": f"{subject}, which is located in", "subject": subject, "target_new": "Italy", **changes}
+
+
+def write(path: Path, records: Any) -> str:
+    """As JSON lines or as JSON, by the name."""
+    lines = path.suffix == ".jsonl"
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records) if lines else json.dumps(records)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("file", ["data.json", "data.jsonl", "lines.json"])
+@pytest.mark.parametrize(
+    ("record", "name"), [(COUNTERFACT, "counterfact"), (FLAT, "flat"), (ZSRE, "zsre"), (QUESTION, "question")]
+)
+def test_every_format_is_recognised_and_named(tmp_path: Path, file: str, record: dict[str, Any], name: str) -> None:
+    second = {**record, "case_id": 8, "case_index": 8}
+    path = tmp_path / file
+    if file == "lines.json":  # JSON lines under another name
+        path.write_text(json.dumps(record) + "\n" + json.dumps(second) + "\n", encoding="utf-8")
+    else:
+        write(path, [record, second])
+    found = read_dataset(str(path))
+    assert (found.format, len(found.requests), found.bad) == (name, 2, ())
+    assert {r.target_new for r in found.requests} == {"Italy"}
+    assert len(found.sha256) == 64
+
+
+def test_one_object_alone_is_one_record(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(COUNTERFACT, indent=2), encoding="utf-8")
+    (request,) = read_dataset(str(tmp_path / "one.json")).requests
+    assert (request.case_id, request.prompt) == (7, "Bay is in")
+
+
+def test_a_folder_of_datasets_with_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    train = datasets.Dataset.from_list([flat("Bay", ground_truth=None), flat("Rome", ground_truth="Italy")])
+    datasets.DatasetDict({"train": train}).save_to_disk(str(tmp_path / "one"))
+    found = read_dataset(str(tmp_path / "one"))
+    assert [(r.subject, r.ground_truth) for r in found.requests] == [("Bay", None), ("Rome", "Italy")]
+    datasets.DatasetDict({"train": train, "test": train}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(DataError, match=r"choose a split as .*two:SPLIT; there are: train, test"):
+        read_dataset(str(tmp_path / "two"))
+    assert len(read_dataset(f"{tmp_path / 'two'}:test").requests) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither a file nor a dataset that `datasets` can load"):
+        read_dataset(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.json", "", "the file is empty"),
+        ("a.jsonl", " \n\n", "the file is empty"),
+        ("a.json", "[]", "no usable record"),
+        (
+            "a.json",
+            json.dumps([FLAT, FLAT])[:-9],
+            r"not whole JSON \(.*line 1, column \d+ of 1 lines\); is the",
+        ),
+        ("a.jsonl", json.dumps(FLAT) + "\n" + json.dumps(flat("Rome"))[:-9], r"record 1: line 2 is not JSON"),
+        ("a.json", "5", "expected a JSON list of records, found int"),
+        ("a.json", '[{"prompt": "a"}]', r"record 0: record with fields \['prompt'\] is of no known format"),
+        ("a.json", json.dumps([FLAT, 5]), "record 1: a record must be a JSON object, found int"),
+        ("a.json", json.dumps([FLAT, flat("")]), "record 1: request 1: subject is empty"),
+        ("a.json", json.dumps([FLAT, flat("Rome", prompt="Paris is")]), "record 1: .*'Rome' is not in the prompt"),
+        ("a.json", json.dumps([FLAT, {"requested_rewrite": 5}]), "record 1: malformed counterfact record"),
+        ("a.json", json.dumps([FLAT, QUESTION]), "record 1: is a question record and those before are flat"),
+        (
+            "a.json",
+            json.dumps([flat("Bay", case_id=4), flat("Rome", case_id="4")]),
+            "record 1: has the case id '4' of record 0",
+        ),
+        ("a.json", "[" * 100_000, "not readable as JSON .*nested too deeply"),
+    ],
+)
+def test_bad_data_is_refused_with_its_record(tmp_path: Path, name: str, content: str, part: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=part) as caught:
+        read_dataset(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"[\xff\xfe]")
+    with pytest.raises(DataError, match="not a readable UTF-8"):
+        read_dataset(str(tmp_path / "a.json"))
+    with pytest.raises(DataError, match=r"nowhere\.json: no such file"):
+        read_dataset(str(tmp_path / "nowhere.json"))
+
+
+def test_skip_bad_leaves_bad_records_out_and_lists_them(tmp_path: Path) -> None:
+    lines = [FLAT, 5, flat(""), QUESTION, flat("Rome", case_id=0), flat("Oslo")]
+    path = tmp_path / "a.jsonl"
+    write(path, lines)
+    with open(path, "a", encoding="utf-8") as sink:
+        sink.write('{"prompt": "half')
+    found = read_dataset(str(path), skip_bad=True)
+    assert [r.subject for r in found.requests] == ["Bay", "Oslo"]
+    assert [b.number for b in found.bad] == [1, 2, 3, 4, 6]
+    assert found.to_json()["bad"][2]["reason"].startswith("is a question record")
+    write(path, [5, 6])
+    with pytest.raises(DataError, match=r"no usable record in it \(2 bad; the first: record 0"):
+        read_dataset(str(path), skip_bad=True)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_ten_megabytes_in_one_line(tmp_path: Path, name: str) -> None:
+    long = flat("Bay", ground_truth="x" * 10_000_000)
+    found = read_dataset(write(tmp_path / name, [long, flat("Rome")]))
+    assert len(found.requests[0].ground_truth or "") == 10_000_000
+    many = [flat(f"Bay{i}", ground_truth="x" * 10_000) for i in range(1_000)]
+    assert len(read_dataset(write(tmp_path / "many.json", many)).requests) == 1_000
+
+
+@pytest.mark.parametrize("subject", ["東京", "Zoë", "🦊", "👩‍👩‍👧", "São Paulo", "ב״ב", "C++"])
+def test_subjects_of_any_script(tmp_path: Path, subject: str) -> None:
+    for name in ("a.json", "a.jsonl"):
+        (request,) = read_dataset(write(tmp_path / name, [flat(subject)])).requests
+        assert (request.subject, request.subject_start) == (subject, 0)
+        assert request.after == ", which is located in"
+
+
+# Settings
+
+
+def settings(**values: Any) -> RunSettings:
+    return RunSettings.from_dict({"data": "d", **values}, "flags")
+
+
+def test_selection() -> None:
+    items = list(range(10))
+    assert settings().select(items) == items
+    assert settings(start=3, limit=4).select(items) == [3, 4, 5, 6]
+    assert settings(start=8, limit=4).select(items) == [8, 9]
+    once, again, other = (settings(shuffle=True, seed=s).select(items) for s in (1, 1, 2))
+    assert once == again != other
+    assert sorted(once) == items != once
+    assert settings(shuffle=True, seed=1, start=2, limit=3).select(items) == once[2:5]
+    with pytest.raises(ConfigError, match="start is 10, but d has 10 usable records"):
+        settings(start=10).select(items)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"mode": "both"}, "mode is 'both'"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
+        ({"batch_size": 5}, "batch_size is 5 with mode single"),
+        ({"mode": "sequential", "batch_size": 5}, "batch_size is 5 with mode sequential"),
+        ({"eval_every": 5}, "eval_every is set with mode single"),
+        ({"stop_on_collapse": True}, "stop_on_collapse is set with mode single"),
+        ({"limit": 0}, "limit is 0"),
+        ({"start": -1}, "start is -1"),
+        ({"together": 0}, "together is 0"),
+        ({"screen_threshold": 0}, "screen_threshold is 0"),
+        ({"on_collapse": "heal"}, "on_collapse is 'heal'"),
+        ({"limt": 5}, "unknown key 'limt' for RunSettings; did you mean 'limit'"),
+    ],
+)
+def test_settings_refused(values: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        settings(**values)
+
+
+# The journal
+
+
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    lines = [{"kind": "edit", "index": i, "text": "é🦊\n"} for i in range(3)]
+    with Journal(path) as journal:
+        for line in lines:
+            journal.append(line)
+    content = path.read_bytes()
+    assert content.count(b"\n") == 3
+    ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
+    for cut in range(len(content) + 1):
+        path.write_bytes(content[:cut])
+        whole = sum(end <= cut for end in ends)
+        assert list(read_journal(path)) == lines[:whole]
+        with Journal(path) as journal:
+            journal.append(lines[0])
+        assert list(read_journal(path)) == [*lines[:whole], lines[0]]
+
+
+def test_zeros_after_a_power_cut_are_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"index": 0}\n' + b"\0" * 50 + b"\n")
+    assert list(read_journal(path)) == [{"index": 0}]
+
+
+def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"index": 0}\n{"ind\n{"index": 2}\n')
+    with pytest.raises(DataError, match=r"j\.jsonl: line 2 is not JSON, and more lines follow"):
+        list(read_journal(path))
+    with pytest.raises(DataError, match="line 2"):
+        Journal(path)
+
+
+def test_a_full_disk_loses_nothing_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.append({"index": 0})
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", _full)
+            with pytest.raises(OutputError, match=r"No space left.*--resume"):
+                journal.append({"index": 1})
+        assert next(iter(read_journal(path))) == {"index": 0}
+
+
+def _full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# Ranks
+
+
+def test_shares_cover_everything_once() -> None:
+    shares = [Rank(rank=r, world=3).share(range(10)) for r in range(3)]
+    assert shares == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    env = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
+    assert rank_of(env) == Rank(rank=1, world=3, local=1, restart=2)
+    assert rank_of({}).journal == "results.jsonl"
+
+
+def edit(index: int, collapsed: bool = False, denominator: float = 5.0, **changes: Any) -> dict[str, Any]:
+    """A journal line with what the summary reads."""
+    ppl = 5000.0 if collapsed else 110.0
+    request = EditRequest.make(changes.pop("prompt", f"City{index} is in"), subject=f"City{index}", target_new="Italy")
+    return {
+        "kind": "edit",
+        "index": index,
+        "step": index + 1,
+        "case_id": f"c{index}",
+        "mode": "single",
+        "method": "M",
+        "requested_rewrite": changes.pop("rewrite", request.to_json()),
+        "pre": {"rewrite_acc": [0.0], "locality": {"near_output": [[1]]}, "portability": {}, "ppl": 100.0},
+        "post": {
+            "rewrite_acc": [1.0],
+            "locality": {"near_acc": [0.5]},
+            "portability": {},
+            "ppl": ppl,
+        },
+        "collapse": {"collapsed": collapsed},
+        "trace": {"1": {"denominator": 50.0}, "2": {"denominator": denominator}},
+        "seconds": {"edit": 2.0, "metrics": 0.5, "perplexity": 1.5, "total": 4.0},
+        "guard": {"action": "keep", "kept": True} if collapsed else None,
+        **changes,
+    }
+
+
+def run_of(folder: Path, lines: dict[str, list[dict[str, Any]]], **run: Any) -> Path:
+    """A run folder made by hand: file -> lines."""
+    folder.mkdir(exist_ok=True)
+    config = {"hparams": {"model_name": "tiny", "ppl_sentence_num": 3}, "run": settings(**run).to_dict()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    manifest = {"method": "M", "selected": 4, "data": {"format": "flat", "bad": []}}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for file, own in lines.items():
+        write(folder / file, own)
+    return folder
+
+
+def test_ranks_are_merged_in_order_each_line_once_also_again(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path, {"results.rank0.jsonl": [edit(0), edit(2)], "results.rank1.jsonl": [edit(3), edit(1), edit(2)]}
+    )
+    with open(run / "results.rank1.jsonl", "a", encoding="utf-8") as sink:
+        sink.write('{"kind": "ed')  # torn
+    kept = (run / "results.rank0.jsonl").read_bytes()
+    merge(run)
+    assert [line["index"] for line in read_journal(run / "results.jsonl")] == [0, 1, 2, 3]
+    assert list(run.glob("results.rank*")) == []
+    (run / "results.rank0.jsonl").write_bytes(kept)  # killed before the rank's journal was removed
+    assert len(list(recorded(run))) == 4
+    merge(run)
+    assert len(list(read_journal(run / "results.jsonl"))) == 4
+
+
+# Summary, screen, mining
+
+
+def test_quality_by_hand() -> None:
+    pairs = [(0.1, True), (0.5, False), (0.9, True), (3.0, True), (5.0, False), (8.0, False)]
+    found = quality(pairs, 1.0)
+    assert (found["true_positive"], found["false_positive"], found["false_negative"], found["true_negative"]) == (
+        2,
+        1,
+        1,
+        2,
+    )
+    assert (found["precision"], found["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert quality([(5.0, False)], 1.0) | {"precision": None, "recall": None} == quality([(5.0, False)], 1.0)
+
+
+def test_summary_by_hand(tmp_path: Path) -> None:
+    failed = {"kind": "failed", "index": 3, "step": 4, "case_id": 3, "prompt": "p", "mode": "single", "error": "e"}
+    worst = edit(2, collapsed=True, denominator=-0.2)
+    worst["post"] = {**worst["post"], "ppl": None}
+    run = run_of(tmp_path, {"results.jsonl": [edit(0), edit(1, collapsed=True, denominator=0.1), worst, failed]})
+    found = summarise(run)
+    assert found["counts"] | {"selected": 4, "edits": 3, "failed": 1, "collapsed": 2} == found["counts"]
+    assert found["complete"]
+    assert [(c["index"], c["ppl"], c["denominator"]) for c in found["collapsed"]] == [(2, None, -0.2), (1, 5000.0, 0.1)]
+    assert found["metrics"]["rewrite_acc"] == {"before": 0.0, "after": 1.0, "edits": 3}
+    assert found["metrics"]["locality_acc"] == {"before": None, "after": 0.5, "edits": 3}
+    assert found["seconds"] == {"edit": 6.0, "metrics": 1.5, "perplexity": 4.5, "total": 12.0}
+    assert found["edits_per_second"] == pytest.approx(0.25)
+    assert (found["screen"]["precision"], found["screen"]["recall"]) == (1.0, 1.0)
+    assert found["guard"] == {"policy": "keep", "actions": {"keep": 2}}
+    assert found["ppl"]["before"] == 100.0
+
+
+def test_collapsing_requests_become_a_dataset_and_unite(tmp_path: Path) -> None:
+    marked = EditRequest.make("{} is City1 of", subject="City1", target_new="Italy").to_json()
+    lines = [edit(0), edit(1, collapsed=True, rewrite=marked), edit(2, collapsed=True, denominator=0.1)]
+    records = collapsing(run_of(tmp_path / "a", {"results.jsonl": lines}))
+    assert [r["case_id"] for r in records] == [0, 0]
+    assert records[0]["prompt"] == "{} is City1 of"
+    assert records[1]["collapses"] == [{"model": "tiny", "method": "M", "ppl": 5000.0, "denominator": 0.1}]
+    for number, record in enumerate(records):
+        record["case_id"] = number
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    write(one, records)
+    read = read_dataset(str(one))
+    assert read.requests[0].subject_start == 0
+    other = {**records[1], "collapses": [{"model": "big", "method": "M", "ppl": 9.0, "denominator": 0.3}]}
+    write(two, [other, {**flat("Rome"), "case_id": 5}])
+    united = union([one, two])
+    assert [(r["case_id"], r["subject"], len(r["collapses"])) for r in united] == [
+        (0, "City1", 1),
+        (1, "City2", 2),
+        (2, "Rome", 0),
+    ]
+    assert read_dataset(write(tmp_path / "both.json", united)).format == "flat"
+
+
+def test_runs_that_show_no_single_requests_collapse_give_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="runs of mode single"):
+        collapsing(run_of(tmp_path, {}, mode="sequential"))
+    write(tmp_path / "c.json", [COUNTERFACT])
+    with pytest.raises(DataError, match="a union is made of flat records"):
+        union([tmp_path / "c.json"])

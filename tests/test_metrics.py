@@ -1,0 +1,581 @@
+"""Every metric by hand; no number depends on padding, batch or tokenizer side; the command; the reference's numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from easyeditor import EditRequest, EditResult, WeightDelta, cli
+from easyeditor.dataset.formats import parse
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.evaluate import __main__ as command
+from easyeditor.evaluate.generation import contains, is_match, ngram_entropy, normalised
+from easyeditor.evaluate.metric import Answers, Settings, Value
+from easyeditor.evaluate.metrics import score_request
+from easyeditor.evaluate.registry import GROUPS, METRICS, Evaluation, chosen, evaluate
+from easyeditor.evaluate.scoring import Scored
+from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.generate import Decoding, Generated, generate
+from easyeditor.lm.tokens import encode
+from easyeditor.lm.weights import applied
+
+FULL = EditRequest.make(
+    "They say that the Bridge is in",
+    subject="Bridge",
+    target_new="the old town of Rome",
+    ground_truth="London",
+    rephrase_prompts=["Where is the Bridge? In", "The Bridge stands in"],
+    locality={
+        "neighborhood": {"prompt": ["The sea is", "I am from"], "ground_truth": ["blue", "London"]},
+        "distracting": {"prompt": "You are", "ground_truth": "a man"},
+    },
+    portability={"one_hop": {"prompt": ["The town of the Bridge is"], "ground_truth": ["Rome"]}},
+    generation_prompts=["The Bridge is", "People at the Bridge"],
+    attribute_prompts=["The Forum is in"],
+    reference_texts=["The Forum is an old place in Rome.", "The Tiber runs through Rome."],
+    essence_texts=["The Bridge is a bridge over a river.", "It is old."],
+    case_id="full",
+)
+BARE = EditRequest.make("Bay is in", subject="Bay", target_new=" Italy", case_id="bare")
+PROMPTS = ["The", "They say that the old Harbour Bridge is a part of", "I think", "Bay, which is located in"]
+
+
+@lru_cache
+def model(kind: str) -> Any:
+    return build(kind)
+
+
+# By hand
+
+
+def scored(said: tuple[int, ...], target: tuple[int, ...], p: float) -> Scored:
+    return Scored(said=said, target=target, mean_log_probability=math.log(p))
+
+
+def value(name: str, request: EditRequest, **answers: Any) -> Value:
+    metric = METRICS[name]
+    assert metric.lacks(request) is None
+    assert metric.value is not None
+    return metric.value(request, Answers(**{"settings": Settings(), **answers}))
+
+
+NEW, TRUE = FULL.target_new, "London"
+BEFORE = {
+    ("The sea is", "blue"): scored((7, 8), (1, 2), 0.4),
+    ("I am from", "London"): scored((5,), (5,), 0.3),
+    ("You are", "a man"): scored((1, 2, 3), (9, 9, 9), 0.1),
+}
+SAID = {
+    (FULL.prompt, NEW): scored((1, 2, 0, 0), (1, 2, 3, 4), 0.3),
+    (FULL.prompt, TRUE): scored((6,), (5,), 0.1),
+    (FULL.rephrase_prompts[0], NEW): scored((1, 2, 3, 4), (1, 2, 3, 4), 0.5),
+    (FULL.rephrase_prompts[0], TRUE): scored((5,), (5,), 0.6),
+    (FULL.rephrase_prompts[1], NEW): scored((1, 0, 0, 0), (1, 2, 3, 4), 0.2),
+    (FULL.rephrase_prompts[1], TRUE): scored((5,), (5,), 0.1),
+    ("The sea is", "blue"): scored((7, 2), (1, 2), 0.2),
+    ("The sea is", NEW): scored((1, 2, 3, 4), (1, 2, 3, 4), 0.3),
+    ("I am from", "London"): scored((5,), (5,), 0.25),
+    ("I am from", NEW): scored((1, 2, 3, 4), (1, 2, 3, 4), 0.05),
+    ("You are", "a man"): scored((1, 9, 3), (9, 9, 9), 0.1),
+    ("The town of the Bridge is", "Rome"): scored((4, 4), (4, 3), 0.1),
+    ("The Forum is in", NEW): scored((1, 2, 3, 4), (1, 2, 3, 4), 0.2),
+    ("The Forum is in", TRUE): scored((5,), (5,), 0.4),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("rewrite_acc", 2 / 4),
+        ("rephrase_acc", (1 + 1 / 4) / 2),
+        ("locality_acc", (1 / 2 + 1 + 2 / 3) / 3),
+        ("portability_acc", 1 / 2),
+        ("zsre_efficacy", 2 / 4),
+        ("zsre_paraphrase", 5 / 8),
+        ("zsre_specificity", 2 / 3),  # tokens over both prompts: 1 of 2, 1 of 1
+        ("ES", 1),
+        ("EM", 0.3 - 0.1),
+        ("PS", 1 / 2),
+        ("PM", (0.5 - 0.6 + 0.2 - 0.1) / 2),
+        ("NS", 1 / 2),
+        ("NM", (0.2 - 0.3 + 0.25 - 0.05) / 2),
+        ("AS", 0),
+    ],
+)
+def test_teacher_forced_metrics_by_hand(name: str, wanted: float) -> None:
+    before = Answers(settings=Settings(), scored=BEFORE)
+    assert value(name, FULL, scored=SAID, before=before).value == pytest.approx(wanted)
+
+
+def test_success_tells_apart_what_underflows() -> None:
+    tiny = {(FULL.prompt, NEW): Scored(said=(1,), target=(1,), mean_log_probability=-800.0)}
+    tiny[(FULL.prompt, TRUE)] = Scored(said=(1,), target=(1,), mean_log_probability=-900.0)
+    assert value("ES", FULL, scored=tiny).value == 1
+    assert value("EM", FULL, scored=tiny).value == 0
+
+
+def row_of(**values: float | None) -> dict[str, Value]:
+    return {name: Value(value=v, reason=None if v is not None else "no field") for name, v in values.items()}
+
+
+def summary_of(*rows: dict[str, Value]) -> dict[str, Any]:
+    names = ("ES", "PS", "NS", "S")
+    return Evaluation(names=names, rows=rows, answers=Answers(settings=Settings())).summary()["S"]
+
+
+def test_s_is_the_harmonic_mean_of_the_means() -> None:
+    found = summary_of(row_of(ES=1.0, PS=0.5, NS=0.0), row_of(ES=1.0, PS=0.5, NS=0.5))
+    assert found["mean"] == pytest.approx(3 / (1 + 1 / 0.5 + 1 / 0.25))
+    assert summary_of(row_of(ES=0.0, PS=1.0, NS=1.0))["mean"] == 0
+    lacking = summary_of(row_of(ES=1.0, PS=None, NS=1.0))
+    assert (lacking["mean"], lacking["reasons"]) == (None, ["no field"])
+
+
+def test_a_summary_counts_what_lacks_a_value() -> None:
+    rows = (row_of(ES=1.0), row_of(ES=None), row_of(ES=0.0))
+    found = Evaluation(names=("ES",), rows=rows, answers=Answers(settings=Settings())).summary()["ES"]
+    assert found == {"mean": 0.5, "requests": 2, "missing": 1, "reasons": ["no field"]}
+
+
+def test_entropy_by_hand() -> None:
+    """a b a b a: bigrams ab ba ab ba -> 1 bit; trigrams aba bab aba -> H(2/3, 1/3)."""
+    h3 = -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
+    assert ngram_entropy("a b a b a") == pytest.approx((2 / 3 * 1 + 4 / 3 * h3) / 2)
+    assert ngram_entropy("a a a a a a") == 0
+    assert ngram_entropy("one") == ngram_entropy("") == 0
+    assert ngram_entropy("a, b") == pytest.approx((2 / 3 * 1 + 4 / 3 * 0) / 2)  # a comma is a word
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "match", "inside"),
+    [
+        (" Rome", "Rome", True, True),
+        ("the  ROME!", " Rome", True, True),
+        (" Rome, in Italy", "Rome", False, True),
+        (" Romeo", "Rome", False, False),
+        ("", "Rome", False, False),
+        (" the old town of Rome.", "the old town of Rome", True, True),
+        (" old Rome town", "the old town", False, False),
+        (" Ærø", "ærø", True, True),
+        (" the", "the", True, True),  # nothing is left once normalised: compared as it is
+        (" Rome", "the", False, False),
+        (" ?", "?", True, True),
+    ],
+)
+def test_match_and_containment(text: str, target: str, match: bool, inside: bool) -> None:
+    assert (is_match(text, target), contains(text, target)) == (match, inside)
+
+
+def test_normalisation_by_hand() -> None:
+    assert normalised("  The U.S.A., an 'Old'\n place") == "usa old place"
+
+
+def test_generation_metrics_keep_the_raw_text_and_the_token_score() -> None:
+    natural = Settings().natural
+    made = {
+        (FULL.rephrase_prompts[0], natural): Generated(text=" old town of Rome", whole="x", stop="newline", tokens=5),
+        (FULL.rephrase_prompts[1], natural): Generated(text=" the sea", whole="y", stop="max_tokens", tokens=50),
+    }
+    for name in ("gen_rephrase_em", "gen_rephrase_contains"):
+        found = value(name, FULL, scored=SAID, generated=made)
+        assert (found.value, found.details["each"]) == (0.5, [1.0, 0.0])
+        first, second = found.details["generated"]
+        assert first == {
+            "prompt": FULL.rephrase_prompts[0],
+            "text": " old town of Rome",
+            "stop": "newline",
+            "tokens": 5,
+            "token_acc": 1.0,
+        }
+        assert (second["stop"], second["token_acc"]) == ("max_tokens", 0.25)
+
+
+def drawn(*texts: str) -> dict[Any, Generated]:
+    asks = METRICS["GE"].asks(FULL, Settings())
+    return {
+        ask: Generated(text="", whole=text, stop="max_tokens", tokens=3) for ask, text in zip(asks, texts, strict=True)
+    }
+
+
+def test_fluency_is_the_mean_over_the_generation_prompts() -> None:
+    (_, decoding), _ = METRICS["GE"].asks(FULL, Settings(seed=3))
+    assert decoding == Decoding(tokens=100, count_prompt=True, top_k=5, eos=False, seed=3)
+    found = value("GE", FULL, generated=drawn("a b a b a", "a a a a"))
+    assert found.value == pytest.approx(ngram_entropy("a b a b a") / 2)
+    assert found.details["texts"] == ["a b a b a", "a a a a"]
+
+
+def test_consistency_by_hand() -> None:
+    """Two documents; a word in both weighs 1, a word in one 1 + log(3 / 2) (scikit-learn's smoothed idf)."""
+    request = parse({**FULL.to_json(), "reference_texts": ["rome tiber"]}, "r")
+    rare, both = 1 + math.log(3 / 2), 1.0
+    made = drawn("rome rome", "forum")
+    references = ("rome tiber", "rome forum")
+    wanted = 2 * both * both / (math.hypot(2 * both, rare) * math.hypot(both, rare))
+    assert value("RS", request, generated=made, references=references).value == pytest.approx(wanted)
+
+
+def test_essence_is_a_perplexity_of_the_first_100_tokens() -> None:
+    lm, tok = model("llama"), tokenizer()
+    text = "The Bridge is a bridge over a river. " * 12
+    request = parse({**FULL.to_json(), "essence_texts": [text, "It is old."]}, "r")
+    found = evaluate(lm, tok, [request], ["essence"]).rows[0]["essence"]
+    ids = tok(text + " It is old.")["input_ids"][:100]
+    assert len(ids) == 100
+    with torch.no_grad():
+        logs = lm(torch.tensor([ids])).logits[0, :-1].log_softmax(1)
+    assert found.value == pytest.approx(math.exp(-logs[range(99), ids[1:]].mean().item()), rel=1e-4)
+
+
+# Fields and names
+
+
+def test_what_a_record_lacks_is_null_with_a_reason() -> None:
+    found = evaluate(model("llama"), tokenizer(), [BARE], ["all"])
+    row = found.rows[0]
+    assert row.keys() == METRICS.keys() - {"S"}
+    held = {name for name, v in row.items() if v.value is not None}
+    assert held == {"rewrite_acc", "zsre_efficacy", "gen_rewrite_em", "gen_rewrite_contains"}
+    assert row["ES"].reason == "the record has no ground_truth to compare target_new with"
+    assert row["RS"].reason == row["GE"].reason == "the record has no generation_prompts"
+    assert row["essence"].to_json() == {
+        "value": None,
+        "reason": "the record has no essence_texts (texts on the subject)",
+    }
+    no_texts = parse({**FULL.to_json(), "reference_texts": []}, "r")
+    lacking = evaluate(model("llama"), tokenizer(), [no_texts], ["RS"]).rows[0]["RS"]
+    assert lacking.reason == "the record has no reference_texts (texts on subjects of target_new)"
+    assert found.summary()["S"]["mean"] is None
+    assert [v for v in row.values() if v.value is None and not v.reason] == []
+
+
+def test_locality_without_the_unedited_model_is_null() -> None:
+    found = evaluate(model("llama"), tokenizer(), [FULL], ["locality_acc"]).rows[0]["locality_acc"]
+    assert (found.value, found.reason) == (None, "needs the outputs of the unedited model (--base-model)")
+
+
+def test_a_model_that_gives_no_numbers_is_null_not_zero() -> None:
+    lm = build("llama")
+    with torch.no_grad():
+        anatomy(lm).mlp(3).up_proj.weight.fill_(float("nan"))
+    row = evaluate(lm, tokenizer(), [FULL], ["EM", "essence"]).rows[0]
+    for found in row.values():
+        assert (found.value, found.reason) == (None, "not finite: the model gives no numbers here")
+
+
+def test_names_and_groups() -> None:
+    assert [m.name for m in chosen(["S", "ES"])] == ["ES", "PS", "NS", "S"]
+    assert {m.name for m in chosen(["all"])} == METRICS.keys()
+    assert [m.name for m in chosen(["zsre", "zsre_efficacy"])] == [m.name for m in GROUPS["zsre"]]
+    with pytest.raises(ConfigError, match=r"'rewrite_ac' is not known; did you mean 'rewrite_acc'\?.*groups: all, "):
+        chosen(["rewrite_ac"])
+    with pytest.raises(ConfigError, match=r"no metric was asked for"):
+        chosen([])
+    with pytest.raises(DataError, match=r"no requests"):
+        evaluate(model("llama"), tokenizer(), [], ["all"])
+
+
+def test_the_page_names_every_metric() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
+
+
+def test_the_easyedit_group_is_the_editor_s_record() -> None:
+    lm, tok = model("llama"), tokenizer()
+    delta = WeightDelta(name=anatomy(lm).weight_name(1), full=0.3 * torch.ones_like(anatomy(lm).rewrite(1).weight))
+    before, old = evaluate(lm, tok, [FULL, BARE], ["easyedit"]), score_request(lm, tok, FULL)
+    with applied(lm, [delta]):
+        after = evaluate(lm, tok, [FULL, BARE], ["easyedit"], before=before).rows[0]
+        record = score_request(lm, tok, FULL).to_json(old)
+    assert after["rewrite_acc"].details["each"] == record["rewrite_acc"]
+    assert after["rephrase_acc"].details["each"] == record["rephrase_acc"]
+    assert {f"{k}_acc": v for k, v in after["portability_acc"].details.items()} == record["portability"]
+    for key, each in after["locality_acc"].details.items():
+        assert each == record["locality"][f"{key}_acc"]
+    assert 0 < after["locality_acc"].value < 1  # type: ignore[operator]
+
+
+def test_texts_for_metrics_reach_the_request() -> None:
+    raw = {
+        "case_id": 5,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "subject": "Danielle Darrieux",
+            "target_new": {"str": "English"},
+            "target_true": {"str": "French"},
+        },
+        "generation_prompts": ["Danielle Darrieux was born in"],
+        "attribute_prompts": ["J.R.R. Tolkien is a native speaker of"],
+        "neighborhood_prompts": ["The mother tongue of Léon Blum is"],
+    }
+    request = parse(raw, "x")
+    assert request.generation_prompts == ("Danielle Darrieux was born in",)
+    assert request.attribute_prompts == ("J.R.R. Tolkien is a native speaker of",)
+    assert EditRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+    assert EditRequest.from_json(FULL.to_json()) == FULL
+    assert parse(FULL.to_json(), "x", "full").essence_texts == FULL.essence_texts
+    assert BARE.to_json().keys() & {"generation_prompts", "attribute_prompts", "reference_texts"} == set()
+    with pytest.raises(DataError, match=r"x: request 5: generation_prompts must be non-empty texts, found \(' ',\)"):
+        parse({**raw, "generation_prompts": [" "]}, "x")
+
+
+# Batches, padding, tokenizers
+
+
+def plain_rows(found: Evaluation) -> list[Any]:
+    """Rows with numbers rounded to what float32 sums leave."""
+    return json.loads(json.dumps(found.to_json()), parse_float=lambda text: float(f"{float(text):.3e}"))
+
+
+def left_sided(bos: bool) -> Any:
+    tok = copy.deepcopy(tokenizer(bos))
+    tok.padding_side = "left"
+    return tok
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["plain-start", "bos"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
+def test_batch_order_padding_and_side_change_nothing(kind: str, bos: bool) -> None:
+    """A request's values are its own: alone, in any batch, under any budget, with a left-padding tokenizer."""
+    names = [name for name in METRICS if name not in ("GE", "RS")]
+    names += ["GE"] if kind == "llama" and not bos else []
+    other = EditRequest.make("Bay, which is located in", subject="Bay", target_new=" Italy", ground_truth=" Japan")
+    settings, short = Settings(max_new_tokens=12), model(kind)
+    whole = evaluate(short, tokenizer(bos), [FULL, other], names, settings=settings)
+    single = evaluate(short, tokenizer(bos), [FULL, other], names, settings=Settings(max_new_tokens=12, batch_tokens=1))
+    sided = evaluate(short, left_sided(bos), [FULL, other], names, settings=settings)
+    alone = evaluate(short, tokenizer(bos), [FULL], names, settings=settings)
+    assert plain_rows(single) == plain_rows(sided) == plain_rows(whole)
+    assert plain_rows(alone)["rows"] == plain_rows(whole)["rows"][:1]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["plain-start", "bos"])
+@pytest.mark.parametrize("target", ["Rome", "the old town of Rome"])
+def test_a_leading_space_of_a_target_changes_nothing(target: str, bos: bool) -> None:
+    names = ["rewrite_acc", "ES", "EM", "gen_rewrite_em", "gen_rewrite_contains"]
+    found = []
+    for text, truth in ((target, "London"), (" " + target, " London")):
+        request = EditRequest.make("Bay is in", subject="Bay", target_new=text, ground_truth=truth)
+        rows = evaluate(model("gpt2"), tokenizer(bos), [request], names).rows[0]
+        found.append([rows[name].value for name in names])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_continuations_by_hand_and_in_batches(kind: str) -> None:
+    """Each token the argmax of a forward over the unpadded text so far; together, alone and in small batches alike."""
+    lm, tok = model(kind), tokenizer(kind == "llama")
+    decoding = Decoding(tokens=8, eos=False)
+    together = generate(lm, tok, PROMPTS, decoding)
+    for prompt, made in zip(PROMPTS, together, strict=True):
+        ids = encode(tok, prompt)
+        with torch.no_grad():
+            for _ in range(8):
+                ids.append(int(lm(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert made.whole == tok.decode(ids, skip_special_tokens=True)
+        assert made.whole == prompt + made.text
+        assert (made.tokens, made.stop) == (8, "max_tokens")
+
+
+def test_drawn_texts_depend_on_seed_and_prompt_alone() -> None:
+    lm, tok = model("llama"), tokenizer()
+    drawn = Decoding(tokens=10, top_k=5, eos=False)
+    torch.manual_seed(1)
+    first = generate(lm, tok, PROMPTS, drawn)
+    torch.manual_seed(2)
+    assert generate(lm, tok, PROMPTS[::-1], drawn, batch_tokens=1)[::-1] == first
+    assert generate(lm, tok, PROMPTS, Decoding(tokens=10, top_k=5, eos=False, seed=1)) != first
+
+
+def steered(kind: str, token: int) -> Any:
+    """A model whose likeliest next token is always `token`: all blocks add nothing to a constant embedding."""
+    lm = build(kind)
+    with torch.no_grad():
+        for block in anatomy(lm).blocks:
+            for weight in block.parameters():
+                if weight.ndim > 1:
+                    weight.zero_()
+        lm.get_input_embeddings().weight.fill_(1.0)
+        head = lm.get_output_embeddings()
+        head.weight = torch.nn.Parameter(torch.zeros_like(head.weight))
+        head.weight[token] = 1.0
+    return lm
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "stop", "count"),
+    [
+        ("\n", ("newline",), "newline", 1),
+        ("\n", (), "max_tokens", 5),
+        (".", ("newline", "period"), "period", 1),
+        (".", ("newline",), "max_tokens", 5),
+        ("</s>", ("newline",), "eos", 0),
+    ],
+)
+def test_a_text_ends_where_it_stops_naturally(text: str, stops: Any, stop: str, count: int) -> None:
+    tok = tokenizer()
+    (token,) = tok(text, add_special_tokens=False)["input_ids"]
+    (made,) = generate(steered("llama", token), tok, ["Bay is"], Decoding(tokens=5, stops=stops))
+    assert (made.stop, made.tokens) == (stop, count)
+    assert made.text == ("" if stop != "max_tokens" else text * 5)
+
+
+def test_the_model_s_own_end_tokens_end_a_text() -> None:
+    lm, tok = steered("llama", 77), tokenizer()
+    assert generate(lm, tok, ["Bay"], Decoding(tokens=3))[0].stop == "max_tokens"
+    lm.generation_config.eos_token_id = [1, 77]
+    assert generate(lm, tok, ["Bay"], Decoding(tokens=3))[0].stop == "eos"
+    assert generate(lm, tok, ["Bay"], Decoding(tokens=3, eos=False))[0].tokens == 3
+
+
+def test_a_prompt_that_fills_its_budget_is_returned_as_it_is() -> None:
+    (made,) = generate(model("llama"), tokenizer(), ["They say that the Bridge"], Decoding(tokens=2, count_prompt=True))
+    assert (made.text, made.whole, made.tokens) == ("", "They say that the Bridge", 0)
+
+
+def test_a_prompt_too_long_to_continue_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the longest prompt with its continuation has \d+ tokens; the limit is 128"):
+        generate(model("llama"), tokenizer(), ["The"], Decoding(tokens=128))
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base` and `edited` checkpoints that differ by the saved edit `edit`, and `data.json` with two records."""
+    root = tmp_path_factory.mktemp("evaluate")
+    lm = build("llama")
+    delta = WeightDelta(name=anatomy(lm).weight_name(1), full=0.3 * torch.ones_like(anatomy(lm).rewrite(1).weight))
+    EditResult(method="ROME", requests=(FULL,), deltas=(delta,), traces=({},)).save(root / "edit")
+    for name, deltas in (("base", []), ("edited", [delta])):
+        with applied(lm, deltas):
+            lm.save_pretrained(root / name)
+        tokenizer().save_pretrained(root / name)
+    (root / "data.json").write_text(json.dumps([FULL.to_json(), BARE.to_json()]), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: Path) -> Any:
+    """call(*args) -> (exit code, stdout, stderr) of the command, in the folder of `files`."""
+    monkeypatch.chdir(files)
+
+    def go(*args: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--device", "cpu", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(command.main)
+        return (ended.value.code, *capsys.readouterr())
+
+    return go
+
+
+def test_a_saved_edit_is_measured_before_and_after(call: Any) -> None:
+    code, out, _ = call("--model", "base", "--edit", "edit", "--data", "data.json", "--metrics", "easyedit,S", "--json")
+    assert code == 0
+    record = json.loads(out)
+    lm, tok = build("llama"), tokenizer()
+    names = ["easyedit", "S"]
+    before = evaluate(lm, tok, [FULL, BARE], names)
+    with applied(lm, EditResult.load("edit").deltas):
+        after = evaluate(lm, tok, [FULL, BARE], names, before=before)
+    assert plain_rows(after) == json.loads(
+        json.dumps(record["after"]), parse_float=lambda text: float(f"{float(text):.3e}")
+    )
+    assert record["before"]["rows"][0]["locality_acc"]["value"] is None
+    assert record["after"]["rows"][0]["locality_acc"]["value"] is not None
+    assert [r["case_id"] for r in record["requests"]] == ["full", "bare"]
+
+
+def test_an_edited_checkpoint_is_compared_with_its_base(call: Any, tmp_path: Path) -> None:
+    wanted = json.loads(call("--model", "base", "--edit", "edit", "--json")[1])
+    given = ("--model", "edited", "--base-model", "base", "--data", "data.json", "--limit", "1")
+    code, out, _ = call(*given, "--json", "--output", str(tmp_path / "x.json"))
+    assert code == 0
+    found = json.loads(out)
+    assert found == json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert len(found["requests"]) == 1
+    for key in ("before", "after"):
+        assert found[key]["summary"]["locality_acc"] == wanted[key]["summary"]["locality_acc"]
+    alone = json.loads(call("--model", "edited", "--data", "data.json", "--json")[1])
+    assert alone["before"] is None
+    assert alone["after"]["rows"][0]["locality_acc"]["reason"].startswith("needs the outputs of the unedited model")
+
+
+def test_the_table_says_what_is_missing(call: Any) -> None:
+    code, out, _ = call("--model", "base", "--edit", "edit", "--data", "data.json", "--metrics", "counterfact")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()[2:]}
+    assert lines.keys() == {m.name for m in GROUPS["counterfact"]}
+    assert lines["GE"].endswith("1   1 without: the record has no generation_prompts")
+
+
+def test_the_list_names_every_metric(call: Any) -> None:
+    code, out, _ = call("--list")
+    assert code == 0
+    assert [name for name in METRICS if f"  {name}: " not in out] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model", "base"], "--data is missing"),
+        (["--data", "data.json", "--metrics", "ess"], "metric 'ess' is not known; did you mean 'essence'?"),
+        (["--data", "data.json", "--metrics", " , "], "no metric was asked for"),
+        (["--data", "none.json"], "none.json: no such file"),
+        (["--data", "data.json", "--limit", "0"], "--limit is 0; allowed: 1 or more"),
+        (["--data", "data.json", "--max-new-tokens", "0"], "--max-new-tokens is 0; allowed: 1 or more"),
+        (["--data", "data.json", "--edit", "base"], "base: not a whole saved edit"),
+        (["--data", "data.json", "--edit", "edit", "--base-model", "base"], "--edit and --base-model were both given"),
+        (["--data", "data.json", "--model", "./none"], "none: no such model folder"),
+        (["--data", "data.json", "--output", "base"], "base: is there already and not a regular file"),
+    ],
+)
+def test_bad_input_is_one_line(call: Any, args: list[str], said: str) -> None:
+    code, out, err = call(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_an_edit_of_another_model_is_refused(call: Any, files: Path) -> None:
+    build("gpt2").save_pretrained(files / "gpt2")
+    tokenizer().save_pretrained(files / "gpt2")
+    code, out, err = call("--model", "gpt2", "--edit", "edit")
+    assert (code, out) == (2, "")
+    assert "which GPT2LMHeadModel does not have; it belongs to another model" in err
+
+
+# The reference's numbers
+
+
+@lru_cache
+def golden(name: str) -> tuple[Any, Any, Any]:
+    folder = GOLDEN / "models" / name
+    pair = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return (*pair, json.loads((GOLDEN / f"eval_{name}.json").read_text(encoding="utf-8")))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_the_reference_s_greedy_texts(name: str) -> None:
+    """Its length counts the prompt and a BOS; with n_gen_2 each text comes twice, being the likeliest."""
+    lm, tok, wanted = golden(name)
+    prompts = json.loads((GOLDEN / "inputs.json").read_text(encoding="utf-8"))["generate_prompts"]
+    for tokens in (5, 10):
+        made = generate(lm, tok, prompts, Decoding(tokens=tokens, count_prompt=True, eos=False))
+        assert [m.whole for m in made] == wanted["generate_greedy"][f"max_out_len_{tokens}"]
+    made = generate(lm, tok, prompts[:2], Decoding(tokens=6, count_prompt=True, eos=False))
+    assert [m.whole for m in made for _ in range(2)] == wanted["generate_greedy"]["n_gen_2_max_out_len_6"]
