@@ -3,6 +3,7 @@
     tapped(module, on_input=, on_output=)   see or replace a module's hidden-state input or output
     watched(block)                          collect what a block is given
     skipped(modules)                        let modules pass their input on unchanged
+    replaced(module, forward)               let another function stand for a module's forward
     selected_head(model, rows, positions)   send only some positions through the output head
     second_position_first(model)            give the first token of every text the second one's position
     stopping()                              end a forward early from inside a tap (raise StopForward)
@@ -87,9 +88,19 @@ def skipped(modules: Sequence[nn.Module], *, tuple_output: bool) -> Iterator[Non
 
     with ExitStack() as undo:
         for module in modules:
-            undo.callback(_restore_forward, module, module.__dict__.get("forward"))
-            module.forward = passed_on
+            undo.enter_context(replaced(module, passed_on))
         yield
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `forward` stand for the module's own inside the block; hooks on the module stay in force."""
+    before = module.__dict__.get("forward")
+    try:
+        module.forward = forward
+        yield
+    finally:
+        _restore_forward(module, before)
 
 
 @contextmanager

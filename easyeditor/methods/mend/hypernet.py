@@ -1,0 +1,135 @@
+"""The hypernetwork: one gradient transform per weight shape and one learned step size per weight.
+
+Axes: N tokens, K width of x (a layer's input), D width of delta (the gradient at its output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from easyeditor.errors import ConfigError
+from easyeditor.lm.architectures import Anatomy, weight_is_transposed
+from easyeditor.methods.mend.network import GradientTransform, NetworkSpec
+
+
+@dataclass(frozen=True)
+class EditedWeight:
+    """One weight MEND changes: its parameter name, the block it lies in, its widths and its layout."""
+
+    name: str
+    layer: int
+    inputs: int
+    outputs: int
+    transposed: bool
+
+    @property
+    def module(self) -> str:
+        """Path of the layer that holds the weight."""
+        return self.name.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The gradient of one weight as factors: sum over rows of delta x^T."""
+
+    x_NK: Tensor
+    delta_ND: Tensor
+
+
+def edited_weights(parts: Anatomy, names: Sequence[str]) -> tuple[EditedWeight, ...]:
+    """Look the named weights up in a model.
+
+    Raises:
+        ConfigError: no such parameter, not the weight of a Linear or Conv1D layer, or outside the decoder blocks.
+    """
+    return tuple(_edited_weight(parts, name) for name in names)
+
+
+def _edited_weight(parts: Anatomy, name: str) -> EditedWeight:
+    where = f"inner_params: {name!r}"
+    kind = type(parts.model).__name__
+    try:
+        weight = parts.model.get_parameter(name)
+    except AttributeError as error:
+        near = parts.weight_name(len(parts.blocks) - 1)
+        raise ConfigError(f"{where} is no parameter of {kind}; it has for example {near!r}") from error
+    layer = parts.layer_of(name)
+    if layer is None or not name.endswith(".weight") or weight.ndim != 2:
+        raise ConfigError(f"{where} is not the weight of a layer inside one of {kind}'s decoder blocks")
+    transposed = weight_is_transposed(parts.model.get_submodule(name.removesuffix(".weight")))
+    rows, columns = weight.shape
+    inputs, outputs = (rows, columns) if transposed else (columns, rows)
+    return EditedWeight(name, layer, inputs, outputs, transposed)
+
+
+class Hypernetwork(nn.Module):
+    """Maps the factors of an edit's gradient to the factors of an update.
+
+    Tensors are named as in upstream's archives: `mend.(K, D).mlp.layers.0.u` …, and `edit_lrs`, which here goes by
+    `weights`, in their order.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, weights: Sequence[EditedWeight], *, edit_lr: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.spec, self.weights = spec, tuple(weights)
+        groups: dict[str, list[EditedWeight]] = {}
+        for weight in self.weights:
+            groups.setdefault(self._key(weight), []).append(weight)
+        self._place = {w.name: (key, mode) for key, group in groups.items() for mode, w in enumerate(group)}
+        self.mend = nn.ModuleDict(
+            {
+                key: GradientTransform(
+                    group[0].inputs, group[0].outputs, spec, len(group) if spec.shared else 0, generator
+                )
+                for key, group in groups.items()
+            }
+        )
+        self.edit_lrs = nn.Parameter(torch.full((len(self.weights),), edit_lr))
+
+    def _key(self, weight: EditedWeight) -> str:
+        return str((weight.inputs, weight.outputs)) if self.spec.shared else weight.name.replace(".", "#")
+
+    def transform(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+        """(x~, delta~) of every weight, rows that are all zero in x or in delta dropped first."""
+        out = {}
+        for weight in self.weights:
+            kept = nonzero(factors[weight.name])
+            key, mode = self._place[weight.name]
+            dtype = self.edit_lrs.dtype
+            out[weight.name] = Factors(*self.mend[key](kept.x_NK.to(dtype), kept.delta_ND.to(dtype), mode))
+        return out
+
+    def factors_of(self, weight: EditedWeight, transformed: Factors) -> tuple[Tensor, Tensor]:
+        """The update of `weight` as (left, right), whose product has the weight's own layout: step size times sum of
+        delta~ x~^T."""
+        lr = self.edit_lrs[[w.name for w in self.weights].index(weight.name)]
+        scaled_ND = lr * transformed.delta_ND
+        if weight.transposed:
+            return transformed.x_NK.T, scaled_ND
+        return scaled_ND.T, transformed.x_NK
+
+    def updates(self, factors: Mapping[str, Factors]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The update of every weight as (left, right), differentiable in the hypernetwork's parameters."""
+        transformed = self.transform(factors)
+        return {w.name: self.factors_of(w, transformed[w.name]) for w in self.weights}
+
+    @property
+    def trained(self) -> bool:
+        """Have all normalisers seen enough to normalise?"""
+        return not self.spec.norm or all(float(net.k) > 1 for net in self._transforms())
+
+    def _transforms(self) -> list[GradientTransform]:
+        return [net for net in self.mend.values() if isinstance(net, GradientTransform)]
+
+
+def nonzero(factors: Factors) -> Factors:
+    """Only the rows where both x and delta have something."""
+    x_NK, delta_ND = factors.x_NK.flatten(0, -2), factors.delta_ND.flatten(0, -2)
+    kept_N = (x_NK != 0).any(1) & (delta_ND != 0).any(1)
+    return Factors(x_NK[kept_N], delta_ND[kept_N])

@@ -1,0 +1,192 @@
+"""MEND: the gradient of one fact, turned into an edit by a trained hypernetwork.
+
+Axes: N tokens, K width of a layer's input, D width of its output, r rank of an update.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import NumericalError
+from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.tokens import check_length, token_batches
+from easyeditor.lm.weights import applied, frozen
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.mend.archive import read_archive
+from easyeditor.methods.mend.hparams import MENDHyperParams
+from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero
+from easyeditor.methods.mend.passes import Batch, Line, line, nll, read_factors, scored_logits
+from easyeditor.progress import Progress
+from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
+
+
+@dataclass
+class Part:
+    """What one request contributes to one weight: its factors before and after, and its update left @ right."""
+
+    weight: EditedWeight
+    raw: Factors
+    transformed: Factors
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class Edit:
+    """One request's parts and its NLL before the edit."""
+
+    loss: float
+    parts: list[Part] = field(default_factory=list)
+
+
+class MEND(EditMethod[MENDHyperParams]):
+    """Model Editor Networks with Gradient Decomposition (Mitchell et al. 2022, arXiv 2110.11309).
+
+    For each edited weight the gradient of the target's NLL is a sum over tokens of delta x^T. The hypernetwork maps
+    (x, delta) to (x~, delta~); the edit is lr * sum of delta~ x~^T, lr learned for each weight. An edit of several
+    requests is the sum of their single edits.
+    """
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
+        super().__init__(model, tok, hparams)
+        self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
+
+    def find_parts(self) -> Anatomy:
+        return anatomy(self.model)
+
+    @property
+    def title(self) -> str:
+        return "MEND"
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({weight.layer for weight in self.hypernet.weights})
+
+    @property
+    def weight_names(self) -> list[str]:
+        return [weight.name for weight in self.hypernet.weights]
+
+    def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
+        """Low-rank deltas, one for each edited weight.
+
+        Raises:
+            DataError: a request too long for the model. NumericalError: a non-finite update.
+        """
+        started = time.perf_counter()
+        lines = [self._line(request) for request in requests]
+        edits: list[Edit] = []
+        with frozen(self.model):
+            batches = list(
+                token_batches([len(x.ids) for x in lines], max(1, self.hparams.batch_tokens // GRADIENT_COST))
+            )
+            made: dict[int, Edit] = {}
+            for batch in batches:
+                made.update(zip(batch, self._edits([lines[i] for i in batch]), strict=True))
+                if progress is not None:
+                    progress(len(made), len(lines), "")
+            edits = [made[i] for i in range(len(lines))]
+            deltas = tuple(self._delta(weight, edits) for weight in self.hypernet.weights)
+            after = self._losses(lines, batches, deltas)
+        return EditResult(
+            method=self.hparams.alg_name,
+            requests=tuple(requests),
+            deltas=deltas,
+            traces=tuple(_traces(edit, loss) for edit, loss in zip(edits, after, strict=True)),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _line(self, request: EditRequest) -> Line:
+        made = line(self.tok, request.prompt, request.target_new)
+        limit = max_positions(self.model)
+        limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
+        check_length([made.ids], limit, f"request {request.case_id!r}: the prompt with its target")
+        return made
+
+    def _batch(self, lines: Sequence[Line]) -> Batch:
+        return Batch.of(lines, input_device(self.model), mean=False)
+
+    def _edits(self, lines: Sequence[Line]) -> list[Edit]:
+        """The single edits of some requests; rows do not touch each other, so each gets the gradient of its own NLL."""
+        factors, losses = read_factors(self.parts, self.hypernet.weights, self._batch(lines))
+        edits = []
+        for row, loss in enumerate(losses):
+            edit = Edit(loss)
+            own = {name: nonzero(Factors(f.x_NK[row], f.delta_ND[row])) for name, f in factors.items()}
+            with torch.no_grad():
+                transformed = self.hypernet.transform(own)
+                for weight in self.hypernet.weights:
+                    new = transformed[weight.name]
+                    left, right = self.hypernet.factors_of(weight, new)
+                    left = left * self.hparams.lr_scale
+                    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
+                        raise NumericalError(f"the update of {weight.name} is not finite; nothing was written")
+                    edit.parts.append(Part(weight, own[weight.name], new, left, right))
+            edits.append(edit)
+        return edits
+
+    def _delta(self, weight: EditedWeight, edits: Sequence[Edit]) -> WeightDelta:
+        """All requests' updates of one weight; as one matrix where the factors would be larger than it."""
+        mine = [part for edit in edits for part in edit.parts if part.weight == weight]
+        dtype = torch.promote_types(self.model.get_parameter(weight.name).dtype, torch.float32)
+        left = torch.cat([part.left for part in mine], dim=1).to(dtype)
+        right = torch.cat([part.right for part in mine], dim=0).to(dtype)
+        if left.numel() + right.numel() > weight.inputs * weight.outputs:
+            return WeightDelta(name=weight.name, full=left @ right)
+        return WeightDelta(name=weight.name, left=left.contiguous(), right=right.contiguous())
+
+    @torch.no_grad()
+    def _losses(
+        self, lines: Sequence[Line], batches: Sequence[Sequence[int]], deltas: Sequence[WeightDelta]
+    ) -> list[float]:
+        """Every request's NLL on the edited model."""
+        losses = [math.nan] * len(lines)
+        with applied(self.model, deltas):
+            for members in batches:
+                batch = self._batch([lines[i] for i in members])
+                for i, loss in zip(members, nll(scored_logits(self.parts, batch), batch).tolist(), strict=True):
+                    losses[i] = loss
+        return losses
+
+
+def _traces(edit: Edit, loss_after: float) -> Mapping[int, LayerTrace]:
+    layers = sorted({part.weight.layer for part in edit.parts})
+    return {
+        layer: _trace([part for part in edit.parts if part.weight.layer == layer], edit.loss, loss_after)
+        for layer in layers
+    }
+
+
+def _trace(parts: Sequence[Part], before: float, after: float) -> LayerTrace:
+    """Norms over the weights of one layer; docs/mend.md says which."""
+    return LayerTrace(
+        numerator_norm=_norm([_product_norm(p.raw.delta_ND.T, p.raw.x_NK) for p in parts]),
+        denominator=None,
+        key_norm=_norm([float(p.raw.x_NK.norm()) for p in parts]),
+        prefixed_key_norm=_norm([float(p.transformed.x_NK.norm()) for p in parts]),
+        value_norm_before=_norm([float(p.raw.delta_ND.norm()) for p in parts]),
+        value_norm_after=_norm([float(p.transformed.delta_ND.norm()) for p in parts]),
+        loss_first=before,
+        loss_last=after,
+        steps=1,
+        delta_norm=_norm([_product_norm(p.left, p.right) for p in parts]),
+    )
+
+
+def _norm(norms: Sequence[float]) -> float:
+    return math.sqrt(math.fsum(n * n for n in norms))
+
+
+def _product_norm(left_Rr: Tensor, right_rC: Tensor) -> float:
+    """Frobenius norm of left @ right without forming it."""
+    gram = (left_Rr.double().T @ left_Rr.double()) * (right_rC.double() @ right_rC.double().T)
+    return math.sqrt(max(0.0, float(gram.sum())))

@@ -1,0 +1,303 @@
+"""EditTrainer: trains MEND's hypernetwork on requests, with EasyEdit's name and arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from easyeditor.errors import ConfigError, NumericalError, OutputError
+from easyeditor.files import to_json
+from easyeditor.lm.architectures import anatomy, max_positions
+from easyeditor.lm.loading import load
+from easyeditor.lm.weights import frozen, sample
+from easyeditor.methods.mend.archive import read_archive, write_archive
+from easyeditor.methods.mend.hparams import STOP_KEYS, MENDTrainingHparams
+from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
+from easyeditor.methods.mend.network import NetworkSpec
+from easyeditor.progress import progress_bar
+from easyeditor.records import EditRequest
+from easyeditor.trainer import log, measure
+from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
+from easyeditor.trainer.state import Progressed, read_state, write_state
+from easyeditor.trainer.tasks import Tasks
+
+LOG = logging.getLogger(__name__)
+
+STATE = "last.safetensors"
+VALIDATED_TOGETHER = 8  # requests whose head rows are computed together; each is an edit of its own
+FREE: tuple[str, ...] = (
+    "max_iters",
+    "log_interval",
+    "val_interval",
+    "val_steps",
+    "model_save_pt",
+    "early_stop_patience",
+    "results_dir",
+)
+FREE += (
+    "model_name",
+    "archive",
+    "device",
+    "silent",
+    "verbose",
+    "final_eval",
+    "cache_mb",
+    "eval_only",
+    "early_stop_key",
+)
+OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a run ended: the folder with the best archive, steps done, why it stopped, the best validation."""
+
+    folder: Path
+    steps: int
+    reason: str
+    best: dict[str, float] | None
+
+
+class EditTrainer:
+    """Trains the hypernetwork; the edited model stays as it is.
+
+    Every step edits `batch_size` requests with the present hypernetwork and lowers cedit * (NLL of the new answers
+    after the edit) + cloc * KL(before || after) on locality prompts (MEND, sec. 3.3); `accumulate_bs` steps make an
+    update. `run` writes to `folder`: the best archive so far, `last.safetensors` to go on from, `log.jsonl`.
+    """
+
+    def __init__(
+        self,
+        config: MENDTrainingHparams,
+        train_set: Sequence[EditRequest],
+        val_set: Sequence[EditRequest] | None = None,
+        *,
+        folder: str | Path | None = None,
+        resume: bool = False,
+        store_dtype: str = "float32",
+    ) -> None:
+        """`folder` defaults to <results_dir>/models/MEND/<model>; `store_dtype` is what the archive is stored in.
+
+        Raises:
+            ConfigError: wrong settings, or `resume` finds a run with others. OutputError: a run is there already.
+        """
+        if not isinstance(config, MENDTrainingHparams):
+            raise ConfigError(f"EditTrainer needs MENDTrainingHparams, found {type(config).__name__}")
+        self.config = h = config.checked()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.folder = _folder(h, folder)
+        self._store_dtype = store_dtype
+        if not resume and self.rank == 0 and (self.folder / STATE).exists():
+            raise OutputError(
+                f"{self.folder}: holds a training run already; --resume goes on with it, or choose another"
+            )
+        self.model, self.tok = load(
+            h.model_name, device=h.device, dtype=h.dtype, fp16=h.fp16, model_parallel=h.model_parallel
+        )
+        self.parts = anatomy(self.model)
+        self.hypernet = self._start()
+        self.optimizer = self._optimizer()
+        passes = SharedPasses if h.replay and self.parts.architecture.replay else PlainPasses
+        options = {"cache_bytes": h.cache_mb * 2**20} if passes is SharedPasses else {}
+        self._passes: Any = passes(self.parts, self.hypernet, **options)
+        self._train = self._tasks(train_set)
+        self._val = None if val_set is None else self._tasks(val_set, "validation")
+        self._identity = self._identify(train_set)
+        self.progressed = Progressed()
+        if resume:
+            self._resume()
+
+    def run(self) -> Trained:
+        """Train until `max_iters` steps, or until validation has not got better for `early_stop_patience` steps.
+
+        Raises:
+            NumericalError: the loss is not finite; the last checkpoint and the best archive stay.
+        """
+        h, now = self.config, self.progressed
+        started, first, clock = time.perf_counter() - now.seconds, now.step, time.perf_counter()
+        reason = "max_iters reached"
+        with frozen(self.model), progress_bar("training MEND", self.rank == 0 and not h.silent) as show:
+            if h.eval_only:
+                self._validate()
+                return self._ended("validation only")
+            while now.step < h.max_iters:
+                before = now.step
+                outcomes = self._steps(range(before, min(before + h.accumulate_bs, h.max_iters)))
+                now.step, now.seconds = before + len(outcomes), time.perf_counter() - started
+                if show is not None:
+                    show(
+                        now.step,
+                        h.max_iters,
+                        measure.note(outcomes[-1], (now.step - first) / (time.perf_counter() - clock)),
+                    )
+                last = now.step == h.max_iters
+                if measure.passed(before, now.step, h.log_interval):
+                    self._log_training()
+                validated = measure.passed(before, now.step, h.val_interval) or (last and h.final_eval)
+                if validated:
+                    self._validate()
+                if validated or last or measure.passed(before, now.step, h.model_save_pt):
+                    self._save()
+                if self._val is not None and now.step - now.best_step > h.early_stop_patience:
+                    reason = f"no better validation for {h.early_stop_patience} steps"
+                    break
+        return self._ended(reason)
+
+    # -- one update -----------------------------------------------------------------------------------------------
+
+    def _steps(self, steps: range) -> list[Outcome]:
+        """The steps of one update."""
+        h = self.config
+        self.hypernet.train()
+        tasks = [self._train.training(step, h.batch_size, self.rank, self.world) for step in steps]
+        outcomes: list[Outcome] = self._passes(tasks)
+        losses = [h.cedit * o.edit_loss + h.cloc * o.locality_loss for o in outcomes]
+        self._check_finite([float(loss.detach()) for loss in losses], steps)
+        torch.autograd.backward(torch.stack(losses).sum() / h.accumulate_bs)
+        for found in outcomes:
+            measure.add(self.progressed.sums, measure.numbers(found, h.cedit, h.cloc))
+        self._update()
+        return outcomes
+
+    def _update(self) -> None:
+        parameters = list(self.hypernet.parameters())
+        if self.world > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+        else:
+            self.progressed.skipped += 1
+            LOG.warning("step %d: the gradient is not finite; this update is left out", self.progressed.step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _check_finite(self, losses: Sequence[float], steps: range) -> None:
+        """All ranks stop together."""
+        bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        flag = torch.tensor(float(bad is not None), device=self.hypernet.edit_lrs.device)
+        if self.world > 1:
+            dist.all_reduce(flag)
+        if float(flag):
+            where = "on another rank" if bad is None else f"{losses[bad]} in training step {steps[bad] + 1}"
+            state = self.folder / STATE
+            kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before it"
+            raise NumericalError(f"the loss is not finite ({where}); {kept}. Try a smaller lr, lr_lr or edit_lr")
+
+    # -- measuring ------------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Edit validation requests one at a time; keep the archive if they came out better than ever."""
+        if self._val is None:
+            return
+        self.hypernet.eval()
+        count = min(len(self._val), self.config.val_steps)
+        totals: dict[str, float] = {}
+        with torch.no_grad():
+            mine = list(range(self.rank, count, self.world))
+            for start in range(0, len(mine), VALIDATED_TOGETHER):
+                tasks = [self._val.validation(number) for number in mine[start : start + VALIDATED_TOGETHER]]
+                for found in self._passes(tasks):
+                    measure.add(totals, measure.numbers(found, self.config.cedit, self.config.cloc))
+        means = measure.means(totals)
+        if self.rank == 0:
+            log.append(self.folder, {"kind": "validation", "step": self.progressed.step, "requests": count, **means})
+        key = STOP_KEYS[self.config.early_stop_key]
+        value = -means[key] if key == "edit_acc" else means[key]
+        if math.isfinite(value) and (self.progressed.best is None or value < self.progressed.best):
+            self.progressed.best, self.progressed.best_step = value, self.progressed.step
+            self._write_archive(means)
+
+    def _log_training(self) -> None:
+        means = measure.means(self.progressed.sums)
+        self.progressed.sums = {}
+        if self.rank == 0:
+            now = self.progressed
+            run = {"skipped_updates": now.skipped, "seconds": now.seconds, "steps_per_s": now.step / now.seconds}
+            log.append(self.folder, {"kind": "train", "step": now.step, **means, **run})
+
+    # -- what is kept ---------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            write_state(self.folder / STATE, self.hypernet, self.optimizer, self.progressed, self._identity)
+            if self._val is None:
+                self._write_archive({})
+
+    def _write_archive(self, means: dict[str, float]) -> None:
+        if self.rank == 0:
+            settings = self.config.to_dict()
+            training = {
+                "step": self.progressed.step,
+                "validation": means,
+                "hparams": settings,
+                "data": self._identity["data"],
+            }
+            write_archive(self.folder, self.hypernet, self.parts, training=training, dtype=self._store_dtype)
+
+    def _ended(self, reason: str) -> Trained:
+        best = self.progressed.best
+        key = STOP_KEYS[self.config.early_stop_key]
+        shown = None if best is None else {"step": self.progressed.best_step, key: abs(best)}
+        return Trained(folder=self.folder, steps=self.progressed.step, reason=reason, best=shown)
+
+    def _resume(self) -> None:
+        path = self.folder / STATE
+        if not path.exists():
+            LOG.info("%s is not there; training starts from the beginning", path)
+            return
+        self.progressed = read_state(path, self.hypernet, self.optimizer, self._identity)
+        if self.rank == 0:
+            log.rewind(self.folder, self.progressed.step)
+        LOG.info("going on after step %d of %s", self.progressed.step, path)
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> Hypernetwork:
+        h = self.config
+        if h.archive is not None:
+            return read_archive(h.archive, self.parts, inner_params=h.inner_params).train()
+        weights = edited_weights(self.parts, h.inner_params or [])
+        generator = torch.Generator().manual_seed(h.seed)
+        made = Hypernetwork(NetworkSpec.of(h), weights, edit_lr=h.edit_lr, generator=generator)
+        return made.to(self.model.get_parameter(weights[0].name).device)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        h = self.config
+        networks = [p for name, p in self.hypernet.named_parameters() if name != "edit_lrs"]
+        groups = [{"params": networks, "lr": h.lr}, {"params": [self.hypernet.edit_lrs], "lr": h.lr_lr}]
+        return OPTIMIZERS[h.opt](groups)
+
+    def _tasks(self, requests: Sequence[EditRequest], name: str = "train") -> Tasks:
+        h = self.config
+        longest = min(h.max_length, max_positions(self.model) or h.max_length)
+        draws = {"seed": h.seed, "outer": h.outer_prompts, "locality": h.locality_prompts, "longest": longest}
+        return Tasks(self.tok, requests, name=name, **draws)
+
+    def _identify(self, requests: Sequence[EditRequest]) -> dict[str, str]:
+        """What a run must share with the one it goes on from."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE}
+        digest = hashlib.sha256(to_json([request.to_json() for request in requests]).encode()).hexdigest()[:16]
+        identity = {key: to_json(value) for key, value in settings.items()}
+        start = "new" if self.config.archive is None else hashlib.sha256(repr(self.config.archive).encode()).hexdigest()
+        data = f"{len(requests)} requests {digest}"
+        return {**identity, "weights": sample(self.model), "data": data, "ranks": str(self.world), "start": start}
+
+
+def _folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
+    if given is not None:
+        return Path(given)
+    name = h.model_name if isinstance(h.model_name, str) else h.model_name[0].config.name_or_path
+    return Path(h.results_dir) / "models" / "MEND" / (Path(name).name or "model")

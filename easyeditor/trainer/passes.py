@@ -1,0 +1,290 @@
+"""One training step's forwards: edit, post-edit and locality; plain, and sharing all that an edit cannot change.
+
+Axes: B rows, T tokens, S scored positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.hooks import Passage, StopForward, selected_head, stopping, tapped, watched
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.replay import resumed
+from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero
+from easyeditor.methods.mend.passes import Batch, Line, nll, read_factors, scored_logits
+from easyeditor.trainer.patched import PatchedBlocks
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All texts of one request: the edit first, then what else must give the new answer, then locality.
+
+    They are always run together, so that the numbers kept for a text do not depend on what a step happened to need.
+    """
+
+    key: tuple[str, int]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step takes from a pool: numbers of its lines."""
+
+    pool: Pool
+    outer: tuple[int, ...]
+    locality: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step: the requests edited together, what must hold after the edit (`outer`), what must stay (`locality`)."""
+
+    draws: tuple[Draw, ...]
+
+    @property
+    def edit(self) -> list[Line]:
+        """The lines that are edited."""
+        return [draw.pool.lines[0] for draw in self.draws]
+
+    @property
+    def outer(self) -> list[Line]:
+        """The lines that must give the new answer."""
+        return [draw.pool.lines[i] for draw in self.draws for i in draw.outer]
+
+    @property
+    def locality(self) -> list[Line]:
+        """The lines whose answers must stay."""
+        return [draw.pool.lines[i] for draw in self.draws for i in draw.locality]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The losses of one step, differentiable in the hypernetwork, and what they mean for a user."""
+
+    edit_loss: Tensor
+    """Mean NLL of the new answers after the edit, nats per token."""
+    locality_loss: Tensor
+    """Mean KL(before || after) at the locality answers' positions, nats."""
+    accuracy: tuple[float, ...]
+    """Share of right tokens of each outer line after the edit."""
+    locality_drawdown: float | None
+    """Share of locality positions whose first choice the edit changed; None without any."""
+
+
+class Passes(Protocol):
+    """How steps are computed."""
+
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """The edit of each task, made with the hypernetwork as it is, and its losses."""
+        ...
+
+
+class PlainPasses:
+    """The plain way, and the oracle: four full forwards, all positions through the head, nothing kept."""
+
+    def __init__(self, parts: Anatomy, hypernet: Hypernetwork) -> None:
+        self._parts, self._hypernet = parts, hypernet
+        self._patched = PatchedBlocks(parts, hypernet.weights)
+
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """One task after another."""
+        device = input_device(self._parts.model)
+        outcomes = []
+        for task in tasks:
+            locality = Batch.of(task.locality, device, mean=True) if task.locality else None
+            edit, outer = Batch.of(task.edit, device, mean=False), Batch.of(task.outer, device, mean=True)
+            outcomes.append(self.run(edit, outer, locality))
+        return outcomes
+
+    def run(self, edit: Batch, outer: Batch, locality: Batch | None) -> Outcome:
+        """The same for rows made elsewhere."""
+        before_SV = None
+        if locality is not None:
+            with torch.no_grad():
+                before_SV = self._logits(locality)
+        factors, _ = read_factors(self._parts, self._hypernet.weights, edit, whole=True)
+        with self._patched.carrying(self._hypernet.updates(factors)):
+            outer_SV = self._logits(outer)
+            after_SV = None if locality is None else self._logits(locality)
+        return outcome(outer, outer_SV, locality, before_SV, after_SV)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return scored_logits(self._parts, batch, whole=True)
+
+
+class SharedPasses:
+    """The fast way, with the plain way's numbers.
+
+    What no edit changes is computed once per request and kept across steps and epochs: what the first edited block is
+    given, the factors of the edit's gradient, what the unedited model says about locality. After the edit, outer and
+    locality rows are one forward from the first edited block on; only scored positions reach the head, those of all
+    tasks of an update together.
+    """
+
+    def __init__(self, parts: Anatomy, hypernet: Hypernetwork, *, cache_bytes: int) -> None:
+        self._parts, self._hypernet = parts, hypernet
+        self._patched = PatchedBlocks(parts, hypernet.weights)
+        self._start = min(weight.layer for weight in hypernet.weights)
+        self._device = input_device(parts.model)
+        self._head = parts.model.get_output_embeddings()
+        self._cache = _Cache(cache_bytes)
+        self._tuple_output = False  # known after the first forward
+
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """All tasks, their head rows together."""
+        kept = [[self._known(draw.pool) for draw in task.draws] for task in tasks]
+        before = [
+            known.head[i]
+            for task, knowns in zip(tasks, kept, strict=True)
+            for draw, known in zip(task.draws, knowns, strict=True)
+            for i in draw.locality
+        ]
+        inputs: list[Tensor] = []
+        for task, knowns in zip(tasks[:-1], kept[:-1], strict=True):
+            with stopping():
+                self._edited(task, knowns, _stop_with(inputs))
+
+        def joined(last_1SD: Tensor) -> Tensor:
+            inputs.append(last_1SD)
+            return torch.cat([*inputs, *(states.unsqueeze(0) for states in before)], dim=1)
+
+        logits_SV = self._edited(tasks[-1], kept[-1], joined)
+        after = torch.split(logits_SV, [states.shape[1] for states in inputs] + [sum(map(len, before))])
+        return self._outcomes(tasks, after[:-1], after[-1].detach())
+
+    def _edited(self, task: Task, knowns: Sequence[_Known], at_head: Callable[[Tensor], Tensor | None]) -> Tensor:
+        """The forward of a task's outer and locality rows on the edited model; `at_head` sees what goes to the head."""
+        factors = {
+            weight.name: Factors(
+                torch.cat([known.factors[weight.name].x_NK for known in knowns]),
+                torch.cat([known.factors[weight.name].delta_ND for known in knowns]),
+            )
+            for weight in self._hypernet.weights
+        }
+        batch = Batch.of([*task.outer, *task.locality], self._device, mean=False)
+        pairs = list(zip(task.draws, knowns, strict=True))
+        hidden = [known.hidden[i] for draw, known in pairs for i in draw.outer]
+        hidden += [known.hidden[i] for draw, known in pairs for i in draw.locality]
+        with ExitStack() as stack:
+            stack.enter_context(self._patched.carrying(self._hypernet.updates(factors)))
+            stack.enter_context(self._resumed(hidden))
+            stack.enter_context(selected_head(self._parts.model, batch.rows_N, batch.positions_N))
+            stack.enter_context(tapped(self._head, on_input=at_head))
+            return self._parts.model(**batch.inputs, use_cache=False).logits[0]
+
+    def _outcomes(self, tasks: Sequence[Task], after: Sequence[Tensor], before_SV: Tensor) -> list[Outcome]:
+        outcomes, place = [], 0
+        for task, logits_SV in zip(tasks, after, strict=True):
+            outer = Batch.of(task.outer, self._device, mean=True)
+            count = len(outer.labels_N)
+            if not task.locality:
+                outcomes.append(outcome(outer, logits_SV, None, None, None))
+                continue
+            locality = Batch.of(task.locality, self._device, mean=True)
+            end = place + len(locality.labels_N)
+            outcomes.append(outcome(outer, logits_SV[:count], locality, before_SV[place:end], logits_SV[count:]))
+            place = end
+        return outcomes
+
+    def _resumed(self, hidden: Sequence[Tensor]) -> AbstractContextManager[None]:
+        padded_BTD = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
+        return resumed(self._parts.blocks, self._start, Passage(padded_BTD, self._tuple_output))
+
+    def _known(self, pool: Pool) -> _Known:
+        """What no edit changes about a pool, computed if it is not kept."""
+        found = self._cache.get(pool.key)
+        if found is not None:
+            return found
+        batch = Batch.of(pool.lines, self._device, mean=False)
+        seen: list[Tensor] = []
+        with (
+            torch.no_grad(),
+            watched(self._parts.block(self._start)) as passages,
+            stopping(),
+            selected_head(self._parts.model, batch.rows_N, batch.positions_N),
+            tapped(self._head, on_input=_stop_with(seen)),
+        ):
+            self._parts.model(**batch.inputs, use_cache=False)
+        self._tuple_output = passages[0].tuple_output
+        hidden = [passages[0].hidden_BTD[row, : len(x.ids)].clone() for row, x in enumerate(pool.lines)]
+        head = [part.clone() for part in torch.split(seen[0][0], [len(x.labels) for x in pool.lines])]
+        with self._resumed(hidden[:1]):
+            edit = Batch.of(pool.lines[:1], self._device, mean=False)
+            raw, _ = read_factors(self._parts, self._hypernet.weights, edit)
+        factors = {name: nonzero(pair) for name, pair in raw.items()}
+        return self._cache.put(pool.key, _Known(hidden, head, factors))
+
+
+def outcome(
+    outer: Batch, outer_SV: Tensor, locality: Batch | None, before_SV: Tensor | None, after_SV: Tensor | None
+) -> Outcome:
+    """Losses and accuracies from the logits at the scored positions."""
+    said = outer_SV.detach().argmax(1) == outer.labels_N.to(outer_SV.device)
+    rows = outer.rows_N.to(said.device)
+    shares = [float(said[rows == row].double().mean()) for row in range(len(outer.inputs["input_ids"]))]
+    edit_loss = nll(outer_SV, outer).sum()
+    if locality is None or before_SV is None or after_SV is None:
+        return Outcome(edit_loss, edit_loss.new_zeros(()), tuple(shares), None)
+    kl_S = divergence(before_SV, after_SV)
+    changed = (before_SV.argmax(1) != after_SV.detach().argmax(1)).double().mean()
+    return Outcome(edit_loss, (kl_S * locality.weights_N.to(kl_S)).sum(), tuple(shares), float(changed))
+
+
+def divergence(before_SV: Tensor, after_SV: Tensor) -> Tensor:
+    """KL(before || after) at each position (S), in nats."""
+    wide = torch.promote_types(before_SV.dtype, torch.float32)
+    before, after = before_SV.to(wide).log_softmax(1), after_SV.to(wide).log_softmax(1)
+    return (before.exp() * (before - after)).sum(1)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What no edit changes about a pool: each line's states at the first edited block (T, D) and, at its scored
+    positions, at the head (S, D); the factors of the edit's gradient."""
+
+    hidden: list[Tensor]
+    head: list[Tensor]
+    factors: dict[str, Factors]
+
+    @property
+    def nbytes(self) -> int:
+        pairs = [tensor for pair in self.factors.values() for tensor in (pair.x_NK, pair.delta_ND)]
+        return sum(tensor.nbytes for tensor in (*self.hidden, *self.head, *pairs))
+
+
+class _Cache:
+    """What is known of pools, the least recently used dropped when all would take more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._kept: OrderedDict[tuple[str, int], _Known] = OrderedDict()
+
+    def get(self, key: tuple[str, int]) -> _Known | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: tuple[str, int], known: _Known) -> _Known:
+        self._kept[key] = known
+        self._held += known.nbytes
+        while self._held > self._limit:
+            _, dropped = self._kept.popitem(last=False)
+            self._held -= dropped.nbytes
+        return known
+
+
+def _stop_with(seen: list[Tensor]) -> Callable[[Tensor], None]:
+    def stop(states: Tensor) -> None:
+        seen.append(states)
+        raise StopForward
+
+    return stop

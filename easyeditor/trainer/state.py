@@ -1,0 +1,80 @@
+"""Everything a training run needs to go on: one safetensors file, numbers as tensors, the rest as JSON beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.files import write_tensors
+from easyeditor.methods.mend.hypernet import Hypernetwork
+
+
+@dataclass
+class Progressed:
+    """How far a run is: steps done, the best validation and its step, running sums for the log."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    skipped: int = 0
+    """Updates left out because their gradient was not finite."""
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def write_state(
+    path: Path,
+    hypernet: Hypernetwork,
+    optimizer: torch.optim.Optimizer,
+    progressed: Progressed,
+    identity: Mapping[str, str],
+) -> None:
+    """Write the whole state, atomically."""
+    tensors = {f"hypernet.{key}": value for key, value in hypernet.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in slots.items() if value is not None}
+    state = {"progressed": json.dumps(asdict(progressed)), "identity": json.dumps(dict(identity))}
+    write_tensors(path, tensors, state)
+
+
+def read_state(
+    path: Path, hypernet: Hypernetwork, optimizer: torch.optim.Optimizer, identity: Mapping[str, str]
+) -> Progressed:
+    """Put a written state back.
+
+    Raises:
+        ConfigError: it belongs to a run with other settings (says which). DataError: it is damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            raw = dict(opened.metadata() or {})
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        found: dict[str, Any] = json.loads(raw["identity"])
+        progressed = Progressed(**json.loads(raw["progressed"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a readable checkpoint ({error}); delete it to start again") from error
+    differing = [key for key in sorted(identity.keys() | found.keys()) if identity.get(key) != found.get(key)]
+    if differing:
+        told = ", ".join(f"{key} {found.get(key)!r:.60} instead of {identity.get(key)!r:.60}" for key in differing)
+        raise ConfigError(f"{path}: a checkpoint of another training ({told}); use its settings, or train elsewhere")
+    try:
+        hypernet.load_state_dict(_below(tensors, "hypernet"))
+        slots: dict[int, dict[str, Any]] = {}
+        for key, value in _below(tensors, "optimizer").items():
+            index, _, name = key.partition(".")
+            slots.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: does not fit this training ({error}); delete it to start again") from error
+    return progressed
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}

@@ -1,0 +1,112 @@
+"""Train MEND's hypernetwork: it learns to turn the gradient of one fact into an edit of that fact alone.
+
+  python pretrain_mend.py                                        this project's facts, embedded model
+  python pretrain_mend.py --hparams hparams/TRAINING/MEND/gpt2-xl.yaml --train FILE.json --val FILE.json
+                                                                 CounterFact, ZsRE or any format the library reads
+  python pretrain_mend.py ... --resume                           go on after a kill; ends with the same weights
+  torchrun --nproc-per-node 4 pretrain_mend.py ...               4 GPUs: each its own requests, gradients all-reduced
+
+Writes results/models/MEND/<model>/: the best archive so far (archive.json, hypernet-<step>.safetensors),
+last.safetensors to go on from, log.jsonl. Edit with it: set `archive` in hparams/MEND/<model>.yaml. docs/mend.md has
+times and numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+from pathlib import Path
+
+from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.errors import ConfigError
+from easyeditor.files import to_json, write_json
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_HPARAMS = ROOT / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
+FACTS = ROOT / "data" / "facts.json"
+
+
+def arguments() -> argparse.Namespace:
+    p = parser(__doc__ or "")
+    p.add_argument(
+        "--hparams", default=str(DEFAULT_HPARAMS), help="YAML of hparams/TRAINING/MEND (default: %(default)s)"
+    )
+    p.add_argument("--train", metavar="FILE", help="training requests (default: data/facts.json, split `train`)")
+    p.add_argument("--val", metavar="FILE", help="validation requests (default: data/facts.json, split `validation`)")
+    p.add_argument("--train-size", type=int, metavar="N", help="train on N of the requests, drawn by the seed")
+    p.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override hyper-parameters"
+    )
+    p.add_argument("--max-iters", type=int, help="training steps (default: the YAML's)")
+    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's, or torchrun's local rank)")
+    p.add_argument("--output", metavar="DIR", help="folder (default: results/models/MEND/<model>)")
+    p.add_argument(
+        "--store-dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the archive"
+    )
+    p.add_argument("--resume", action="store_true", help="go on from last.safetensors in the folder")
+    p.add_argument("--dry-run", action="store_true", help="check flags, YAML and data, print them, load no model")
+    return p.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+
+    from easyeditor import CounterFactDataset, MENDTrainingHparams
+
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    flags = [] if args.max_iters is None else [f"max_iters={args.max_iters}"]
+    device = args.device if args.device is not None else (rank if grouped else None)
+    flags += [] if device is None else [f"device={device}"]
+    hparams = MENDTrainingHparams.from_hparams(args.hparams).override([*args.set, *flags])
+    if (args.train is None) != (args.val is None) and args.train is None:
+        raise ConfigError("--val without --train; give both, or neither for data/facts.json")
+    train = CounterFactDataset(args.train or FACTS, split=None if args.train else "train")
+    if args.train_size is not None:
+        if not 0 < args.train_size <= len(train):
+            raise ConfigError(
+                f"--train-size is {args.train_size}; allowed: 1 to {len(train)}, the requests in {train.path}"
+            )
+        train.requests = random.Random(hparams.seed).sample(train.requests, args.train_size)
+    val = None
+    if args.val is not None or args.train is None:
+        val = CounterFactDataset(args.val or FACTS, split=None if args.val else "validation")
+    if args.dry_run:
+        counts = {"train": len(train), "validation": None if val is None else len(val)}
+        print(to_json({"hparams": hparams.to_dict(), "requests": counts}, indent=1))
+        return 0
+
+    import torch
+    import torch.distributed as dist
+
+    from easyeditor import EditTrainer
+    from easyeditor.runs.folder import environment
+
+    quiet_transformers()
+    if grouped:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        options = {"folder": args.output, "resume": args.resume, "store_dtype": args.store_dtype}
+        trainer = EditTrainer(hparams, train, val, **options)
+        if trainer.rank == 0:
+            write_json(trainer.folder / "config.json", hparams.to_dict())
+            data = {
+                "train": [str(train.path), len(train)],
+                "validation": None if val is None else [str(val.path), len(val)],
+            }
+            write_json(trainer.folder / "manifest.json", {**environment(), **data})
+        else:
+            logging.getLogger().setLevel(logging.WARNING)
+        trained = trainer.run()
+    finally:
+        if grouped:
+            dist.destroy_process_group()
+    if rank == 0:
+        print(f"{trained.steps} steps ({trained.reason}); best: {to_json(trained.best)}; archive: {trained.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
