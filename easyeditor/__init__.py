@@ -28,11 +28,8 @@ _HOMES = {
     "CounterFactDataset": "easyeditor.dataset.training",
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
-<<<<<<< HEAD
     "EditTrainer": "easyeditor.trainer.editor",
-=======
     "FTHyperParams": "easyeditor.methods.ft.hparams",
->>>>>>> main
     "MEMITHyperParams": "easyeditor.methods.memit.hparams",
     "MENDHyperParams": "easyeditor.methods.mend.hparams",
     "MENDTrainingHparams": "easyeditor.methods.mend.hparams",

@@ -33,17 +33,15 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.memit.method:MEMIT",
         paper="https://arxiv.org/abs/2210.07229",
     ),
-<<<<<<< HEAD
     "MEND": MethodRow(
         hparams="easyeditor.methods.mend.hparams:MENDHyperParams",
         method="easyeditor.methods.mend.method:MEND",
         paper="https://arxiv.org/abs/2110.11309",
-=======
+    ),
     "FT": MethodRow(
         hparams="easyeditor.methods.ft.hparams:FTHyperParams",
         method="easyeditor.methods.ft.method:FT",
         paper="FT-L: https://arxiv.org/abs/2012.00363",
->>>>>>> main
     ),
 }
 
