@@ -13,11 +13,17 @@ import pytest
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import field_types, yaml_path
 from easyeditor.methods.memit.hparams import MEMITHyperParams
+from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
 ROOT = Path(__file__).resolve().parents[1]
-LOADED = {"ROME": ROMEHyperParams, "MEMIT": MEMITHyperParams}
+LOADED = {
+    "ROME": ROMEHyperParams,
+    "MEMIT": MEMITHyperParams,
+    "MEND": MENDHyperParams,
+    "TRAINING/MEND": MENDTrainingHparams,
+}
 UPSTREAM = ROOT / "../shared/hparams_upstream.json"
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hparams/**/*.y*ml"))
 REQUIRED: dict[str, Any] = {
@@ -53,7 +59,7 @@ def assert_says(message: str, *parts: str) -> None:
 
 
 def upstream_cases() -> list[Any]:
-    """One case per ROME and MEMIT file of the two upstream projects."""
+    """One case per ROME, MEMIT and MEND file of the two upstream projects."""
     if not UPSTREAM.exists():
         return [pytest.param("", {}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
     everything = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]
@@ -77,7 +83,8 @@ def test_every_model_has_a_file_for_each_method() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_file_loads_and_starts_with_its_launch_line(name: str) -> None:
-    hparams = load_hparams(str(ROOT / name))
+    training = "TRAINING" in Path(name).parts
+    hparams = MENDTrainingHparams.from_hparams(ROOT / name) if training else load_hparams(str(ROOT / name))
     assert hparams.alg_name in Path(name).parts
     assert not Path(hparams.model_name).is_absolute()
     text = (ROOT / name).read_text(encoding="utf-8")

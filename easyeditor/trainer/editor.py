@@ -192,9 +192,12 @@ class EditTrainer:
             dist.all_reduce(flag)
         if float(flag):
             where = "on another rank" if bad is None else f"{losses[bad]} in training step {steps[bad] + 1}"
-            state = self.folder / STATE
-            kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before it"
-            raise NumericalError(f"the loss is not finite ({where}); {kept}. Try a smaller lr, lr_lr or edit_lr")
+            raise self._diverged(f"the loss is not finite ({where})")
+
+    def _diverged(self, what: str) -> NumericalError:
+        state = self.folder / STATE
+        kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before it"
+        return NumericalError(f"{what}; {kept}. Try a smaller lr, lr_lr or edit_lr")
 
     # -- measuring ------------------------------------------------------------------------------------------------
 
@@ -231,6 +234,9 @@ class EditTrainer:
     # -- what is kept ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        """Checkpoint; a hypernetwork that is not finite never replaces a good one."""
+        if not all(bool(torch.isfinite(value).all()) for value in self.hypernet.state_dict().values()):
+            raise self._diverged(f"the hypernetwork is not finite after step {self.progressed.step}")
         if self.rank == 0:
             write_state(self.folder / STATE, self.hypernet, self.optimizer, self.progressed, self._identity)
             if self._val is None:

@@ -16,6 +16,7 @@ NAME = "log.jsonl"
 def append(folder: Path, entry: Mapping[str, Any]) -> None:
     """Add one line. Raises OutputError."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / NAME, "a", encoding="utf-8") as sink:
             sink.write(to_json(entry) + "\n")
     except OSError as error:

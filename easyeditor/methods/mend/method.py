@@ -32,11 +32,9 @@ GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
 
 @dataclass
 class Part:
-    """What one request contributes to one weight: its factors before and after, and its update left @ right."""
+    """What one request contributes to one weight: the update left @ right."""
 
     weight: EditedWeight
-    raw: Factors
-    transformed: Factors
     left: Tensor
     right: Tensor
 
@@ -125,12 +123,11 @@ class MEND(EditMethod[MENDHyperParams]):
             with torch.no_grad():
                 transformed = self.hypernet.transform(own)
                 for weight in self.hypernet.weights:
-                    new = transformed[weight.name]
-                    left, right = self.hypernet.factors_of(weight, new)
+                    left, right = self.hypernet.factors_of(weight, transformed[weight.name])
                     left = left * self.hparams.lr_scale
                     if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
                         raise NumericalError(f"the update of {weight.name} is not finite; nothing was written")
-                    edit.parts.append(Part(weight, own[weight.name], new, left, right))
+                    edit.parts.append(Part(weight, left, right))
             edits.append(edit)
         return edits
 
@@ -167,23 +164,19 @@ def _traces(edit: Edit, loss_after: float) -> Mapping[int, LayerTrace]:
 
 
 def _trace(parts: Sequence[Part], before: float, after: float) -> LayerTrace:
-    """Norms over the weights of one layer; docs/mend.md says which."""
+    """The size of the update over the weights of one layer, and the request's NLL before and after the whole edit."""
     return LayerTrace(
-        numerator_norm=_norm([_product_norm(p.raw.delta_ND.T, p.raw.x_NK) for p in parts]),
+        numerator_norm=None,
         denominator=None,
-        key_norm=_norm([float(p.raw.x_NK.norm()) for p in parts]),
-        prefixed_key_norm=_norm([float(p.transformed.x_NK.norm()) for p in parts]),
-        value_norm_before=_norm([float(p.raw.delta_ND.norm()) for p in parts]),
-        value_norm_after=_norm([float(p.transformed.delta_ND.norm()) for p in parts]),
+        key_norm=None,
+        prefixed_key_norm=None,
+        value_norm_before=None,
+        value_norm_after=None,
         loss_first=before,
         loss_last=after,
         steps=1,
-        delta_norm=_norm([_product_norm(p.left, p.right) for p in parts]),
+        delta_norm=math.sqrt(math.fsum(_product_norm(p.left, p.right) ** 2 for p in parts)),
     )
-
-
-def _norm(norms: Sequence[float]) -> float:
-    return math.sqrt(math.fsum(n * n for n in norms))
 
 
 def _product_norm(left_Rr: Tensor, right_rC: Tensor) -> float:
