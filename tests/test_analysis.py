@@ -51,13 +51,11 @@ NORMAL = [
 FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}", "You. {}", "I think so. {}"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _plain_figures() -> Iterator[None]:
-    """Figures at a low resolution: what is tested is that they are drawn and written, not how fine."""
-    before = figures.STYLE["figure.dpi"]
-    figures.STYLE["figure.dpi"] = 30
-    yield
-    figures.STYLE["figure.dpi"] = before
+@pytest.fixture(autouse=True)
+def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
+    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(figures, "LAYOUT", "none")
 
 
 @pytest.fixture(scope="module")
@@ -606,7 +604,11 @@ def test_bad_flags_and_sets_are_one_line(run: Any, tmp_path: Path, tiny_runs: Pa
     empty, both = write(tmp_path / "empty.json", []), write(tmp_path / "both.json", [NORMAL[0], COLLAPSE[1]])
     yaml_of = (tiny_runs / "llama.yaml").read_text()
     memit = tmp_path / "memit.yaml"
-    memit.write_text(yaml_of.replace("alg_name: ROME", "alg_name: MEMIT\nmom2_update_weight: 1.0"))
+    memit.write_text(
+        yaml_of.replace("alg_name: ROME", "alg_name: MEMIT\nmom2_update_weight: 1.0").replace(
+            "adjustment: false", "adjustment: true"
+        )
+    )
     cases: list[tuple[list[Any], list[str]]] = [
         (["key"], ["experiment 'key' is not known", "keys, first-token"]),
         (["keys", "--collapse", empty], ["empty.json: holds no requests"]),

@@ -182,7 +182,7 @@ def _draw(rows: list[list[Any]], names: tuple[str, ...]) -> Figure:
             values = np.array(points, dtype=np.float64).reshape(-1, 2)
             group = Group(label=label, values=values, color=color, marker=marker)
             figures.cloud(ax, [group], "perplexity", "accuracy")
-        ax.set_xscale("log")
+        figures.log_scale(ax, "x")
         ax.set_ylim(-0.05, 1.05)
         if name in CHANCE:
             ax.axhline(CHANCE[name], color=figures.GREY, linestyle=":", linewidth=1)

@@ -142,7 +142,7 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     sizes = np.sort(np.abs(np.array(denominators, dtype=np.float64)))
     screened.plot(np.arange(1, len(sizes) + 1), sizes, ".", color=figures.BLUE)
     screened.plot(np.arange(1, len(rows) + 1), sizes[: len(rows)], "^", color=figures.VERMILLION, label="edited")
-    screened.set_yscale("log")
+    figures.log_scale(screened, "y")
     screened.set_xlabel("candidate, by |denominator|")
     screened.set_ylabel("|denominator|")
     screened.legend()
@@ -150,6 +150,6 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
     group = Group(label="edited", values=values, color=figures.VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
-    edited.set_yscale("log")
+    figures.log_scale(edited, "y")
     edited.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
     return figure
