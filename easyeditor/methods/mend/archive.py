@@ -45,7 +45,7 @@ def write_archive(
         "network": hypernet.spec.to_json(),
         "inner_params": [{"name": w.name, "inputs": w.inputs, "outputs": w.outputs} for w in hypernet.weights],
         "model": {
-            "name": str(parts.model.config.name_or_path),
+            "name": Path(str(parts.model.config.name_or_path)).name,  # a folder elsewhere means nothing to a reader
             "class": type(parts.model).__name__,
             "weights": sample(parts.model),
         },
