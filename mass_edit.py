@@ -24,6 +24,7 @@ model takes about 10 s.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
 FLAGS = (  # flags that are run settings of the same name
     *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "start", "limit", "shuffle", "seed", "skip_bad"),
-    *("screen", "screen_threshold", "on_collapse", "together"),
+    *("screen", "screen_threshold", "on_collapse", "together", "metrics"),
 )
 
 
@@ -63,6 +64,8 @@ def arguments() -> argparse.Namespace:
     guard = "leave a collapsing edit (default), take it back, or take it back and do it again with the method's remedy"
     p.add_argument("--on-collapse", choices=("keep", "revert", "c-rome"), help=guard)
     p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
+    more = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
+    p.add_argument("--metrics", nargs="+", metavar="NAME", help=more)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
     threshold = f"|denominator| below which a collapse is predicted (default: {SCREEN_THRESHOLD:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
@@ -131,7 +134,8 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         with run_folder(args.output, f"mass-{hparams.alg_name.lower()}-{settings.mode}", holds=CONFIG) as folder:
             begin(folder, what)
     try:
-        summary = execute(folder, what, BaseEditor, rank, not args.json or sys.stderr.isatty())
+        editor = functools.partial(BaseEditor, metrics=settings.metrics)
+        summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
     except KeyboardInterrupt:
         print(f"interrupted; what is recorded is kept: go on with --resume {folder}", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -18,10 +18,12 @@ from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate import collapse as verdict
 from easyeditor.evaluate.collapse import Collapse
+from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores, score_requests
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
 from easyeditor.evaluate.record import Examined as Examined
 from easyeditor.evaluate.record import Measured, edit_record
+from easyeditor.evaluate.registry import Evaluation, chosen, evaluate
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
@@ -48,13 +50,17 @@ class BaseEditor(EasyEditCalls):
         """Load the model the hyper-parameters name (or take the pair they hold)."""
         return cls(hparams)
 
-    def __init__(self, hparams: HyperParams, *, sentences: Sentences | None = None) -> None:
-        """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses."""
+    def __init__(
+        self, hparams: HyperParams, *, sentences: Sentences | None = None, metrics: Sequence[str] = ()
+    ) -> None:
+        """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses; `metrics` of the registry are
+        measured around every edit beside EasyEdit's."""
         if not isinstance(hparams, HyperParams):
             raise ConfigError(
                 f"BaseEditor needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
             )
         self.hparams = hparams.checked()
+        self.metrics = tuple(metric.name for metric in chosen(metrics)) if metrics else ()
         self.model, self.tok = load(
             self.hparams.model_name,
             device=self.hparams.device,
@@ -152,6 +158,21 @@ class BaseEditor(EasyEditCalls):
             batch_tokens=self.hparams.batch_tokens,
         )
 
+    def evaluate(
+        self, requests: Sequence[EditRequest], prefix: str | None = None, before: Evaluation | None = None
+    ) -> Evaluation | None:
+        """The chosen `metrics` of requests on the model as it is; None when none is chosen. `before` is what this gave
+        on the unedited model, which locality compares with."""
+        if not self.metrics:
+            return None
+        settings = Settings(
+            prefix=prefix,
+            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
+            seed=self.hparams.seed,
+            batch_tokens=self.hparams.batch_tokens,
+        )
+        return evaluate(self.model, self.tok, requests, self.metrics, settings=settings, before=before)
+
     def examine(
         self,
         request: EditRequest,
@@ -186,6 +207,8 @@ class BaseEditor(EasyEditCalls):
         if scores_before is None:
             with clock("metrics"):
                 scores_before = self.score_all(requests, [prefix] * len(requests))
+        with clock("metrics"):
+            before = self.evaluate(requests, prefix)
         if ppl_before is None:
             with clock("perplexity"):
                 ppl_before = self._measure(f"{label} perplexity before", verbose)
@@ -197,15 +220,19 @@ class BaseEditor(EasyEditCalls):
         with self.applied(result):
             with clock("metrics"):
                 scores_after = self.score_all(requests, [prefix] * len(requests))
+                after = self.evaluate(requests, prefix, before)
             with clock("perplexity"):
                 ppl_after = self._measure(f"{label} perplexity after", verbose)
         collapse = self.judge(ppl_base or ppl_before, ppl_after)
         seconds = clock.seconds["edit"] / len(requests)
         place_of = {made.place: place for place, made in enumerate(result.requests)}
         records = []
-        for request, old, new in zip(requests, scores_before, scores_after, strict=True):
+        for n, (request, old, new) in enumerate(zip(requests, scores_before, scores_after, strict=True)):
             measured = Measured(old, new, ppl_before, ppl_after, seconds)
-            records.append(self._record(request, result, place_of[request.place], measured, collapse, prefix))
+            record = self._record(request, result, place_of[request.place], measured, collapse, prefix)
+            if before is not None and after is not None:
+                record["metrics"] = {"before": before.row(n), "after": after.row(n)}
+            records.append(record)
         return Examined(
             records=tuple(records),
             result=result,

@@ -103,6 +103,24 @@ def close(a: Any, b: Any, rel: float = 1e-4) -> bool:
 # single
 
 
+def test_metrics_of_the_registry_are_measured_around_every_edit(mass: Any, tmp_path: Path) -> None:
+    names = ["ES", "PS", "gen_rewrite_em", "zsre_specificity"]
+    ran = mass("--output", "run", "--limit", 2, "--metrics", *names, "--json")
+    assert ran.code == 0, ran.err
+    for line in lines(tmp_path / "run"):
+        assert set(line["metrics"]) == {"before", "after"}
+        for state, score in (("before", "pre"), ("after", "post")):
+            assert set(line["metrics"][state]) == set(names)
+            assert isinstance(line["metrics"][state]["gen_rewrite_em"]["details"], dict), score
+        assert line["metrics"]["after"]["ES"]["value"] is None  # the record has no ground truth to compare with
+        assert line["metrics"]["after"]["ES"]["reason"]
+    summary = json.loads(ran.out)
+    found = [line["metrics"]["after"]["gen_rewrite_em"]["value"] for line in lines(tmp_path / "run")]
+    assert summary["metrics"]["gen_rewrite_em"]["after"] == pytest.approx(sum(found) / 2)
+    assert summary["metrics"]["gen_rewrite_em"]["edits"] == 2
+    assert "ES" not in summary["metrics"]
+
+
 def test_single_gives_the_records_of_one_edit_at_a_time(mass: Any, place: Path, tmp_path: Path) -> None:
     ran = mass("--output", "run", "--together", "3")
     assert ran.code == 0, ran.err
@@ -473,6 +491,13 @@ def test_refused_in_one_line_before_anything_is_made(flags: list[str], part: str
     (line,) = [x for x in ran.err.splitlines() if x.startswith("error:")]
     assert part in line
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "config.json"] == []
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_made(mass: Any, tmp_path: Path) -> None:
+    ran = mass("--metrics", "rewrite_ac", "--output", "run")
+    assert ran.code == 2
+    assert "did you mean 'rewrite_acc'?" in ran.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_screen_needs_a_denominator(mass: Any, memit: Path) -> None:

@@ -55,10 +55,13 @@ class Evaluation:
                 found[name] = _harmonic([found[part] for part in METRICS[name].harmonic])
         return found
 
+    def row(self, number: int) -> dict[str, Any]:
+        """One request's values as plain data."""
+        return {name: value.to_json() for name, value in self.rows[number].items()}
+
     def to_json(self) -> dict[str, Any]:
         """`summary`, and `rows` as plain data."""
-        rows = [{name: value.to_json() for name, value in row.items()} for row in self.rows]
-        return {"summary": self.summary(), "rows": rows}
+        return {"summary": self.summary(), "rows": [self.row(n) for n in range(len(self.rows))]}
 
 
 def chosen(names: Iterable[str]) -> list[Metric]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import ConfigError, DataError
+from easyeditor.evaluate.registry import chosen
 from easyeditor.files import read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class, method_class
@@ -47,9 +48,11 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
     """Read the data and check that method and mode go together.
 
     Raises:
-        ConfigError: a pair of method and mode that makes no sense. DataError: no usable dataset.
+        ConfigError: a pair of method and mode that makes no sense, an unknown metric. DataError: no usable dataset.
     """
     _check_pair(hparams, settings)
+    if settings.metrics:
+        chosen(settings.metrics)
     dataset = read_dataset(settings.data, skip_bad=settings.skip_bad)
     return Plan(hparams, settings, dataset, tuple(settings.select(dataset.requests)))
 
@@ -97,7 +100,8 @@ def stored(folder: Path) -> tuple[HyperParams, RunSettings]:
 
 def check_same(folder: Path, now: Plan) -> None:
     """Raise ConfigError, naming what differs, unless `now` is what the run in `folder` was begun with."""
-    then, wanted = _flat(read_json(folder / CONFIG)), _flat(now.config())
+    hparams, settings = stored(folder)  # keys that came later have their defaults
+    then, wanted = _flat({"hparams": hparams.to_dict(), "run": settings.to_dict()}), _flat(now.config())
     differing = [
         f"{key.partition('.')[2]} was {then.get(key)!r}, now {wanted.get(key)!r}"
         for key in sorted(then.keys() | wanted.keys())

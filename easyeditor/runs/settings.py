@@ -50,6 +50,8 @@ class RunSettings:
     """|denominator| below which a collapse is predicted."""
     on_collapse: Guard = "keep"
     """Leave a collapsing edit, take it back, or take it back and do it again with the method's remedy."""
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """Metrics or groups of the registry, measured around every edit beside EasyEdit's."""
     together: int = 8
     """Edits computed together in mode `single` (the numbers are those of one at a time)."""
 

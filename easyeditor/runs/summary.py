@@ -15,6 +15,7 @@ from easyeditor.files import read_json
 from easyeditor.runs.shard import recorded
 
 PARTS = ("edit", "metrics", "perplexity")
+SCORE = ("ES", "PS", "NS")  # S is their harmonic mean (ROME, table 4)
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Tally:
             "complete": recorded_now >= manifest["selected"],
             "collapsed": order,
             "ppl": self._perplexity(),
-            "metrics": {name: _means(pairs) for name, pairs in sorted(self._metrics.items())},
+            "metrics": self._means(),
             "seconds": {name: sum(values) for name, values in self._seconds.items()} if edits else None,
             "seconds_per_edit": {n: statistics.median(v) for n, v in self._seconds.items()} if edits else None,
             "edits_per_second": edits / total if total else None,
@@ -118,6 +119,15 @@ class Tally:
             "guard": {"policy": run["on_collapse"], "actions": self._guard},
             "last_evaluation": self._evaluation(),
         }
+
+    def _means(self) -> dict[str, Any]:
+        """Means over the edits that have a value; the one made of others (S) from their means."""
+        found = {name: _means(pairs) for name, pairs in sorted(self._metrics.items())}
+        if all(name in found for name in SCORE):
+            edits = min(found[name]["edits"] for name in SCORE)
+            means = {when: [found[name][when] for name in SCORE] for when in ("before", "after")}
+            found["S"] = {**{when: _harmonic(values) for when, values in means.items()}, "edits": edits}
+        return found
 
     def _perplexity(self) -> dict[str, Any] | None:
         if not self._ppl:
@@ -176,6 +186,10 @@ def _metrics(line: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
         before = [v for key, values in pre[room].items() if key.endswith("_acc") for v in values]
         if after:
             found[f"{room}_acc"] = (statistics.fmean(after), statistics.fmean(before) if before else None)
+    chosen = line.get("metrics", {"before": {}, "after": {}})
+    for name, value in chosen["after"].items():
+        if value["value"] is not None:
+            found[name] = (value["value"], chosen["before"][name]["value"])
     return found
 
 
@@ -187,6 +201,13 @@ def _means(pairs: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return statistics.fmean(known) if known else None
+
+
+def _harmonic(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return None
+    return 0.0 if 0 in known else len(known) / math.fsum(1 / v for v in known)
 
 
 def _size(value: float | None) -> float:
