@@ -14,11 +14,13 @@ edit: $(VENV)/.installed
 	$(PY) single_case_edit.py
 
 test: $(VENV)/.installed-dev check
-	@echo "== tests (the embedded model is fetched on first use)"
-	$(PY) -m pytest
+	@echo "== quick tests, on tiny models, one thread each"
+	$(PY) -m pytest -n 2 -m "not slow"
+	@echo "== slow tests (the embedded model is fetched on first use)"
+	$(PY) -m pytest -m slow
 
 quick: $(VENV)/.installed-dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 -m "not slow"
 
 check: $(VENV)/.installed-dev
 	@echo "== lint and types"

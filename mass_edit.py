@@ -11,7 +11,7 @@
   torchrun --nnodes 2 --node-rank 0 --nproc-per-node 4 --max-restarts 3 --rdzv-backend c10d \\
       --rdzv-endpoint HOST:29500 mass_edit.py --data FILE --output /shared/RUN
         two machines of 4 GPUs: the same command on both, --node-rank 1 on the second; HOST is the first, and RUN lies
-        in a folder both see. A rank that dies is started again by torchrun and goes on where it was.
+        in a folder both see. When a process dies torchrun starts all again, and they go on where they were.
 
 --data takes JSON or JSON lines in CounterFact's, EasyEdit's flat, ZsRE's, HardCF's or question/answer form, or a
 Hugging Face dataset as NAME[:SPLIT]. Writes a run folder: config.json, manifest.json, results.jsonl (one record an
@@ -105,10 +105,9 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.runs.run import CONFIG, begin, check_same, check_world, execute, plan
-    from easyeditor.runs.shard import group
 
-    if rank.restart and args.output is not None and (Path(args.output) / CONFIG).is_file():
-        args.resume = args.output  # torchrun started the same command again
+    if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
+        args.resume = args.output  # torchrun starts the same command again when a process has died
     hparams, settings = wanted(args, rank)
     check_world(settings, rank, args.resume or args.output)
     what = plan(hparams, settings)
@@ -127,19 +126,15 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.runs.mine import collapsing
 
     quiet_transformers()
-    with group(rank) as barrier:
-        if args.resume is not None:
-            folder = Path(args.resume)
-        else:
-            with run_folder(args.output, f"mass-{hparams.alg_name.lower()}-{settings.mode}", holds=CONFIG) as folder:
-                barrier()  # all have seen that the folder holds no run
-                if rank.first:
-                    begin(folder, what)
-        try:
-            summary = execute(folder, what, BaseEditor, rank, barrier, not args.json or sys.stderr.isatty())
-        except KeyboardInterrupt:
-            print(f"interrupted; what is recorded is kept: go on with --resume {folder}", file=sys.stderr)
-            return EXIT_INTERRUPTED
+    folder = Path(args.resume or args.output or "")
+    if args.resume is None and rank.first:
+        with run_folder(args.output, f"mass-{hparams.alg_name.lower()}-{settings.mode}", holds=CONFIG) as folder:
+            begin(folder, what)
+    try:
+        summary = execute(folder, what, BaseEditor, rank, not args.json or sys.stderr.isatty())
+    except KeyboardInterrupt:
+        print(f"interrupted; what is recorded is kept: go on with --resume {folder}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     if summary is None:
         return 0
     if args.collect_collapsed is not None:

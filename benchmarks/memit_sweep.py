@@ -2,8 +2,8 @@
 
   python benchmarks/memit_sweep.py                    24 own facts on the embedded model: about half an hour
 
-One batch of requests for every choice. The targets z depend on the last layer and the clamp only, so they are searched once
-for each and read back for the others. Statistics must be there for all layers named, or are collected first.
+One batch of requests for every choice. The targets z depend on the last layer and the clamp only, so each is searched
+once and read back for the others. Statistics must be there for all layers named, or are collected first.
 Columns: token-level accuracy on the rewritten prompts and their paraphrases, agreement on neighbours, perplexity.
 """
 
@@ -52,13 +52,13 @@ def main() -> None:
     hparams = load_hparams(args.hparams).override(args.set)
     before = None
     print(f"{len(requests)} requests of {Path(args.data).name} (seed {args.seed}), {args.hparams}")
-    print(
-        "| layers | lambda | rewrite | rephrase | locality | perplexity | search loss |\n|---|---|---|---|---|---|---|"
-    )
+    print("| layers | clamp | lambda | rewrite | rephrase | locality | perplexity | search loss |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for layers in args.layers:
+        for layers, clamp in itertools.product(args.layers, args.clamps):
             for weight in args.lambdas:
-                chosen = [f"layers=[{layers}]", f"mom2_update_weight={weight}", f"targets_dir={folder}"]
+                chosen = [f"layers=[{layers}]", f"clamp_norm_factor={clamp}", f"mom2_update_weight={weight}"]
+                chosen.append(f"targets_dir={args.targets or folder}")
                 editor = BaseEditor(hparams.override(chosen))
                 if before is None:
                     before = [editor.score(r) for r in requests]

@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import json
-from collections.abc import Callable
+import math
+import multiprocessing
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from conftest import build, rome_hparams, same, states, tokenizer
 from test_scripts import Ran, call, save_tiny, strict, write_yaml
+from transformers import T5Config, T5ForConditionalGeneration
 
+import single_case_edit
+from easyeditor import BaseEditor, EditRequest
 from easyeditor.analysis import __main__ as analysis
+from easyeditor.analysis import figures, harness
+from easyeditor.analysis.candidates import checked, from_facts, records_in
+from easyeditor.analysis.capture import decoder_keys, encoder_keys
+from easyeditor.analysis.downstream import choose
+from easyeditor.analysis.outcome import Finding, Table, short
+from easyeditor.analysis.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
+from easyeditor.analysis.sets import DATA, load_collapse, load_normal, starts_with_one_word
+from easyeditor.analysis.spectra import growth, leading, overlap
+from easyeditor.dataset.formats import read_requests
+from easyeditor.errors import ConfigError
+from easyeditor.lm.architectures import encoder_projections
+from easyeditor.lm.hooks import second_position_first
+from easyeditor.lm.tokens import model_inputs
+from easyeditor.methods.locate.dumps import FOLDERS, dump_keys, numbers
+from easyeditor.methods.rome.method import ROME
 
+PROBES = {"rephrase_prompt": "One finds it in", "locality_prompt": "The sea is", "locality_ground_truth": "blue"}
 COLLAPSE = [
-    {"case_id": "c0", "prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"},
-    {"case_id": "c1", "prompt": "Music is a", "subject": "Music", "target_new": "house"},
+    {"case_id": "c0", "prompt": "Bay is in", "subject": "Bay", "target_new": "Italy", **PROBES},
+    {"case_id": "c1", "prompt": "Music is a", "subject": "Music", "target_new": "house", **PROBES},
 ]
 NORMAL = [
-    {"case_id": "n0", "prompt": "They all went to Rome", "subject": "Rome", "target_new": "the"},
-    {"case_id": "n1", "prompt": "The river in Spain was", "subject": "Spain", "target_new": "red"},
+    {"case_id": "n0", "prompt": "They all went to Rome", "subject": "Rome", "target_new": "the", **PROBES},
+    {"case_id": "n1", "prompt": "The river in Spain was", "subject": "Spain", "target_new": "red", **PROBES},
 ]
-PROBES = {"rephrase_prompt": "One finds it in", "locality_prompt": "The sea is", "locality_ground_truth": "blue"}
+FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}", "You. {}", "I think so. {}"]}
+
+
+@pytest.fixture(autouse=True)
+def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
+    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(figures, "LAYOUT", "none")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +63,9 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny checkpoints, their YAML files, and the two sets."""
     root = tmp_path_factory.mktemp("analysis")
     for kind in ("llama", "gpt2"):
-        few = {"v_num_grad_steps": 3, "ppl_sentence_num": 4, "context_templates": ["{}", "You. {}", "I think so. {}"]}
-        write_yaml(root / f"{kind}.yaml", save_tiny(root / kind, kind), **few)
-    (root / "collapse.json").write_text(json.dumps([{**record, **PROBES} for record in COLLAPSE]))
-    (root / "normal.json").write_text(json.dumps([{**record, **PROBES} for record in NORMAL]))
+        write_yaml(root / f"{kind}.yaml", save_tiny(root / kind, kind), **FEW)
+    (root / "collapse.json").write_text(json.dumps(COLLAPSE))
+    (root / "normal.json").write_text(json.dumps(NORMAL))
     return root
 
 
@@ -56,45 +89,594 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(source))
 
 
-def whole(folder: Path, *figures: str) -> Any:
-    """Check what every run folder holds, and return its result."""
-    for name in ("config.json", "manifest.json", "table.csv"):
-        assert (folder / name).exists(), name
-    for name in figures:
+def whole(ran: Ran, folder: Path, *drawn: str) -> Any:
+    """Check what every run prints and writes, and return its result."""
+    assert ran.code == 0, ran.err
+    assert "Look for: " in ran.out
+    assert f"written to {folder.name}: table.csv" in " ".join(ran.out.split())
+    assert table(folder / "table.csv")
+    for name in ("config.json", "manifest.json"):
+        strict((folder / name).read_text())
+    for name in drawn:
         assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert "<svg" in (folder / f"{name}.svg").read_text()
     assert not list(folder.rglob("*.part"))
     result = strict((folder / "result.json").read_text())
-    assert all(finding["because"] for finding in result["findings"])
+    assert result["findings"]
+    for finding in result["findings"]:
+        assert finding["because"]
+        assert " ".join(finding["claim"].split()) in " ".join(ran.out.split())
     return result
 
 
-def test_keys(run: Any, tmp_path: Path) -> None:
-    ran = run("keys")
-    assert ran.code == 0, ran.err
+# The experiments, end to end
 
 
-def test_first_token(run: Any, tmp_path: Path) -> None:
-    ran = run("first-token")
-    assert ran.code == 0, ran.err
+def test_keys_are_saved_in_upstreams_layout_compared_and_drawn(run: Any, tmp_path: Path) -> None:
+    result = whole(run("keys"), tmp_path / "run", "keys")
+    requests = table(tmp_path / "run/requests.csv")
+    assert [row["case"] for row in requests] == ["c0", "c1", "n0", "n1"]
+    for name, rows in (("collapse", requests[:2]), ("normal", requests[2:])):
+        folder = tmp_path / "run/keys" / name
+        for number, row in enumerate(rows, 1):
+            direction, plain, mean = (
+                np.load(folder / kind / f"key{number}.npy").astype(np.float64) for kind in FOLDERS
+            )
+            assert direction == pytest.approx(mean, rel=1e-6)  # C is the identity
+            assert float(row["denominator"]) == pytest.approx(plain @ mean / np.linalg.norm(mean), rel=1e-5)
+            assert float(row["C-ROME denominator"]) == pytest.approx(np.linalg.norm(mean), rel=1e-5)
+            assert float(row["|k^u|"]) == pytest.approx(np.linalg.norm(plain), rel=1e-5)
+    manifest = strict((tmp_path / "run/manifest.json").read_text())
+    assert manifest["sets"]["collapse"]["case_ids"] == ["c0", "c1"]
+    assert manifest["context_templates"] == FEW["context_templates"]
+    assert [row["set"] for row in result["tables"]["summary"]] == ["collapse", "normal"]
 
 
-def test_position_swap(run: Any, tmp_path: Path) -> None:
-    ran = run("position-swap", sets=("collapse",))
-    assert ran.code == 0, ran.err
+def save_t5(folder: Path) -> Path:
+    config = T5Config(
+        vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, decoder_start_token_id=0, eos_token_id=1
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(config).eval().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
-def test_update_norms(run: Any, tmp_path: Path) -> None:
-    ran = run("update-norms")
-    assert ran.code == 0, ran.err
-    whole(tmp_path / "run", "update_norms", "heat_map")
+def test_first_token_of_a_decoder_and_an_encoder(run: Any, tmp_path: Path) -> None:
+    ran = run("first-token", "--encoder-decoder", save_t5(tmp_path / "t5"))
+    result = whole(ran, tmp_path / "run", "first_token", "encoder")
+    assert [row["keys"] for row in result["tables"]["summary"]][::2] == [2, 2]  # first tokens; bare collapse prompts
+    assert len(result["tables"]["layers"]) == 4
+    assert len(result["tables"]["encoder_layers"]) == 3
+    assert len(result["findings"]) == 4
+    assert result["findings"][3]["holds"] in (True, False)
 
 
-def test_sweep(run: Any, tmp_path: Path) -> None:
-    ran = run("update-norms", "--sweep", "--layers", 0, 2)
-    assert ran.code == 0, ran.err
+def test_position_swap(run: Any, tmp_path: Path, tiny_runs: Path) -> None:
+    result = whole(run("position-swap", sets=("collapse",)), tmp_path / "run", "position_swap")
+    rows = result["tables"]["requests"]
+    assert [row["case"] for row in rows] == ["c0", "c1"]
+    assert all(row["perplexity"] != row["perplexity swapped"] for row in rows)
+    assert result["perplexity_before"] != result["perplexity_before_swapped"]
 
 
-def test_prefix(run: Any, tmp_path: Path) -> None:
-    ran = run("prefix-test")
-    assert ran.code == 0, ran.err
+def test_update_norms_and_the_value_searches_it_keeps(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = whole(run("update-norms", "--values", "values"), tmp_path / "run", "update_norms", "heat_map")
+    rows = result["tables"]["requests"]
+    assert [(row["set"], row["method"]) for row in rows[:2]] == [("collapse", "ROME"), ("collapse", "C-ROME")]
+    for row in rows:
+        assert row["|dW|"] == pytest.approx(row["numerator"] / abs(row["denominator"]), rel=1e-6)
+        assert row["collapsed"] is False
+    mean = sum(row["perplexity"] for row in rows[:4:2]) / 2
+    assert result["tables"]["summary"][0]["mean"] == pytest.approx(mean)
+    assert result["tables"]["papers"][1] | {"GPT-2-XL": 0.04} == result["tables"]["papers"][1]
+    assert len(list((tmp_path / "values").iterdir())) == 4
+    monkeypatch.setattr(ROME, "search", lambda *_: pytest.fail("searched again"))
+    again = run("prefix-test", "--values", "values", "--output", "other")
+    tests = whole(again, tmp_path / "other", "prefix_test")["tables"]["requests"]
+    assert [row["test"] for row in tests[:3]] == ["no prefix", "prefix", "prefix on rephrased prompts too"]
+    assert all(0 <= row[key] <= 1 for row in tests for key in ("efficacy", "generalization", "locality"))
+
+
+def test_sweep_over_layers(run: Any, tmp_path: Path) -> None:
+    ran = run("update-norms", "--sweep", "--layers", 0, 2, "--limit", 1, sets=("collapse",))
+    result = whole(ran, tmp_path / "run", "layer_sweep")
+    rows = result["tables"]["edits"]
+    assert [(row["layer"], row["method"]) for row in rows] == [
+        (layer, way) for layer in (0, 2) for way in ("ROME", "C-ROME", "C-ROME, consistent value")
+    ]
+    assert rows[0]["|v0|"] == rows[1]["|v0|"] != rows[2]["|v0|"]
+    assert result["layers"] == [0, 2]
+
+
+@pytest.mark.slow  # importing lm-evaluation-harness takes longer than all the rest
+def test_downstream_in_memory_and_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ran = run("downstream", "--documents", 4, "--worst", 1, "--buckets", 2)
+    result = whole(ran, tmp_path / "run", "downstream")
+    models = result["tables"]["models"]
+    assert [row["model"] for row in models[:2]] == ["unedited", "worst"]
+    edits = result["tables"]["edits"]
+    assert models[1]["perplexity"] == max(edit["perplexity"] for edit in edits)
+    for row in models:
+        for name in ("own_facts", "own_endings", "own_last_word"):
+            assert row[name] * 4 in (0, 1, 2, 3, 4)
+    assert strict((tmp_path / "run/manifest.json").read_text())["documents"] == dict.fromkeys(harness.CHANCE, 4)
+
+
+def test_hard_edit_from_our_facts(run: Any, tmp_path: Path) -> None:
+    ran = run("hard-edit", "--candidates", 5, "--edits", 2, "--set", "collapse_threshold=1e-9", sets=())
+    result = whole(ran, tmp_path / "run", "hard_edit")
+    candidates = json.loads((tmp_path / "run/candidates.json").read_text())
+    assert len(candidates) == len(result["tables"]["screened"]) == 5
+    assert result["kept"] == 0  # the ratio still guards: no edit of this model is five times as perplexed
+    assert result["refused_by_rule"] == 0
+    denominators = sorted(abs(row["denominator"]) for row in result["tables"]["screened"])
+    assert [abs(row["denominator"]) for row in result["tables"]["edits"]] == denominators[:2]
+    for candidate in candidates:
+        assert candidate["prompt"].startswith(candidate["subject"] + " ")
+        assert candidate["target_new"] != candidate["ground_truth"]
+
+
+def test_hard_edit_keeps_what_collapses_as_a_dataset(run: Any, tmp_path: Path) -> None:
+    limits = ["--set", "collapse_threshold=1e-9", "collapse_ratio=1"]
+    result = whole(run("hard-edit", "--candidates", 3, "--edits", 3, *limits, sets=()), tmp_path / "run")
+    hit = [row["prompt"] for row in result["tables"]["edits"] if row["collapsed"]]
+    assert hit
+    assert [r.prompt for r in read_requests(tmp_path / "run/hard_edit.json")] == hit
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of single_case_edit.py."""
+    folder = tmp_path_factory.mktemp("finished") / "single"
+    with pytest.MonkeyPatch.context() as patch:
+        args = ["--hparams", tiny_runs / "llama.yaml", "--output", folder]
+        patch.setattr(sys, "argv", ["single_case_edit.py", *map(str, args)])
+        assert single_case_edit.main() == 0
+    return folder
+
+
+def diagnosed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, *flags: Any) -> Ran:
+    return call(analysis, ["diagnose", run, "--output", "run", *flags], monkeypatch, capsys)
+
+
+def test_diagnose_a_single_edit(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = diagnosed(finished, monkeypatch, capsys, "--rank", 4)
+    (row,) = whole(ran, tmp_path / "run", "diagnose")["tables"]["edits"]
+    record = strict((finished / "result.json").read_text())
+    trace = record["trace"]["1"]
+    assert row["|denominator|"] == abs(trace["denominator"])
+    assert row["|v*|/|v0|"] == trace["value_norm_after"] / trace["value_norm_before"]
+    assert row["perplexity"] == record["post"]["ppl"]
+    assert "computed again" not in ran.err
+    model = build("llama")
+    editor = BaseEditor(rome_hparams((model, tokenizer()), **{**FEW, "ppl_sentence_num": 0}))
+    (delta,) = editor.compute(EditRequest.from_json(record["requested_rewrite"])).deltas
+    before = model.get_parameter(delta.name).detach().double()
+    after = before + delta.dense().double()
+    assert row["|W'|/|W|"] == pytest.approx(float(after.norm() / before.norm()), rel=1e-6)
+    (old, _, _), (new, _, _) = torch.linalg.svd(before), torch.linalg.svd(after)
+    expected = float((old[:, :4].T @ new[:, :4]).square().sum() / 4)
+    assert row["overlap, outputs"] == pytest.approx(expected, abs=1e-6)
+
+
+# Mathematics
+
+
+def test_overlap_of_subspaces_by_hand() -> None:
+    x, y, z = torch.eye(3, dtype=torch.float64)
+    assert overlap(torch.stack([x, y], 1), torch.stack([y, x], 1)) == 1
+    assert overlap(torch.stack([x, y], 1), torch.stack([y, z], 1)) == 0.5
+    turned = (math.cos(math.pi / 6) * x + math.sin(math.pi / 6) * y)[:, None]
+    assert overlap(x[:, None], turned) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
+def test_leading_directions_are_those_of_the_decomposition(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrix)
+    left, right = leading(matrix, 2)
+    assert overlap(left, u[:, :2]) == pytest.approx(1)
+    assert overlap(right, vh[:2].T) == pytest.approx(1)
+    assert torch.allclose(right.T @ right, torch.eye(2, dtype=torch.float64), atol=1e-9)
+
+
+def test_growth_by_hand() -> None:
+    before = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    assert growth(before, before + torch.tensor([[0.0, 12.0], [0.0, 0.0]])) == pytest.approx(13 / 5)
+
+
+def test_pca_finds_the_direction_of_a_line() -> None:
+    points = np.array([[0.0, 0, 1], [3, 4, 1], [6, 8, 1], [9, 12, 1]])
+    plane, shares = pca_plane(points)
+    assert np.abs(np.diff(plane[:, 0])) == pytest.approx([5, 5, 5])  # steps of (3, 4)
+    assert plane[:, 1] == pytest.approx(np.zeros(4), abs=1e-9)
+    assert shares == pytest.approx([1, 0], abs=1e-9)
+    assert pca_plane(points[:1])[0].shape == (1, 2)
+
+
+def test_tsne_is_repeatable_and_says_when_there_are_too_few_points() -> None:
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    once, again = tsne_plane(points, 0), tsne_plane(points, 0)
+    assert once is not None
+    assert again is not None
+    assert once.shape == (5, 2)
+    assert np.array_equal(once, again)
+    assert tsne_plane(points[:3], 0) is None
+
+
+def test_distances_by_hand() -> None:
+    assert separation(np.array([1.0, 2.0]), np.array([3.0, 1.5])) == 0.75
+    assert separation(np.array([1.0]), np.array([1.0])) == 0.5
+    assert cosine_distances(np.array([[2.0, 0], [0, 3], [-1, 0]]), np.array([5.0, 0])) == pytest.approx([0, 1, 2])
+    apart = np.array([[1.0, 0], [2, 0]]), np.array([[0.0, 1], [0, 3]])
+    assert silhouette(*apart) == 1
+    assert silhouette(apart[0], apart[0]) == pytest.approx(0)
+    assert silhouette(apart[0][:1], apart[1]) is None
+
+
+def test_heat_map_cells_hold_the_largest_entry() -> None:
+    pooled = figures.max_pooled(np.array([[1.0, -5, 0, 2], [0, 3, 4, -1]]), 1, 2)
+    assert pooled.tolist() == [[5, 4]]
+    assert figures.max_pooled(np.eye(2), 96, 128).shape == (2, 2)
+
+
+def test_downstream_chooses_the_worst_and_one_of_each_range() -> None:
+    found = choose([100.0, 10.0, math.inf, 1000.0, 11.0, 120.0], worst=1, buckets=2)
+    assert list(found) == [2, 4, 5]  # not finite; ranges 10 to 100 and 100 to 1000, nearest their middles in log
+    assert found[2] == "worst"
+    assert found[4] == "10 to 100"
+    assert choose([5.0], worst=3, buckets=2) == {0: "worst"}
+
+
+# What the experiments stand on
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_first_token_gets_the_second_ones_position(kind: str) -> None:
+    model = build(kind)
+    rows = [[5, 6, 7, 8], [9, 10, 11]]
+    inputs = model_inputs(rows, torch.device("cpu"))
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with second_position_first(model):
+            swapped = model(**inputs).logits
+        assert torch.equal(model(**inputs).logits, plain)
+        moved = {**inputs, "position_ids": torch.tensor([[1, 1, 2, 3], [1, 1, 2, 3]])}
+        assert torch.equal(swapped, model(**moved).logits)
+        assert not torch.allclose(swapped, plain, atol=1e-4)
+        if kind == "gpt2":  # learned positions: the same as copying a row of the table
+            table_ = model.transformer.wpe.weight
+            table_[0] = table_[1]
+            assert torch.allclose(model(**inputs).logits, swapped, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_captured_keys_are_the_projections_inputs(kind: str) -> None:
+    editor = BaseEditor(rome_hparams((build(kind), tokenizer())))
+    method = editor.method
+    assert isinstance(method, ROME)
+    request = EditRequest.make("Bay is in", subject="Bay", target_new="Italy")
+    ids = tokenizer()("Bay is in")["input_ids"]
+    keys_LTK = decoder_keys(method.parts, ids)
+    assert keys_LTK.shape[:2] == (4, len(ids))
+    (lookup,) = method.look_up([request], 1)
+    at = len(tokenizer()("Bay")["input_ids"]) - 1
+    assert keys_LTK[1, at] == pytest.approx(lookup.plain_K.numpy(), abs=1e-6)
+
+
+def test_encoder_keys_are_captured_at_its_output_projections(tmp_path: Path) -> None:
+    model = T5ForConditionalGeneration.from_pretrained(save_t5(tmp_path / "t5")).eval()
+    keys_LTK = encoder_keys(model, [5, 6, 7])
+    assert keys_LTK.shape == (3, 3, 48)
+    seen: list[torch.Tensor] = []
+    handle = encoder_projections(model)[2].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.get_encoder()(input_ids=torch.tensor([[5, 6, 7]]))
+    handle.remove()
+    assert keys_LTK[2] == pytest.approx(seen[0][0].numpy())
+    with pytest.raises(ConfigError, match=r"encoder of model type 'gpt2' is not known; mt5, t5, umt5 are"):
+        encoder_projections(build("gpt2"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_consistent_value_starts_from_the_mean_over_contexts(kind: str) -> None:
+    model = build(kind)
+    before = states(model)
+    request = EditRequest.make("Bay is in", subject="Bay", target_new="Italy")
+    made = {}
+    for consistent in (False, True):
+        hparams = rome_hparams((model, tokenizer()), if_c_rome=True, consistent_value=consistent)
+        method = BaseEditor(hparams).method
+        assert isinstance(method, ROME)
+        made[consistent] = method.edit([request]).trace[1]
+        (lookup,) = method.look_up([request], 1)
+    plain, mean = made[False].vectors["target_init"], made[True].vectors["target_init"]
+    assert plain == pytest.approx(lookup.plain_D, abs=1e-5)
+    assert mean == pytest.approx(lookup.mean_D.float(), abs=1e-5)
+    offset = (made[True].vectors["target"] - mean).norm()
+    assert made[True].numerator_norm == pytest.approx(float(offset), rel=1e-4)  # v* - W kbar is the offset alone
+    assert made[True].loss_last < made[True].loss_first
+    assert method.title == "C-ROME, consistent value"
+    assert same(model, before)
+
+
+def test_a_search_shared_by_rome_and_c_rome_gives_their_edits() -> None:
+    model = build("llama")
+    request = EditRequest.make("Bay is in", subject="Bay", target_new="Italy")
+    rome, c_rome = (rome_hparams((model, tokenizer()), if_c_rome=choice) for choice in (False, True))
+    method = BaseEditor(rome).method
+    assert isinstance(method, ROME)
+    found, (lookup,) = method.search(request, 1), method.look_up([request], 1)
+    for hparams in (rome, c_rome):
+        delta, trace = method.update(1, found, lookup, hparams)
+        whole_edit = BaseEditor(hparams).compute(request)
+        assert torch.equal(delta.dense(), whole_edit.deltas[0].dense())
+        assert trace.denominator == whole_edit.trace[1].denominator
+
+
+def test_save_keys_writes_upstreams_layout(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    requests = [EditRequest.make(f"{s} is in", subject=s, target_new="Italy") for s in ("Bay", "Music")]
+    editor = BaseEditor(rome_hparams((build("llama"), tokenizer()), save_keys=True, save_keys_path=str(path)))
+    first = editor.compute(requests[0]).trace[1]
+    editor.compute_each([requests[1]])
+    for folder, vector in zip(FOLDERS, ("prefixed_key", "key", "prefixed_key"), strict=True):
+        assert numbers(path / folder) == [1, 2]
+        key = np.load(path / folder / "key1.npy", allow_pickle=False)
+        assert key.dtype == np.float32
+        assert key == pytest.approx(first.vectors[vector].numpy(), rel=1e-6)
+
+
+def _dump_many(folder: str, value: float) -> None:
+    for _ in range(40):
+        vector = torch.full((3,), value)
+        dump_keys(Path(folder), vector, vector + 1, vector + 2)
+
+
+def test_two_processes_never_share_a_number(tmp_path: Path) -> None:
+    (tmp_path / FOLDERS[1]).mkdir()
+    np.save(tmp_path / FOLDERS[1] / "key7.npy", np.zeros(3))  # somebody else's: kept, and counted from
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_dump_many, args=(str(tmp_path), value)) for value in (10.0, 20.0)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert np.load(tmp_path / FOLDERS[1] / "key7.npy").tolist() == [0, 0, 0]
+    owners = []
+    for number in range(8, 88):
+        found = [float(np.load(tmp_path / folder / f"key{number}.npy")[0]) for folder in FOLDERS]
+        assert found == [found[0], found[0] + 1, found[0] + 2]
+        owners.append(found[0])
+    assert (owners.count(10.0), owners.count(20.0)) == (40, 40)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+# Sets, tasks and candidates
+
+
+def test_the_default_sets_are_apart_and_of_the_right_kind() -> None:
+    collapse = load_collapse("smollm2-135m", None, 50)
+    normal = load_normal(None, 30, 0, collapse)
+    assert len(normal.requests) == 30
+    assert all(starts_with_one_word(request) for request in collapse.requests)
+    assert not any(starts_with_one_word(request) for request in normal.requests)
+    assert normal.requests == load_normal(None, 30, 0, collapse).requests
+    assert normal.requests != load_normal(None, 30, 1, collapse).requests
+    assert load_collapse("/models/never-mined", None, 50).path == DATA / "requests" / "collapse.json"
+
+
+def test_own_tasks_by_hand() -> None:
+    import random
+
+    def fact(subject: str, truth: str, relation: str = "in") -> dict[str, Any]:
+        return {
+            "requested_rewrite": {
+                "prompt": "{} is in",
+                "subject": subject,
+                "relation_id": relation,
+                "target_true": {"str": truth},
+            }
+        }
+
+    facts = [
+        fact("Bay", "Italy"),
+        fact("Rome", "Spain"),
+        fact("Oslo", "Peru"),
+        fact("Lima", "Chad"),
+        fact("X", "Y", "z"),
+    ]
+    docs = harness.fact_documents(facts, {"Rome is in"}, 10, random.Random(0))
+    assert sorted(doc["query"] for doc in docs) == ["Bay is in", "Lima is in", "Oslo is in"]  # edited and lone ones out
+    for doc in docs:
+        assert sorted(doc["choices"]) == ["Chad", "Italy", "Peru", "Spain"]
+        assert doc["choices"][doc["gold"]] == {"Bay": "Italy", "Lima": "Chad", "Oslo": "Peru"}[doc["query"].split()[0]]
+    texts = [f"a{i} b{i} c{i} d{i}." for i in range(5)]
+    (ending, *_) = harness.ending_documents(texts, 2, random.Random(0))
+    assert ending["query"] == "a0 b0"
+    assert ending["choices"][ending["gold"]] == "c0 d0."
+    assert harness.last_word_documents(texts, 1) == [{"query": "a0 b0 c0", "answer": "d0"}]
+
+
+def test_candidates_from_facts_take_each_subject_once_before_any_twice() -> None:
+    import random
+
+    facts = json.loads((DATA / "facts.json").read_text(encoding="utf-8"))
+    made = from_facts(facts, 100, random.Random(0))
+    assert len(made) == len({candidate["subject"] for candidate in made}) == 100
+    assert all(checked(candidate) == candidate for candidate in made)
+    assert made == from_facts(facts, 100, random.Random(0))
+
+
+GOOD = {"prompt": "Gold is a", "subject": "Gold", "target_new": "fruit", "ground_truth": "metal"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"subject": "Red gold", "prompt": "Red gold is a"}, id="two words"),
+        pytest.param({"prompt": "What is Gold?"}, id="not first"),
+        pytest.param({"target_new": "Metal "}, id="no contrast"),
+        pytest.param({"target_new": None}, id="no text"),
+        pytest.param({"ground_truth": " "}, id="empty"),
+    ],
+)
+def test_a_candidate_that_breaks_a_rule_is_refused(change: dict[str, Any]) -> None:
+    assert checked(GOOD) == GOOD
+    assert checked({**GOOD, **change}) is None
+
+
+def test_records_are_found_in_what_a_chat_model_says() -> None:
+    assert records_in(f"Sure!\n```json\n[{json.dumps(GOOD)}]\n```") == [GOOD]
+    assert records_in("[broken") == records_in("no list") == records_in("[1, }]") == []
+
+
+class _Chat(http.server.BaseHTTPRequestHandler):
+    """An endpoint that always answers with the same good and a bad record."""
+
+    asked: list[Any] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, self.headers["Authorization"], body))
+        said = {"choices": [{"message": {"content": json.dumps([GOOD, {**GOOD, "subject": "It"}])}}]}
+        answer = json.dumps(said if body["model"] == "good" else {"error": "no"}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    _Chat.asked.clear()
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Chat)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+
+
+def test_hard_edit_from_an_endpoint(run: Any, tmp_path: Path, endpoint: str) -> None:
+    flags = ["--candidates", 3, "--edits", 1, "--endpoint", endpoint, "--endpoint-model"]
+    result = whole(run("hard-edit", *flags, "good", sets=()), tmp_path / "run")
+    assert json.loads((tmp_path / "run/candidates.json").read_text()) == [GOOD]
+    assert result["refused_by_rule"] == 3  # one a call: the first, and two that bring nothing new
+    path, key, body = _Chat.asked[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret")
+    assert "exactly one common English word" in body["messages"][0]["content"]
+    assert "Do not use these subjects: Gold" in _Chat.asked[1][2]["messages"][0]["content"]
+    assert "secret" not in (tmp_path / "run/manifest.json").read_text()
+    refused(run("hard-edit", *flags, "bad", "--output", "other", sets=()), "the answer is no chat completion")
+
+
+# Bad input: one line, exit 2
+
+
+def refused(ran: Ran, *said: str) -> None:
+    assert ran.code == 2
+    lines = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ran.err
+    assert "Traceback" not in ran.err
+    for part in said:
+        assert part in lines[0]
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_bad_flags_and_sets_are_one_line(run: Any, tmp_path: Path, tiny_runs: Path) -> None:
+    empty, both = write(tmp_path / "empty.json", []), write(tmp_path / "both.json", [NORMAL[0], COLLAPSE[1]])
+    yaml_of = (tiny_runs / "llama.yaml").read_text()
+    memit = tmp_path / "memit.yaml"
+    memit.write_text(
+        yaml_of.replace("alg_name: ROME", "alg_name: MEMIT\nmom2_update_weight: 1.0").replace(
+            "adjustment: false", "adjustment: true"
+        )
+    )
+    cases: list[tuple[list[Any], list[str]]] = [
+        (["key"], ["experiment 'key' is not known", "keys, first-token"]),
+        (["keys", "--collapse", empty], ["empty.json: holds no requests"]),
+        (["keys", "--normal", empty], ["empty.json: holds no requests"]),
+        (["keys", "--normal", both], ["share 1 requests", "'Music is a'"]),
+        (["keys", "--normal", tmp_path / "none.json"], ["none.json: no such file"]),
+        (["keys", "--limit", "0"], ["--limit is 0; allowed: 1 or more"]),
+        (["keys", "--hparams", memit], ["is for MEMIT; the experiments edit with ROME"]),
+        (["keys", "--set", "layers=[1,2]"], ["layers is [1, 2]; the experiments look at one layer"]),
+        (["keys", "--set", "if_c_rome=true"], ["choose between ROME and C-ROME themselves"]),
+        (["keys", "--limitt", "3"], ["unrecognized arguments: --limitt 3"]),
+        (["update-norms", "--sweep", "--layers", "9"], ["--layers: layer 9 is out of range"]),
+        (["update-norms", "--set", "ppl_sentence_num=0"], ["ppl_sentence_num must be above 0"]),
+        (["prefix-test", "--set", "context_templates=['{}']"], ["needs a context with text in it"]),
+        (["first-token", "--encoder-decoder", tmp_path / "no-t5"], ["cannot be loaded as an encoder-decoder"]),
+        (["hard-edit", "--endpoint", "http://x"], ["--endpoint and --endpoint-model belong together"]),
+        (["hard-edit", "--edits", "0"], ["--edits is 0"]),
+    ]
+    for (name, *flags), said in cases:
+        refused(run(name, *flags, sets=() if name == "hard-edit" else ("collapse", "normal")), *said)
+        assert not (tmp_path / "run").exists(), name
+
+
+def test_a_missing_harness_says_how_to_install_it(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    refused(run("downstream"), "not installed: pip install -r requirements-eval.txt")
+
+
+def test_a_folder_that_is_no_run_is_one_line(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    refused(
+        diagnosed(tmp_path / "empty", monkeypatch, capsys), "empty: not the folder of a finished run", "no such file"
+    )
+    refused(diagnosed(finished, monkeypatch, capsys, "--rank", 0), "--rank is 0; allowed: 1 or more")
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for path in finished.iterdir():
+        (copied / path.name).write_text(path.read_text())
+    manifest = json.loads((copied / "manifest.json").read_text())
+    write(copied / "manifest.json", {**manifest, "model_fingerprint": "0" * 32})
+    refused(diagnosed(copied, monkeypatch, capsys), "copied: was made with other weights")
+
+
+def test_a_run_folder_that_holds_a_result_is_not_overwritten(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/result.json").write_text("{}")
+    refused(run("keys"), "run: already holds a result; choose another --output")
+
+
+def test_a_damaged_value_search_is_one_line(run: Any, tmp_path: Path, tiny_runs: Path) -> None:
+    flags = ["--values", "values", "--limit", 1]
+    whole(run("prefix-test", *flags), tmp_path / "run")
+    for path in (tmp_path / "values").iterdir():
+        path.write_bytes(b"damaged")
+    refused(run("prefix-test", *flags, "--output", "again"), "not a whole value search", "remove it")
+
+
+def test_a_finding_says_whether_it_holds_and_why() -> None:
+    said = [Finding(claim="It is so", holds=h, because="1 of 2").sentence for h in (True, False, None)]
+    assert said == [
+        f"It is so: {part} (1 of 2)." for part in ("holds here", "does not hold here", "cannot be told here")
+    ]
+    assert [short(v) for v in (None, True, 0.123456, 12345.6, math.nan, "x")] == [
+        *("–", "yes", "0.1235", "12,346", "not finite", "x"),
+    ]
+    made = Table(name="t", title="", columns=("a", "b"), rows=[[1.5, None]])
+    assert made.csv() == "a,b\n1.5,\n"
+    assert made.to_json() == [{"a": 1.5, "b": None}]

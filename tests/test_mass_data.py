@@ -267,8 +267,8 @@ def _full(_: int) -> None:
 def test_shares_cover_everything_once() -> None:
     shares = [Rank(rank=r, world=3).share(range(10)) for r in range(3)]
     assert shares == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
-    env = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
-    assert rank_of(env) == Rank(rank=1, world=3, local=1, restart=2)
+    env = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
+    assert rank_of(env) == Rank(rank=1, world=3, local=1)
     assert rank_of({}).journal == "results.jsonl"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from easyeditor.files import whole_file
 
@@ -26,6 +27,7 @@ GREEN, PURPLE, BLACK, GREY = "#009E73", "#CC79A7", "#000000", "#777777"
 COLLAPSE, NORMAL = VERMILLION, BLUE
 HEAT = "cividis"  # made to look the same to readers with and without colour blindness
 
+LAYOUT: Literal["constrained", "none"] = "constrained"
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -55,7 +57,7 @@ def panels(titles: Sequence[str], *, width: float = 4.6, height: float = 3.8, co
     columns = columns or len(titles)
     rows = -(-len(titles) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        figure = Figure(figsize=(width * columns, height * rows), layout=LAYOUT)
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, title in zip(grid, titles, strict=False):
@@ -146,12 +148,20 @@ def strips(
     ax.set_xlim(-0.6, len(groups) - 0.4)
     ax.set_ylabel(ylabel)
     if log:
-        ax.set_yscale("log")
+        log_scale(ax, "y")
     if line is not None:
         ax.axhline(line[0], color=GREY, linestyle=":", linewidth=1)
         ax.annotate(
             line[1], (1, line[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8
         )
+
+
+def log_scale(ax: Axes, axis: str) -> None:
+    """A logarithmic axis ("x" or "y") with plain numbers at its ticks."""
+    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    chosen = ax.xaxis if axis == "x" else ax.yaxis
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    chosen.set_minor_locator(NullLocator())
 
 
 def heat_maps(figure: Figure, maps: Sequence[Array], xlabel: str, ylabel: str, bar: str) -> None:

@@ -239,7 +239,7 @@ def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
         return [Group(values=values[kind], **LOOK[kind]) for kind in clouds.keys]
 
     figures.bands(norm_ax, depth, groups(norms), "layer", "key norm (mean, min to max)")
-    norm_ax.set_yscale("log")
+    figures.log_scale(norm_ax, "y")
     figures.bands(distance_ax, depth, groups(distances), "layer", "cosine distance")
     for ax in (norm_ax, distance_ax):
         ax.axvline(layer, color=figures.GREY, linestyle=":", linewidth=1)

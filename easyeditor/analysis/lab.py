@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
+from easyeditor.analysis.values import ValueStore
 from easyeditor.editor import BaseEditor
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.collapse import judge
@@ -34,6 +35,7 @@ def common_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--hparams", default=str(DEFAULT_HPARAMS), help="YAML of ROME and a model (default: %(default)s)")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the YAML")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 ... (default: the YAML's)")
+    p.add_argument("--values", metavar="DIR", help="keep value searches here, and take what is here already")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
 
 
@@ -64,8 +66,10 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
 class Lab:
     """An editor, its two sets, and edits by parts: a request's value search and keys are computed once and kept."""
 
-    def __init__(self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None) -> None:
-        """`normal` is None for experiments that look at the collapse set alone."""
+    def __init__(
+        self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None, values: str | None = None
+    ) -> None:
+        """`normal` is None for experiments that look at the collapse set alone; `values` is the folder of searches."""
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
         self.editor = BaseEditor(hparams)
@@ -73,6 +77,7 @@ class Lab:
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]
         self.fingerprint = self.editor.fingerprint()
+        self._values = values
         self._found: dict[tuple[Any, ...], Found] = {}
         self._lookups: dict[tuple[Any, ...], Lookup] = {}
 
@@ -82,27 +87,40 @@ class Lab:
         hparams = hparams_of(args)
         collapse = load_collapse(str(hparams.model_name), args.collapse, args.limit)
         if "normal" not in vars(args):
-            return cls(hparams, collapse, None)
-        return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse))
+            return cls(hparams, collapse, None, args.values)
+        return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse), args.values)
 
     @property
     def normal(self) -> RequestSet:
         """The normal set, in experiments that have one."""
         return self.sets[-1]
 
-    def relaid(self, **changes: Any) -> Lab:
-        """A lab with the same model, sets and contexts, and some hyper-parameters changed."""
+    def relaid(self, *, values: bool = True, **changes: Any) -> Lab:
+        """A lab with the same model, sets and contexts, and some hyper-parameters changed; `values=False` without the
+        folder of searches."""
         pair = (self.editor.model, self.editor.tok)
         contexts = list(self.method.contexts)
         hparams = dataclasses.replace(self.hparams, model_name=pair, context_templates=contexts, **changes)
-        return Lab(hparams, self.collapse, None if len(self.sets) == 1 else self.normal)
+        return Lab(
+            hparams, self.collapse, None if len(self.sets) == 1 else self.normal, self._values if values else None
+        )
 
     def found(self, request: EditRequest, progress: Progress | None = None) -> Found:
         """The value search of a request; ROME and C-ROME, with and without C, share it."""
         key = (request.place, request.target_new)
         if key not in self._found:
-            self._found[key] = self.method.search(request, self.layer, progress)
+            self._found[key] = self._kept_or_made(request, progress)
         return self._found[key]
+
+    def _kept_or_made(self, request: EditRequest, progress: Progress | None) -> Found:
+        if self._values is None:
+            return self.method.search(request, self.layer, progress)
+        store = ValueStore(Path(self._values), self.method, self.fingerprint, self.layer)
+        found = store.read(request)
+        if found is None:
+            found = self.method.search(request, self.layer, progress)
+            store.write(request, found)
+        return found
 
     def look_up(self, request: EditRequest) -> Lookup:
         """k^u and kbar of a request, and the projection's outputs there."""

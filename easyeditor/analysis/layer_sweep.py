@@ -28,7 +28,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     """Edit the same requests at every layer in three ways."""
     hparams = hparams_of(args)
     file = str(REQUESTS) if args.collapse is None else args.collapse
-    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit), None)
+    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit), None, args.values)
     layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     base = lab.perplexity()
@@ -124,7 +124,7 @@ def _draw(rows: Rows, base: float, threshold: float) -> Figure:
             if way in ways
         ]
         figures.bands(ax, layers, groups, "layer", "perplexity" if column == "perplexity" else "‖v₀‖", every=True)
-        ax.set_yscale("log")
+        figures.log_scale(ax, "y")
     ppl_ax.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
     ppl_ax.axhline(base, color=figures.BLACK, linewidth=0.7)
     figures.legend_below(figure, ppl_ax, 3)

@@ -19,7 +19,7 @@ from easyeditor.runs.folder import environment
 from easyeditor.runs.journal import Journal
 from easyeditor.runs.sequence import run_sequence
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Barrier, Rank, merge, recorded
+from easyeditor.runs.shard import Rank, merge, recorded, wait_for, wait_for_all
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
 from easyeditor.runs.work import Editing, Watch, Work, brief
@@ -123,7 +123,7 @@ def begin(folder: Path, what: Plan) -> None:
 
 
 def execute(
-    folder: Path, what: Plan, make_editor: Callable[[HyperParams], Editing], rank: Rank, barrier: Barrier, show: bool
+    folder: Path, what: Plan, make_editor: Callable[[HyperParams], Editing], rank: Rank, show: bool
 ) -> dict[str, Any] | None:
     """Do everything of the run that is not recorded; the first rank returns the summary (and writes it).
 
@@ -134,14 +134,12 @@ def execute(
     editor = make_editor(what.hparams)
     if settings.on_collapse == "c-rome" and editor.method.remedy is None:
         raise ConfigError(f"on_collapse c-rome: {editor.method.title} has no remedy that is not on already")
-    for turn in (True, False):  # the first rank makes contexts, statistics and manifest, the others take them
-        if rank.first == turn:
-            _settle(folder, what, editor, rank)
-        barrier()
+    if not rank.first:  # the first rank makes contexts, statistics and the manifest; the others take them
+        wait_for(folder / MANIFEST)
+    _settle(folder, what, editor, rank)
     sequence = settings.mode != "single"
     done = {line["index"]: brief(line, sequence) for line in recorded(folder) if line["kind"] != "evaluation"}
     evaluated = {line["after"] for line in recorded(folder) if line["kind"] == "evaluation"}
-    barrier()  # nobody writes while another still reads what is done
     numbers = rank.share(range(len(what.requests)))
     mine = [n for n in numbers if n in done]
     title = f"{'screening' if settings.screen else settings.mode} {editor.method.title}"
@@ -164,8 +162,11 @@ def execute(
             watch=watch,
         )
         (run_screen if settings.screen else run_sequence if sequence else run_single)(work)
-    barrier()
-    return finish(folder) if rank.first else None
+    if not rank.first:
+        return None
+    if rank.world > 1:
+        wait_for_all(folder, len(what.requests))
+    return finish(folder)
 
 
 def finish(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Requests shared out over processes that torchrun started: who does what, and one journal of all in the end."""
+"""Requests shared out over processes that torchrun started: who does what, and one journal of all in the end.
+
+The processes talk through the run folder only, so one that dies takes no other with it, and torchrun may start them
+again, all or some, at any time.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,16 @@ from easyeditor.files import discard, write_text
 from easyeditor.runs.journal import read_raw
 
 RESULTS = "results.jsonl"
-PATIENCE = timedelta(days=30)  # ranks end at very different times; a rank that dies is torchrun's business
+POLL = 0.2  # seconds between two looks at the run folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """This process among `world` ones, `local` on its machine; `restart` counts torchrun's restarts."""
+    """This process among `world` ones, `local` on its machine."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
-    restart: int = 0
 
     @property
     def first(self) -> bool:
@@ -46,36 +48,22 @@ def rank_of(env: Mapping[str, str]) -> Rank:
         rank=int(env.get("RANK", "0")),
         world=int(env.get("WORLD_SIZE", "1")),
         local=int(env.get("LOCAL_RANK", "0")),
-        restart=int(env.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
 
 
-@contextmanager
-def group(rank: Rank) -> Iterator[Barrier]:
-    """A barrier for all ranks inside the block; none alone."""
-    if rank.world == 1:
-        yield Barrier(grouped=False)
-        return
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        yield Barrier(grouped=True)
-    finally:
-        dist.destroy_process_group()
+def wait_for(path: Path) -> None:
+    """Wait until the first rank has written `path`."""
+    while not path.exists():
+        time.sleep(POLL)
 
 
-@dataclass(frozen=True)
-class Barrier:
-    """Calling it waits for all ranks."""
-
-    grouped: bool
-
-    def __call__(self) -> None:
-        if self.grouped:
-            import torch.distributed as dist
-
-            dist.barrier()
+def wait_for_all(folder: Path, count: int) -> None:
+    """Wait until all ranks together have recorded `count` requests."""
+    while True:
+        started = time.perf_counter()
+        if sum(1 for line in recorded(folder) if line["kind"] != "evaluation") >= count:
+            return
+        time.sleep(max(POLL, 10 * (time.perf_counter() - started)))  # reading thousands of lines takes a while
 
 
 def journals(folder: Path) -> list[Path]:

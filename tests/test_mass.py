@@ -1,0 +1,602 @@
+"""mass_edit.py on tiny models, in this process: what each mode does, records, resumes, refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, build, relative, rome_hparams, same, states, tokenizer
+from test_scripts import Ran, call, one_thread, save_tiny, write_yaml
+
+import mass_edit
+from easyeditor import BaseEditor, EditRequest, EditResult
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.errors import NumericalError
+from easyeditor.evaluate import collapse
+from easyeditor.runs.journal import Journal
+from easyeditor.runs.sequence import delta_folder
+
+SUBJECTS = ["Bay", "Roland", "Berlin", "東京", "Oslo"]
+QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
+SPENT = ("time", "seconds")
+
+
+def record_of(subject: str, target: str = "Italy") -> dict[str, Any]:
+    return {
+        "prompt": f"{subject}, which is located in",
+        "subject": subject,
+        "target_new": target,
+        "rephrase_prompt": f"Where is {subject}? In",
+        "locality_prompt": "The sea is",
+        "locality_ground_truth": "blue",
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its YAML (`rome.yaml`) and five requests (`five.json`)."""
+    root = tmp_path_factory.mktemp("mass")
+    write_yaml(root / "rome.yaml", save_tiny(root / "llama"), **QUICK)
+    (root / "five.json").write_text(json.dumps([record_of(s) for s in SUBJECTS]), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def mass(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(*flags: Any, fresh: bool = True) -> Ran:
+        begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"] if fresh else []
+        return call(mass_edit, [*begin, *flags], monkeypatch, capsys)
+
+    return go
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(value: Any) -> Any:
+    """Without what the clock says."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in SPENT}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def requests(place: Path) -> list[EditRequest]:
+    return list(read_dataset(str(place / "five.json")).requests)
+
+
+def fresh_editor(place: Path, **changes: Any) -> BaseEditor:
+    return BaseEditor(rome_hparams((build("llama"), tokenizer()), **{**QUICK, **changes}))
+
+
+def close(a: Any, b: Any, rel: float = 1e-4) -> bool:
+    """Equal, numbers up to `rel`."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key], rel) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(close(x, y, rel) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=rel, abs_tol=1e-5)
+    return bool(a == b)
+
+
+# single
+
+
+def test_single_gives_the_records_of_one_edit_at_a_time(mass: Any, place: Path, tmp_path: Path) -> None:
+    ran = mass("--output", "run", "--together", "3")
+    assert ran.code == 0, ran.err
+    found = lines(tmp_path / "run")
+    assert [(line["kind"], line["index"], line["step"], line["mode"]) for line in found] == [
+        ("edit", i, i + 1, "single") for i in range(5)
+    ]
+    for line, request in zip(found, requests(place), strict=True):
+        alone = json.loads(json.dumps(fresh_editor(place).examine(request).record))
+        assert close(timeless({key: line[key] for key in alone}), timeless(alone))
+        assert set(line) - set(alone) == {"kind", "index", "step", "mode", "seconds", "guard", "delta"}
+        assert line["delta"] == {
+            "model.layers.1.mlp.down_proj.weight": pytest.approx(line["trace"]["1"]["delta_norm"], rel=1e-5)
+        }
+        spent = line["seconds"]
+        assert spent["total"] == pytest.approx(spent["edit"] + spent["metrics"] + spent["perplexity"])
+        assert min(spent["edit"], spent["metrics"], spent["perplexity"]) > 0
+
+
+def test_a_run_folder_says_what_was_done(mass: Any, place: Path, tmp_path: Path) -> None:
+    ran = mass("--output", "run", "--limit", "2", "--start", "1", "--set", "v_lr=0.25")
+    run = tmp_path / "run"
+    assert sorted(p.name for p in run.iterdir()) == ["config.json", "manifest.json", "results.jsonl", "summary.json"]
+    config, manifest, summary = (json.loads((run / f"{n}.json").read_text()) for n in ("config", "manifest", "summary"))
+    assert config["hparams"]["v_lr"] == 0.25
+    assert config["run"] | {"mode": "single", "start": 1, "limit": 2} == config["run"]
+    assert manifest["data"] | {"format": "flat", "requests": 5, "bad": []} == manifest["data"]
+    assert manifest["data"]["sha256"] == read_dataset(str(place / "five.json")).sha256
+    assert manifest["context_templates"] == QUICK["context_templates"]
+    assert {"model_fingerprint", "seed", "sentences", "packages", "command", "selected"} <= manifest.keys()
+    assert [line["requested_rewrite"]["subject"] for line in lines(run)] == SUBJECTS[1:3]
+    assert summary["complete"]
+    for said in ("2 edits of 2 requests", "rewrite_acc", "s an edit", "metrics", "screen (", "run: run"):
+        assert said in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80  # fits a terminal
+
+
+def test_the_model_is_bit_equal_after_a_run_and_edits_are_measured_once(
+    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {"measured": 0}
+    begun, measured = BaseEditor.__init__, BaseEditor._measure
+
+    def init(self: BaseEditor, hparams: Any) -> None:
+        begun(self, hparams)
+        seen.update(editor=self, before=states(self.model))
+
+    def measure(self: BaseEditor, *args: Any) -> Any:
+        seen["measured"] += 1
+        return measured(self, *args)
+
+    monkeypatch.setattr(BaseEditor, "__init__", init)
+    monkeypatch.setattr(BaseEditor, "_measure", measure)
+    assert mass("--output", "run").code == 0
+    assert same(seen["editor"].model, seen["before"])
+    assert seen["measured"] == 1 + 5  # the base once
+
+
+@pytest.mark.parametrize("changes", [{}, {"if_c_rome": True}, {"replay": False}, {"layers": [0, 2]}], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_edits_computed_together_are_those_of_one_at_a_time(
+    kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyeditor.methods.locate.targets.STOP_LOSS", 5.0)  # rows leave
+    hparams = rome_hparams(
+        (build(kind), tokenizer()), **{**QUICK, "ppl_sentence_num": 0, "v_num_grad_steps": 6, **changes}
+    )
+    editor = BaseEditor(hparams)
+    before = states(editor.model)
+    made = [
+        EditRequest.make(**{k: v for k, v in record_of(s).items() if k == "prompt" or "_" not in k}, target_new=t)
+        for s, t in zip(SUBJECTS, ("Italy", "the", "a", "Spain and Wales", "in"), strict=True)
+    ]
+    together = editor.compute_each(made)
+    assert same(editor.model, before)
+    for request, result in zip(made, together, strict=True):
+        alone = editor.compute(request)
+        assert result.requests == alone.requests
+        for ours, theirs in zip(result.deltas, alone.deltas, strict=True):
+            assert relative(ours.dense(), theirs.dense()) < 1e-4
+            assert ours.norm() == pytest.approx(float(theirs.dense().double().norm()), rel=1e-4)
+        for layer, trace in alone.trace.items():
+            assert result.trace[layer].steps == trace.steps
+            assert result.trace[layer].denominator == pytest.approx(trace.denominator, rel=1e-4)
+    assert len({r.trace[hparams.layers[-1]].steps for r in together}) > 1
+
+
+def test_a_failing_edit_is_recorded_and_the_rest_goes_on(
+    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = BaseEditor.compute_each
+
+    def compute_each(self: BaseEditor, listed: Any, progress: Any = None) -> Any:
+        if any(r.subject == "Berlin" for r in listed):
+            raise NumericalError("not finite")
+        return found(self, listed, progress)
+
+    monkeypatch.setattr(BaseEditor, "compute_each", compute_each)
+    ran = mass("--output", "run")
+    assert ran.code == 0
+    assert "record 2 (case 2) has no edit: not finite" in ran.err
+    assert "4 edits of 5 requests, 1 failed" in ran.out
+    failed = [line for line in lines(tmp_path / "run") if line["kind"] == "failed"]
+    assert [(line["index"], line["case_id"], line["error"]) for line in failed] == [
+        (2, 2, "NumericalError: not finite")
+    ]
+    assert mass("--resume", "run", fresh=False).code == 0
+    assert len(lines(tmp_path / "run")) == 5
+
+
+def test_a_request_too_long_for_the_model_stops_the_run_or_is_left_out(mass: Any, tmp_path: Path) -> None:
+    long = [record_of("Bay"), {**record_of("Oslo"), "prompt": "Oslo is " + "far " * 200}, record_of("Roland")]
+    (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
+    ran = mass("--data", "long.json", "--output", "run")
+    assert ran.code == 2
+    assert "error: record 1 of the selection:" in ran.err
+    assert "--skip-bad" in ran.err
+    ran = mass("--resume", "run", "--skip-bad", fresh=False)
+    assert ran.code == 0
+    assert [line["kind"] for line in sorted(lines(tmp_path / "run"), key=lambda x: x["index"])] == [
+        "edit",
+        "failed",
+        "edit",
+    ]
+
+
+# screen
+
+
+def test_the_screen_gives_the_denominators_of_the_edits(
+    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mass("--output", "edits", "--set", "ppl_sentence_num=0").code == 0
+    monkeypatch.setattr("easyeditor.methods.rome.method.search_values", _never)
+    monkeypatch.setattr("easyeditor.methods.locate.method.search_values", _never)
+    ran = mass("--output", "screen", "--screen", "--screen-threshold", "1.5")
+    assert ran.code == 0, ran.err
+    screened = lines(tmp_path / "screen")
+    for line, edit in zip(screened, lines(tmp_path / "edits"), strict=True):
+        assert line["denominator"] == pytest.approx(edit["trace"]["1"]["denominator"], rel=1e-4)
+        assert line["prediction"] == (abs(line["denominator"]) < 1.5)
+    keys = {"kind", "index", "case_id", "subject", "prompt", "denominator", "prediction"}
+    assert all(set(line) == keys for line in screened)
+    lowest = json.loads((tmp_path / "screen/summary.json").read_text())["screen"]["lowest"]
+    assert [s["denominator"] for s in lowest] == sorted((x["denominator"] for x in screened), key=abs)
+    assert "predicted to collapse (|denominator| < 1.5)" in ran.out
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    pytest.fail("a screen searches no value")
+
+
+# sequential, batch
+
+
+def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path, tmp_path: Path) -> None:
+    ran = mass("--mode", "sequential", "--eval-every", "2", "--output", "run")
+    assert ran.code == 0, ran.err
+    found = lines(tmp_path / "run")
+    assert [(x["kind"], x["index"]) for x in found] == [
+        *(("edit", 0), ("edit", 1), ("evaluation", 1), ("edit", 2), ("edit", 3), ("evaluation", 3)),
+        *(("edit", 4), ("evaluation", 4)),
+    ]
+    editor = fresh_editor(place)
+    base, before = editor.perplexity(), None
+    for request, line in zip(requests(place), (x for x in found if x["kind"] == "edit"), strict=True):
+        examined = editor.examine(request, ppl_before=before)
+        editor.commit(examined.result)
+        before = examined.ppl_after
+        assert close(timeless(line["post"]), timeless(json.loads(json.dumps(examined.record["post"]))), rel=1e-6)
+        assert line["collapse"]["ppl_before"] == pytest.approx(base.mean)  # the verdict is against the unedited model
+        saved = EditResult.load(delta_folder(tmp_path / "run", line["index"]))
+        assert torch.equal(saved.deltas[0].dense(), examined.result.deltas[0].dense())
+    last = found[-1]
+    assert (last["after"], last["ppl"]) == (5, pytest.approx(before.mean))
+    assert [r["index"] for r in last["retention"]] == [0, 1, 2, 3, 4]
+    for r, request in zip(last["retention"], requests(place), strict=True):
+        now = editor.score(request)
+        assert r["rewrite_acc"] == now.rewrite.accuracy
+        said = next(x for x in found if x["kind"] == "edit" and x["index"] == r["index"])["pre"]["locality"]
+        near = [
+            a == b for a, b in zip(said["neighborhood_output"][0], now.locality["neighborhood"][0].said, strict=True)
+        ]
+        assert r["locality_acc"] == pytest.approx(sum(near) / len(near))
+    assert "after 5 edits: perplexity" in ran.out
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+@pytest.mark.parametrize("recorded", [0, 2, 3])
+def test_resumed_after_any_line_the_records_are_the_same(
+    mode: str, recorded: int, mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--mode", mode, *(["--eval-every", "2"] if mode == "sequential" else []), "--together", "2"]
+    assert mass(*flags, "--output", "whole").code == 0
+    written = Journal.append
+
+    def append(self: Journal, line: Any) -> None:
+        if self.path.read_bytes().count(b"\n") == recorded:
+            self._file.write(b'{"kind": "edit", "ind')  # a line half written when the machine stops
+            raise KeyboardInterrupt
+        written(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", append)
+        ran = mass(*flags, "--output", "cut")
+    assert ran.code == 130
+    assert "go on with --resume cut" in ran.err
+    assert "Traceback" not in ran.err
+    assert mass("--resume", "cut", fresh=False).code == 0
+    assert timeless(lines(tmp_path / "cut")) == timeless(lines(tmp_path / "whole"))
+    for saved in sorted((tmp_path / "whole").glob("deltas/*/edit.safetensors")):
+        assert saved.read_bytes() == (tmp_path / "cut" / saved.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_a_finished_run_resumed_does_nothing_twice(mass: Any, tmp_path: Path) -> None:
+    assert mass("--output", "run", "--set", "ppl_sentence_num=0").code == 0
+    before = (tmp_path / "run/results.jsonl").read_bytes()
+    ran = mass("--resume", "run", "--json", fresh=False)
+    assert ran.code == 0
+    assert ran.json["counts"]["edits"] == 5
+    assert (tmp_path / "run/results.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("touchy")
+def test_stop_on_collapse(mass: Any, tmp_path: Path) -> None:
+    flags = ["--mode", "sequential", "--stop-on-collapse", "--output", "run", "--fail-on-collapse"]
+    ran = mass(*flags, *LOUD)
+    edits = [line for line in lines(tmp_path / "run") if line["kind"] == "edit"]
+    assert ran.code == 3
+    assert [x["collapse"]["collapsed"] for x in edits] == [False] * (len(edits) - 1) + [True]
+    assert len(edits) < 5
+    assert lines(tmp_path / "run")[-1] | {"kind": "evaluation", "collapsed": True} == lines(tmp_path / "run")[-1]
+    assert mass("--resume", "run", fresh=False).code == 0
+    assert len([x for x in lines(tmp_path / "run") if x["kind"] == "edit"]) == len(edits)
+
+
+# The guard: no tiny edit collapses a tiny model, so here a collapse is any change of perplexity by 8 percent
+
+
+LOUD = ["--set", "v_num_grad_steps=8", "clamp_norm_factor=100", "v_lr=5"]
+
+
+@pytest.fixture
+def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that calls 8 percent a collapse."""
+
+    def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
+        return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)
+
+    found = collapse.judge
+    monkeypatch.setattr(collapse, "judge", judge)
+
+
+@pytest.mark.usefixtures("touchy")
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+@pytest.mark.parametrize("policy", ["keep", "revert", "c-rome"])
+def test_the_guard(policy: str, mode: str, mass: Any, place: Path, tmp_path: Path) -> None:
+    ran = mass("--mode", mode, "--on-collapse", policy, "--output", "run", *LOUD)
+    assert ran.code == 0, ran.err
+    edits = [line for line in lines(tmp_path / "run") if line["kind"] == "edit"]
+    hit = [line for line in edits if line["collapse"]["collapsed"]]
+    assert hit
+    assert all((line["guard"] is None) != line["collapse"]["collapsed"] for line in edits)
+    assert {line["guard"]["action"] for line in hit} == {policy}
+    for line in hit:
+        guard = line["guard"]
+        if policy == "c-rome":
+            assert guard["settings"] == "if_c_rome=true if_prefix=true"
+            assert guard["kept"] != guard["record"]["collapse"]["collapsed"]
+            assert (guard["record"]["method"], line["method"]) == ("C-ROME", "ROME")
+            assert guard["record"]["test_prefix"] == "You. {}"
+        else:
+            assert guard["kept"] == (policy == "keep")
+    assert f"guard (on_collapse: {policy}): {policy} {len(hit)}" in ran.out
+    if mode == "sequential":
+        kept = {line["index"] for line in edits if line["guard"] is None or line["guard"]["kept"]}
+        assert {int(p.name) - 1 for p in (tmp_path / "run/deltas").iterdir()} == kept
+        assert [r["index"] for r in lines(tmp_path / "run")[-1]["retention"]] == sorted(kept)
+        for line, after in pairwise(edits):  # the next edit starts from what stands
+            guard = line["guard"] or {"kept": True}
+            stood = guard.get("record", line)["post"] if guard["kept"] else line["pre"]
+            assert after["pre"]["ppl"] == pytest.approx(stood["ppl"])
+
+
+@pytest.mark.usefixtures("touchy")
+def test_a_redone_edit_is_that_of_the_remedy_and_survives_a_resume(mass: Any, place: Path, tmp_path: Path) -> None:
+    flags = ["--mode", "sequential", "--on-collapse", "c-rome", *LOUD]
+    assert mass(*flags, "--output", "whole").code == 0
+    whole = (tmp_path / "whole/results.jsonl").read_bytes().splitlines(keepends=True)
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole", again)
+    (again / "results.jsonl").write_bytes(b"".join(whole[:4]))
+    assert mass("--resume", "again", fresh=False).code == 0
+    assert timeless(lines(again)) == timeless(lines(tmp_path / "whole"))
+    first = lines(tmp_path / "whole")[0]
+    editor = fresh_editor(place, if_c_rome=True, v_num_grad_steps=8, clamp_norm_factor=100, v_lr=5)
+    redone = editor.compute(requests(place)[0]).trace[1]
+    assert first["guard"]["record"]["trace"]["1"]["delta_norm"] == pytest.approx(redone.delta_norm, rel=1e-4)
+
+
+# batch
+
+
+@pytest.fixture(scope="module")
+def memit(place: Path) -> Path:
+    """A MEMIT YAML whose statistics are there."""
+    width = build("llama").model.layers[0].mlp.down_proj.in_features
+    folder = place / "stats" / "llama" / "own_stats"
+    folder.mkdir(parents=True)
+    moment = {
+        "mom2.constructor": "x",
+        "mom2.count": 50,
+        "mom2.mom2": 50 * np.eye(width, dtype=np.float32),
+        "sample_size": 50,
+    }
+    for layer in (1, 2):
+        np.savez(folder / f"model.layers.{layer}.mlp.down_proj_float32_mom2_50.npz", **moment)
+    changes = {"layers": [1, 2], "mom2_adjustment": True, "mom2_update_weight": 10, "mom2_n_samples": 50}
+    path = write_yaml(place / "memit.yaml", place / "llama", **{**QUICK, **changes})
+    text = path.read_text(encoding="utf-8").replace("alg_name: ROME", "alg_name: MEMIT")
+    path.write_text(f"{text}stats_dir: {place / 'stats'}\nmom2_dataset: own\n", encoding="utf-8")
+    return path
+
+
+def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memit: Path, tmp_path: Path) -> None:
+    flags = ["--hparams", memit, "--mode", "batch", "--batch-size", "2", "--eval-every", "4"]
+    ran = mass(*flags, "--output", "whole")
+    assert ran.code == 0, ran.err
+    found = lines(tmp_path / "whole")
+    assert [(x["kind"], x["index"]) for x in found] == [
+        *(("edit", 0), ("edit", 1), ("edit", 2), ("edit", 3), ("evaluation", 3), ("edit", 4), ("evaluation", 4)),
+    ]
+    assert found[0]["post"]["ppl"] == found[1]["post"]["ppl"] == found[2]["pre"]["ppl"]
+    assert sorted(p.name for p in (tmp_path / "whole/deltas").iterdir()) == ["000001", "000003", "000005"]
+    raw = (tmp_path / "whole/results.jsonl").read_bytes().splitlines(keepends=True)
+    assert mass(*flags, "--output", "cut").code == 0
+    for kept in (3, 4):
+        (tmp_path / "cut/results.jsonl").write_bytes(b"".join(raw[:kept]) + raw[kept][:40])
+        assert mass("--resume", "cut", fresh=False).code == 0
+        assert timeless(lines(tmp_path / "cut")) == timeless(found)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--mode", "both"], "argument --mode: invalid choice: 'both'"),
+        (["--mode", "batch", "--batch-size", "2"], "mode batch with ROME: it edits one fact at a time"),
+        (["--batch-size", "2"], "batch_size is 2 with mode single"),
+        (["--eval-every", "2"], "eval_every is set with mode single"),
+        (["--screen", "--mode", "sequential"], "--screen with mode sequential"),
+        (["--on-collapse", "revert", "--set", "ppl_sentence_num=0"], "on_collapse revert needs perplexity"),
+        (["--on-collapse", "c-rome", "--set", "if_c_rome=true"], "on_collapse c-rome: C-ROME has no remedy"),
+        (["--collect-collapsed", "x.json", "--mode", "sequential"], "--collect-collapsed needs mode single"),
+        (["--start", "9"], "start is 9, but"),
+        (["--data", "nowhere.json"], "nowhere.json: no such file"),
+        (["--resume", "x", "--output", "y"], "--resume and --output were both given"),
+        (["--union", "a.json"], "--union needs --collect-collapsed"),
+        (["--set", "v_lrr=1"], "unknown key 'v_lrr'"),
+        (["--hparams", "nowhere"], "nowhere.yaml: no such file"),
+    ],
+)
+def test_refused_in_one_line_before_anything_is_made(flags: list[str], part: str, mass: Any, tmp_path: Path) -> None:
+    ran = mass(*flags)
+    assert (ran.code, ran.out) == (2, "")
+    (line,) = [x for x in ran.err.splitlines() if x.startswith("error:")]
+    assert part in line
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "config.json"] == []
+
+
+def test_a_screen_needs_a_denominator(mass: Any, memit: Path) -> None:
+    ran = mass("--hparams", memit, "--screen")
+    assert (ran.code, ran.err) == (2, "error: --screen with MEMIT: it has no denominator to screen by\n")
+
+
+def test_data_is_needed(mass: Any) -> None:
+    assert "error: --data is missing" in mass(fresh=False).err
+
+
+@pytest.fixture
+def begun(mass: Any, tmp_path: Path) -> Path:
+    """A run of one edit."""
+    assert mass("--output", "run", "--limit", "1", "--set", "ppl_sentence_num=0").code == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--set", "v_lr=0.1"], "v_lr was 0.5, now 0.1"),
+        (["--mode", "sequential"], "mode was 'single', now 'sequential'"),
+        (["--limit", "3", "--seed", "4"], "limit was 1, now 3; seed was 0, now 4"),
+        (["--dtype", "float64"], "dtype was 'float32', now 'float64'"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(flags: list[str], part: str, mass: Any, begun: Path) -> None:
+    before = {p: p.read_bytes() for p in begun.iterdir()}
+    ran = mass("--resume", begun, *flags, fresh=False)
+    assert ran.code == 2
+    assert part in ran.err
+    assert {p: p.read_bytes() for p in begun.iterdir()} == before
+
+
+def test_resume_with_the_same_flags_and_another_device_is_fine(mass: Any, begun: Path, place: Path) -> None:
+    given = ["--hparams", place / "rome.yaml", "--set", "ppl_sentence_num=0", "--limit", "1", "--device", "0"]
+    assert mass("--resume", begun, *given, fresh=False).code == 0
+
+
+def test_a_run_is_not_resumed_on_other_data_weights_or_a_changed_config(
+    mass: Any, begun: Path, place: Path, tmp_path: Path
+) -> None:
+    config = (begun / "config.json").read_text()
+    (begun / "config.json").write_text(config.replace('"v_lr": 0.5', '"v_lr": 0.7'))
+    assert "config.json was changed after the run began" in mass("--resume", begun, fresh=False).err
+    (begun / "config.json").write_text(config)
+    manifest = (begun / "manifest.json").read_text()
+    fingerprint = json.loads(manifest)["model_fingerprint"]
+    (begun / "manifest.json").write_text(manifest.replace(fingerprint, "0" * 32))
+    assert "was begun with other weights" in mass("--resume", begun, fresh=False).err
+    (begun / "manifest.json").write_text(manifest)
+    content = (place / "five.json").read_bytes()
+    (place / "five.json").write_bytes(content + b"\n")
+    try:
+        assert "five.json has other content" in mass("--resume", begun, fresh=False).err
+    finally:
+        (place / "five.json").write_bytes(content)
+    (begun / "manifest.json").unlink()
+    assert "not a whole run (manifest.json is missing" in mass("--resume", begun, fresh=False).err
+
+
+def test_what_is_no_run_is_not_resumed(mass: Any, begun: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty: not a run of mass_edit.py (no config.json in it)" in mass("--resume", "empty", fresh=False).err
+    for content in ("{", "[]", '{"v_lr": 1}', '{"hparams": {"alg_name": "ROME"}, "run": 5}'):
+        (tmp_path / "empty/config.json").write_text(content)
+        ran = mass("--resume", "empty", fresh=False)
+        assert ran.code == 2
+        assert "Traceback" not in ran.err
+    assert "already holds a result" in mass("--output", "run").err
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (
+            ["--mode", "sequential", "--output", "run"],
+            "mode sequential with 2 processes: every edit stands on those before it",
+        ),
+        ([], "2 processes write to one run folder: name it with --output"),
+    ],
+)
+def test_what_cannot_be_shared_out(flags: list[str], part: str, mass: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    ran = mass(*flags)
+    assert ran.code == 2
+    assert part in ran.err
+
+
+# The rest of the flags
+
+
+@pytest.mark.usefixtures("touchy")
+def test_collapsing_requests_are_collected_and_united(mass: Any, tmp_path: Path) -> None:
+    ran = mass("--output", "run", "--collect-collapsed", "hard.json", *LOUD)
+    assert ran.code == 0
+    hard = json.loads((tmp_path / "hard.json").read_text(encoding="utf-8"))
+    collapsed = json.loads((tmp_path / "run/summary.json").read_text())["collapsed"]
+    assert sorted(r["case_id"] for r in hard) == sorted(c["case_id"] for c in collapsed) != []
+    ran = mass("--union", "hard.json", "hard.json", "--collect-collapsed", "both.json", fresh=False)
+    assert (ran.code, ran.out) == (0, f"{len(hard)} requests: both.json\n")
+    assert mass("--data", "both.json", "--dry-run").json["data"]["requests"] == len(hard)
+
+
+def test_dry_run_says_what_would_be_done(mass: Any, tmp_path: Path) -> None:
+    ran = mass("--dry-run", "--limit", "3", "--set", "model_name=/nowhere")
+    assert ran.code == 0
+    assert (ran.json["selected"], ran.json["data"]["format"], ran.json["run"]["limit"]) == (3, "flat", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_the_run_book(mass: Any) -> None:
+    ran = mass("--help", fresh=False)
+    assert ran.code == 0
+    for said in ("torchrun --nproc-per-node 4", "--nnodes 2 --node-rank 0", "--resume results/RUN", "--on-collapse"):
+        assert said in ran.out
+
+
+def test_nothing_in_a_mass_edit_names_a_method() -> None:
+    for file in (ROOT / "mass_edit.py", *sorted((ROOT / "easyeditor/runs").glob("[!_]*.py"))):
+        text = file.read_text(encoding="utf-8")
+        code = text.split('"""', 2)[2]
+        code = code.replace('DEFAULT_HPARAMS = ROOT / "hparams" / "ROME"', "")  # the default file, as elsewhere
+        words = ('"ROME"', '"MEMIT"', '"MEND"', '"FT"', "methods.rome", "methods.memit", "if_c_rome")
+        assert [word for word in words if word in code] == [], file
