@@ -79,7 +79,8 @@ class Tasks:
         """A request's pool, and how many of its lines (the first ones) must give the new answer."""
         if number not in self._pools:
             request = self._requests[number]
-            outer = [(text, request.target_new) for text in (request.prompt, *request.rephrase_prompts)]
+            drawable = request.rephrase_prompts if self._outer != 1 else ()  # with 1, the prompt itself stands alone
+            outer = [(text, request.target_new) for text in (request.prompt, *drawable)]
             near = [
                 pair for probe in request.locality.values() for pair in zip(probe.prompts, probe.answers, strict=True)
             ]
