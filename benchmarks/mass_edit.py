@@ -92,8 +92,8 @@ def speed(args: argparse.Namespace) -> None:
     for at, name in enumerate(("wall", "processor")):
         one = statistics.fmean(pair[at] for pair in alone)
         print(
-            f"  {name:9s}  one at a time {one:6.2f} (median {statistics.median(p[at] for p in alone):.2f})   mass edit, "
-            f"one-off part included {whole[at]:6.2f}   ratio {one / whole[at]:.2f}"
+            f"  {name:9s}  one at a time {one:6.2f} (median {statistics.median(p[at] for p in alone):.2f})   "
+            f"mass edit, one-off part included {whole[at]:6.2f}   ratio {one / whole[at]:.2f}"
         )
     print("  the mass edit's median split, wall: " + ", ".join(f"{key} {value:.2f}" for key, value in parts.items()))
     print(f"  largest relative difference of an update's norm: {off:.1e}")

@@ -56,7 +56,7 @@ FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}",
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
     monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", "none")
+    monkeypatch.setattr(figures, "LAYOUT", None)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,9 @@ def test_update_norms_and_the_value_searches_it_keeps(
     assert result["tables"]["summary"][0]["mean"] == pytest.approx(mean)
     assert result["tables"]["papers"][1] | {"GPT-2-XL": 0.04} == result["tables"]["papers"][1]
     assert len(list((tmp_path / "values").iterdir())) == 4
-    monkeypatch.setattr(ROME, "search", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(
+        "easyeditor.methods.locate.method.search_values", lambda *_, **__: pytest.fail("searched again")
+    )
     again = run("prefix-test", "--values", "values", "--output", "other")
     tests = whole(again, tmp_path / "other", "prefix_test")["tables"]["requests"]
     assert [row["test"] for row in tests[:3]] == ["no prefix", "prefix", "prefix on rephrased prompts too"]
@@ -694,7 +696,7 @@ def test_a_damaged_value_search_is_one_line(run: Any, tmp_path: Path, tiny_runs:
     whole(run("prefix-test", *flags), tmp_path / "run")
     for path in (tmp_path / "values").iterdir():
         path.write_bytes(b"damaged")
-    refused(run("prefix-test", *flags, "--output", "again"), "not a whole value search", "remove it")
+    refused(run("prefix-test", *flags, "--output", "again"), "not a readable target", "delete it")
 
 
 def test_a_finding_says_whether_it_holds_and_why() -> None:

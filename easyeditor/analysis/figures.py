@@ -27,7 +27,7 @@ GREEN, PURPLE, BLACK, GREY = "#009E73", "#CC79A7", "#000000", "#777777"
 COLLAPSE, NORMAL = VERMILLION, BLUE
 HEAT = "cividis"  # made to look the same to readers with and without colour blindness
 
-LAYOUT: Literal["constrained", "none"] = "constrained"
+LAYOUT: Literal["constrained"] | None = "constrained"
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,

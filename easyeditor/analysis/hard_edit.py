@@ -66,7 +66,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     path = folder / "candidates.json"
     requests = tuple(parse(candidate, f"{path}: record {n}", n) for n, candidate in enumerate(candidates))
     write_json(path, candidates)
-    lab = Lab(hparams, RequestSet(name="candidates", path=path, requests=requests), None, args.values)
+    lab = Lab(hparams, RequestSet(name="candidates", path=path, requests=requests), None)
     denominators = _screened(lab)
     order = sorted(range(len(requests)), key=lambda n: abs(denominators[n]))[: args.edits]
     base = lab.perplexity()

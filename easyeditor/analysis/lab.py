@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
-from easyeditor.analysis.values import ValueStore
 from easyeditor.editor import BaseEditor
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.collapse import judge
@@ -48,9 +47,10 @@ def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) ->
 
 
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
-    """The YAML with --set and --device applied. Raises ConfigError: another method's, or several layers."""
-    device = [] if args.device is None else [f"device={args.device}"]
-    hparams = load_hparams(args.hparams).override([*args.set, *device])
+    """The YAML with --set, --device and --values applied. Raises ConfigError: another method's, or several layers."""
+    flags = {"device": args.device, "targets_dir": args.values}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    hparams = load_hparams(args.hparams).override([*args.set, *given])
     if not isinstance(hparams, ROMEHyperParams):
         raise ConfigError(f"{args.hparams} is for {hparams.alg_name}; the experiments edit with ROME, give a ROME YAML")
     if hparams.if_c_rome:
@@ -66,10 +66,8 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
 class Lab:
     """An editor, its two sets, and edits by parts: a request's value search and keys are computed once and kept."""
 
-    def __init__(
-        self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None, values: str | None = None
-    ) -> None:
-        """`normal` is None for experiments that look at the collapse set alone; `values` is the folder of searches."""
+    def __init__(self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None) -> None:
+        """`normal` is None for experiments that look at the collapse set alone."""
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
         self.editor = BaseEditor(hparams)
@@ -77,7 +75,6 @@ class Lab:
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]
         self.fingerprint = self.editor.fingerprint()
-        self._values = values
         self._found: dict[tuple[Any, ...], Found] = {}
         self._lookups: dict[tuple[Any, ...], Lookup] = {}
 
@@ -87,40 +84,27 @@ class Lab:
         hparams = hparams_of(args)
         collapse = load_collapse(str(hparams.model_name), args.collapse, args.limit)
         if "normal" not in vars(args):
-            return cls(hparams, collapse, None, args.values)
-        return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse), args.values)
+            return cls(hparams, collapse, None)
+        return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse))
 
     @property
     def normal(self) -> RequestSet:
         """The normal set, in experiments that have one."""
         return self.sets[-1]
 
-    def relaid(self, *, values: bool = True, **changes: Any) -> Lab:
-        """A lab with the same model, sets and contexts, and some hyper-parameters changed; `values=False` without the
-        folder of searches."""
+    def relaid(self, **changes: Any) -> Lab:
+        """A lab with the same model, sets and contexts, and some hyper-parameters changed."""
         pair = (self.editor.model, self.editor.tok)
         contexts = list(self.method.contexts)
         hparams = dataclasses.replace(self.hparams, model_name=pair, context_templates=contexts, **changes)
-        return Lab(
-            hparams, self.collapse, None if len(self.sets) == 1 else self.normal, self._values if values else None
-        )
+        return Lab(hparams, self.collapse, None if len(self.sets) == 1 else self.normal)
 
     def found(self, request: EditRequest, progress: Progress | None = None) -> Found:
         """The value search of a request; ROME and C-ROME, with and without C, share it."""
         key = (request.place, request.target_new)
         if key not in self._found:
-            self._found[key] = self._kept_or_made(request, progress)
+            self._found[key] = self.method.search(request, self.layer, progress)
         return self._found[key]
-
-    def _kept_or_made(self, request: EditRequest, progress: Progress | None) -> Found:
-        if self._values is None:
-            return self.method.search(request, self.layer, progress)
-        store = ValueStore(Path(self._values), self.method, self.fingerprint, self.layer)
-        found = store.read(request)
-        if found is None:
-            found = self.method.search(request, self.layer, progress)
-            store.write(request, found)
-        return found
 
     def look_up(self, request: EditRequest) -> Lookup:
         """k^u and kbar of a request, and the projection's outputs there."""

@@ -38,7 +38,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Edit the collapse cases as they are and with the first position moved."""
     lab = Lab.of(args)
     base, before = _edits(lab, "as it is")
-    swapped = lab.relaid(values=False)  # searches of the swapped model are others than those kept for the model
+    swapped = lab.relaid(targets_dir=None)  # searches of the swapped model are others than those kept for the model
     with second_position_first(lab.editor.model):
         base_swapped, after = _edits(swapped, "positions swapped")
     rows = [
