@@ -90,18 +90,10 @@ def speed(args: argparse.Namespace) -> None:
     parts = {key: statistics.median(x["seconds"][key] for x in lines) for key in lines[0]["seconds"]}
     print(f"{len(requests)} requests, {args.threads} threads; seconds an edit")
     for at, name in enumerate(("wall", "processor")):
-<<<<<<< HEAD
-        one = statistics.fmean(pair[at] for pair in alone)
-        print(
-            f"  {name:9s}  one at a time {one:6.2f} (median {statistics.median(p[at] for p in alone):.2f})   "
-            f"mass edit, one-off part included {whole[at]:6.2f}   ratio {one / whole[at]:.2f}"
-        )
-=======
         values = [pair[at] for pair in alone]
         one, middle = statistics.fmean(values), statistics.median(values)
         both = f"one at a time {one:6.2f} (median {middle:.2f})   mass edit, one-off part included {whole[at]:6.2f}"
         print(f"  {name:9s}  {both}   ratio {one / whole[at]:.2f}")
->>>>>>> mass
     print("  the mass edit's median split, wall: " + ", ".join(f"{key} {value:.2f}" for key, value in parts.items()))
     print(f"  largest relative difference of an update's norm: {off:.1e}")
 
