@@ -164,8 +164,8 @@ def test_the_model_is_bit_equal_after_a_run_and_edits_are_measured_once(
     seen: dict[str, Any] = {"measured": 0}
     begun, measured = BaseEditor.__init__, BaseEditor._measure
 
-    def init(self: BaseEditor, hparams: Any) -> None:
-        begun(self, hparams)
+    def init(self: BaseEditor, hparams: Any, **options: Any) -> None:
+        begun(self, hparams, **options)
         seen.update(editor=self, before=states(self.model))
 
     def measure(self: BaseEditor, *args: Any) -> Any:
@@ -184,7 +184,8 @@ def test_the_model_is_bit_equal_after_a_run_and_edits_are_measured_once(
 def test_edits_computed_together_are_those_of_one_at_a_time(
     kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyeditor.methods.locate.targets.STOP_LOSS", 5.0)  # rows leave
+    stop = {"llama": 6.2, "gpt2": 5.0}[kind]  # rows leave
+    monkeypatch.setattr("easyeditor.methods.locate.targets.STOP_LOSS", stop)
     hparams = rome_hparams(
         (build(kind), tokenizer()), **{**QUICK, "ppl_sentence_num": 0, "v_num_grad_steps": 6, **changes}
     )
@@ -205,11 +206,12 @@ def test_edits_computed_together_are_those_of_one_at_a_time(
         for layer, trace in alone.trace.items():
             assert result.trace[layer].steps == trace.steps
             assert result.trace[layer].denominator == pytest.approx(trace.denominator, rel=1e-4)
-    assert len({r.trace[hparams.layers[-1]].steps for r in together}) > 1
+    steps = [r.trace[hparams.layers[-1]].steps for r in together]
+    assert len(set(steps)) > 1, f"no row left before another ({steps}): the test tests nothing"
 
 
 def test_a_failing_edit_is_recorded_and_the_rest_goes_on(
-    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = BaseEditor.compute_each
 
@@ -221,7 +223,7 @@ def test_a_failing_edit_is_recorded_and_the_rest_goes_on(
     monkeypatch.setattr(BaseEditor, "compute_each", compute_each)
     ran = mass("--output", "run")
     assert ran.code == 0
-    assert "record 2 (case 2) has no edit: not finite" in ran.err
+    assert "record 2 (case 2) has no edit: not finite" in caplog.text
     assert "4 edits of 5 requests, 1 failed" in ran.out
     failed = [line for line in lines(tmp_path / "run") if line["kind"] == "failed"]
     assert [(line["index"], line["case_id"], line["error"]) for line in failed] == [
@@ -254,7 +256,7 @@ def test_the_screen_gives_the_denominators_of_the_edits(
     mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert mass("--output", "edits", "--set", "ppl_sentence_num=0").code == 0
-    monkeypatch.setattr("easyeditor.methods.rome.method.search_values", _never)
+    monkeypatch.setattr("easyeditor.methods.locate.method.search_values", _never)
     monkeypatch.setattr("easyeditor.methods.locate.method.search_values", _never)
     ran = mass("--output", "screen", "--screen", "--screen-threshold", "1.5")
     assert ran.code == 0, ran.err
