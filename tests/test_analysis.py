@@ -56,7 +56,7 @@ FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}",
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
     monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", "none")
+    monkeypatch.setattr(figures, "LAYOUT", None)
 
 
 @pytest.fixture(scope="module")
