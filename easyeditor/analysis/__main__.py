@@ -73,6 +73,8 @@ def _diagnose() -> ModuleType:
     return diagnose
 
 
+WIDTH = 140  # of tables that go into a file or a pipe
+
 # Each module has add_flags(parser) and experiment(args, folder) -> Outcome; loaded only when it is asked for.
 EXPERIMENTS: dict[str, Callable[[], ModuleType]] = {
     "keys": _keys,
@@ -107,7 +109,7 @@ def main() -> int:
     with run_folder(args.output, name) as folder:
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
-    outcome.show(Console())
+    outcome.show(Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten to {folder}: {', '.join([*written, 'result.json'])}")
     return 0
 

@@ -157,10 +157,14 @@ def _findings(
     low = [row for row in rows if row[0] == "worst"]
     means = {name: float(np.mean([row[3 + i] for row in low])) for i, name in enumerate(names)}
     slack = {name: 2 * math.sqrt(max(CHANCE[name] * (1 - CHANCE[name]), 0.01) / counts[name]) for name in names}
+    able = [name for i, name in enumerate(names) if rows[0][3 + i] > CHANCE[name] + slack[name]]
     at_chance = Finding(
         claim=f"The {min(worst, len(low))} worst models answer at chance",
-        holds=all(means[name] <= CHANCE[name] + slack[name] for name in names),
-        because=", ".join(f"{name} {means[name]:.2f} (chance {CHANCE[name]:.2f})" for name in names)
+        holds=all(means[name] <= CHANCE[name] + slack[name] for name in able) if able else None,
+        because=", ".join(
+            f"{name} {means[name]:.2f} (unedited {rows[0][3 + i]:.2f}, chance {CHANCE[name]:.2f})"
+            for i, name in enumerate(names)
+        )
         + f"; two standard errors allowed; papers: perplexity {max(w[0] for w in WORST_MODELS.values()):,.0f}, chance",
     )
     return [at_chance, told]

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from easyeditor.files import whole_file
 
@@ -88,6 +88,7 @@ def bands(
         ax.fill_between(x, low, high, color=group.color, alpha=0.15, linewidth=0)
         step = 1 if every else max(1, len(x) // 8)
         ax.plot(x, mean, group.line, color=group.color, marker=group.marker, markevery=step, ms=5, label=group.label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
 
@@ -147,20 +148,25 @@ def strips(
     ax.set_xticks(range(len(groups)), [group.label for group in groups])
     ax.set_xlim(-0.6, len(groups) - 0.4)
     ax.set_ylabel(ylabel)
-    if log:
-        log_scale(ax, "y")
     if line is not None:
         ax.axhline(line[0], color=GREY, linestyle=":", linewidth=1)
         ax.annotate(
             line[1], (1, line[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8
         )
+    if log:
+        log_scale(ax, "y")
 
 
 def log_scale(ax: Axes, axis: str) -> None:
-    """A logarithmic axis ("x" or "y") with plain numbers at its ticks."""
+    """A logarithmic axis ("x" or "y") with plain numbers at its ticks, also where it spans little; call it last."""
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
     chosen = ax.xaxis if axis == "x" else ax.yaxis
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    if high / low < 4:
+        chosen.set_major_locator(MaxNLocator(4))
+    elif high / low < 300:
+        chosen.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
     chosen.set_minor_locator(NullLocator())
 
 

@@ -94,8 +94,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         ],
         figures={"hard_edit": _draw(rows, denominators, lab.hparams.collapse_threshold)},
         findings=[_finding(rows, len(candidates))],
-        look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; their denominators "
-        "are far below 1.",
+        look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; whether their "
+        "denominators are far below 1.",
         config=lab.config(),
         manifest=lab.manifest("hard-edit"),
         result={"kept": len(kept), "refused_by_rule": refused, "perplexity_unedited": base},
@@ -145,11 +145,11 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     figures.log_scale(screened, "y")
     screened.set_xlabel("candidate, by |denominator|")
     screened.set_ylabel("|denominator|")
-    screened.legend()
+    screened.legend(frameon=False)
     points = [[abs(row[3]), row[4]] for row in rows if math.isfinite(row[4])]
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
     group = Group(label="edited", values=values, color=figures.VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
-    figures.log_scale(edited, "y")
     edited.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
+    figures.log_scale(edited, "y")
     return figure

@@ -124,8 +124,9 @@ def _draw(rows: Rows, base: float, threshold: float) -> Figure:
             if way in ways
         ]
         figures.bands(ax, layers, groups, "layer", "perplexity" if column == "perplexity" else "‖v₀‖", every=True)
-        figures.log_scale(ax, "y")
     ppl_ax.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
     ppl_ax.axhline(base, color=figures.BLACK, linewidth=0.7)
+    for ax in (ppl_ax, start_ax):
+        figures.log_scale(ax, "y")
     figures.legend_below(figure, ppl_ax, 3)
     return figure

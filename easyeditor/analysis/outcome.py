@@ -122,7 +122,7 @@ def _drawn(table: Table) -> rich_table.Table:
     drawn = rich_table.Table(title=escape(table.title), title_justify="left", header_style="bold", title_style="bold")
     for place, column in enumerate(table.columns):
         numeric = any(isinstance(row[place], (int, float)) for row in table.rows)
-        drawn.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in table.rows:
         drawn.add_row(*[escape(short(cell)) for cell in row])
     return drawn
