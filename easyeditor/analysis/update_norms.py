@@ -17,6 +17,7 @@ contexts (`consistent_value: true`) prevent it?
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def _heat_map(lab: Lab, rome: Rows, deltas: list[WeightDelta]) -> Figure:
     titles, maps = [], []
     for name, place in picked.items():
         row = rome[place]
-        titles.append(f"{name}: {row[2]}\nperplexity {row[8]:,.1f}, ‖ΔW‖ {row[6]:.3g}")
+        titles.append(f"{name}: {textwrap.shorten(row[2], 32)}\nperplexity {row[8]:,.1f}, ‖ΔW‖ {row[6]:.3g}")
         maps.append(figures.max_pooled(oriented(deltas[place].dense(), lab.method, lab.layer).numpy(), *HEAT_CELLS))
     figure = figures.panels(titles)
     xlabel = "key dimension (grouped)"
