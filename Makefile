@@ -14,10 +14,10 @@ edit: $(VENV)/.installed
 	$(PY) single_case_edit.py
 
 test: $(VENV)/.installed-dev check
-	@echo "== quick tests, on tiny models, one thread each"
-	$(PY) -m pytest -n 2 -m "not slow"
-	@echo "== slow tests (the embedded model is fetched on first use)"
-	$(PY) -m pytest -m slow
+	@echo "== tests on tiny models, two at a time, one thread each"
+	$(PY) -m pytest -n 2 -m "not embedded"
+	@echo "== tests on the embedded model (fetched on first use)"
+	$(PY) -m pytest -m embedded
 
 quick: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 -m "not slow"

@@ -77,6 +77,14 @@ def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
     return model.to(dtype).eval()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile)."""
+    for item in items:
+        if "smol" in getattr(item, "fixturenames", ()):
+            item.add_marker("embedded")
+
+
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
     """One thread for tiny models, where threads only wait for each other; all cores for the embedded model."""

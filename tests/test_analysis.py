@@ -228,7 +228,7 @@ def test_hard_edit_from_our_facts(run: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_hard_edit_keeps_what_collapses_as_a_dataset(run: Any, tmp_path: Path) -> None:
     limits = ["--set", "collapse_threshold=1e-9", "collapse_ratio=1"]
-    result = whole(run("hard-edit", "--candidates", 3, "--edits", 3, *limits, sets=()), tmp_path / "run")
+    result = whole(run("hard-edit", "--candidates", 10, "--edits", 8, *limits, sets=()), tmp_path / "run")
     hit = [row["prompt"] for row in result["tables"]["edits"] if row["collapsed"]]
     assert hit
     assert [r.prompt for r in read_requests(tmp_path / "run/hard_edit.json")] == hit
