@@ -224,6 +224,10 @@ def test_every_request_comes_once_an_epoch(data: CounterFactDataset) -> None:
     task = tasks.training(0, 1, 0, 1)
     assert (len(task.edit), len(task.outer), len(task.locality)) == (1, 2, 1)
     assert task.outer[0] == task.edit[0]
+    validated = [tasks.validation(number).draws[0].pool.key[1] for number in range(8)]
+    assert sorted(validated) == list(range(8))
+    assert validated != list(range(8))
+    assert tasks.validation(3) == again.validation(3)
 
 
 # What is refused
