@@ -55,7 +55,7 @@ class Tasks:
         return self._task(members, random.Random(f"{self._seed}/step {step}/rank {rank}"))
 
     def validation(self, number: int) -> Task:
-        """Task `number` of validation, always the same; requests come in a drawn order, because files go by relation."""
+        """Validation task `number`, always the same; requests in a drawn order, because files go by relation."""
         return self._task([self._at(number)], random.Random(f"{self._seed}/validation {number}"))
 
     def _at(self, place: int) -> int:
