@@ -93,6 +93,14 @@ def chosen(names: Iterable[str]) -> list[Metric]:
     return list(picked.values())
 
 
+def harmonic_mean(values: Sequence[float | None]) -> float | None:
+    """What a metric made of others is of their means (S; ROME, table 4): 0 if one is 0, None if one is lacking."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return 0.0 if 0 in known else len(known) / math.fsum(1 / value for value in known)
+
+
 def evaluate(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
@@ -169,10 +177,9 @@ def _perplexities(model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: S
 
 
 def _harmonic(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    means = [part["mean"] for part in parts]
+    mean = harmonic_mean([part["mean"] for part in parts])
     reasons = sorted({reason for part in parts for reason in part["reasons"]})
     requests = min(part["requests"] for part in parts)
-    if any(mean is None for mean in means):
+    if mean is None:
         return {"mean": None, "requests": 0, "missing": requests, "reasons": reasons}
-    mean = 0.0 if 0 in means else len(means) / math.fsum(1 / mean for mean in means)
     return {"mean": mean, "requests": requests, "missing": max(part["missing"] for part in parts), "reasons": reasons}

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyeditor.evaluate.registry import METRICS, harmonic_mean
 from easyeditor.files import read_json
 from easyeditor.runs.shard import recorded
 
 PARTS = ("edit", "metrics", "perplexity")
-SCORE = ("ES", "PS", "NS")  # S is their harmonic mean (ROME, table 4)
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -123,10 +123,11 @@ class Tally:
     def _means(self) -> dict[str, Any]:
         """Means over the edits that have a value; the one made of others (S) from their means."""
         found = {name: _means(pairs) for name, pairs in sorted(self._metrics.items())}
-        if all(name in found for name in SCORE):
-            edits = min(found[name]["edits"] for name in SCORE)
-            means = {when: [found[name][when] for name in SCORE] for when in ("before", "after")}
-            found["S"] = {**{when: _harmonic(values) for when, values in means.items()}, "edits": edits}
+        for metric in METRICS.values():
+            parts = [found[name] for name in metric.harmonic if name in found]
+            if parts and len(parts) == len(metric.harmonic):
+                means = {when: harmonic_mean([part[when] for part in parts]) for when in ("before", "after")}
+                found[metric.name] = {**means, "edits": min(part["edits"] for part in parts)}
         return found
 
     def _perplexity(self) -> dict[str, Any] | None:
@@ -201,13 +202,6 @@ def _means(pairs: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return statistics.fmean(known) if known else None
-
-
-def _harmonic(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
-        return None
-    return 0.0 if 0 in known else len(known) / math.fsum(1 / v for v in known)
 
 
 def _size(value: float | None) -> float:
