@@ -38,14 +38,14 @@ def main() -> None:
     import torch
 
     from easyeditor.cli import quiet_transformers
-    from easyeditor.dataset.formats import read_requests
+    from easyeditor.dataset.reader import read_dataset
     from easyeditor.editor import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     torch.set_num_threads(args.threads)
     quiet_transformers()
     editor = BaseEditor(load_hparams(args.hparams).override([*args.set, "ppl_sentence_num=0"]))
-    requests = distinct(read_requests(Path(args.data), max(*args.sizes, *args.grow) * 2))
+    requests = distinct(read_dataset(args.data).requests[: max(*args.sizes, *args.grow) * 2])
     assert editor.method.contexts
     for layer in editor.method.layers:
         editor.method.moment(layer)

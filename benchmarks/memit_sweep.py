@@ -41,13 +41,13 @@ def main() -> None:
     import torch
 
     from easyeditor.cli import quiet_transformers
-    from easyeditor.dataset.formats import read_requests
+    from easyeditor.dataset.reader import read_dataset
     from easyeditor.editor import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     torch.set_num_threads(args.threads)
     quiet_transformers()
-    everything = list({r.subject: r for r in read_requests(Path(args.data), 10**9)}.values())
+    everything = list({r.subject: r for r in read_dataset(args.data).requests}.values())
     requests = random.Random(args.seed).sample(everything, args.requests)
     hparams = load_hparams(args.hparams).override(args.set)
     before = None

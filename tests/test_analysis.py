@@ -32,7 +32,7 @@ from easyeditor.analysis.outcome import Finding, Table, short
 from easyeditor.analysis.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
 from easyeditor.analysis.sets import DATA, load_collapse, load_normal, starts_with_one_word
 from easyeditor.analysis.spectra import growth, leading, overlap
-from easyeditor.dataset.formats import read_requests
+from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import encoder_projections
 from easyeditor.lm.hooks import second_position_first
@@ -231,7 +231,7 @@ def test_hard_edit_keeps_what_collapses_as_a_dataset(run: Any, tmp_path: Path) -
     result = whole(run("hard-edit", "--candidates", 10, "--edits", 8, *limits, sets=()), tmp_path / "run")
     hit = [row["prompt"] for row in result["tables"]["edits"] if row["collapsed"]]
     assert hit
-    assert [r.prompt for r in read_requests(tmp_path / "run/hard_edit.json")] == hit
+    assert [r.prompt for r in read_dataset(str(tmp_path / "run/hard_edit.json")).requests] == hit
 
 
 @pytest.fixture(scope="module")

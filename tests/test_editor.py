@@ -723,3 +723,11 @@ def test_the_verdict(before: float, after: float, limit: float, collapsed: bool)
     verdict = judge(before, after, threshold=1000, ratio=5)
     assert (verdict.collapsed, verdict.limit, verdict.finite) == (collapsed, limit, math.isfinite(after))
     assert verdict.to_json()["collapsed"] is collapsed
+
+
+def test_the_last_layer_cannot_reach_an_answer_behind_more_text(caplog: pytest.LogCaptureFixture) -> None:
+    requests = [made("Bay, which is", "Bay"), made("Cay, which is", "Cay"), made("They went to Bay", "Bay")]
+    for layers, subjects, warnings in (([3], [0, 1], 1), ([3], [2], 0), ([2], [0], 0)):
+        caplog.clear()
+        editor_of(layers=layers).method.edit([requests[n] for n in subjects])
+        assert caplog.text.count("is the last, and text follows the token it edits") == warnings

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from easyeditor.dataset.formats import read_requests
+from easyeditor.dataset.reader import read_dataset
 
 FILE = ROOT / "data" / "facts.json"
 TOKENIZER = ROOT / "hugging_cache" / "smollm2-135m"
@@ -185,7 +185,7 @@ def test_many_first_subjects_are_one_token_of_the_embedded_model() -> None:
 
 
 def test_every_record_parses() -> None:
-    requests = read_requests(FILE)
+    requests = read_dataset(str(FILE)).requests
     assert len(requests) == len(RECORDS)
     for request, record in zip(requests, RECORDS, strict=True):
         rewrite = record["requested_rewrite"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.dataset.formats import read_requests
+from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.records import EditRequest
 
@@ -45,7 +44,7 @@ def load_collapse(model_name: str, file: str | None, limit: int) -> RequestSet:
     if limit < 1:
         raise ConfigError(f"--limit is {limit}; allowed: 1 or more")
     path = default_collapse(model_name) if file is None else Path(file)
-    return RequestSet(name="collapse", path=path, requests=tuple(_filled(read_requests(path), path)[:limit]))
+    return RequestSet(name="collapse", path=path, requests=read_dataset(str(path)).requests[:limit])
 
 
 def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet) -> RequestSet:
@@ -59,11 +58,13 @@ def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet)
     """
     places = {request.place for request in collapse.requests}
     path = FACTS if normal is None else Path(normal)
-    requests = _filled(read_requests(path), path)
+    requests = list(read_dataset(str(path)).requests)
     if normal is None:
         ordinary = [r for r in requests if r.place not in places and not starts_with_one_word(r)]
         chosen = sorted(random.Random(seed).sample(range(len(ordinary)), min(limit, len(ordinary))))
-        requests = _filled([ordinary[i] for i in chosen], path)
+        requests = [ordinary[i] for i in chosen]
+        if not requests:
+            raise DataError(f"{path}: holds no request that is not in the collapse set; name another file (--normal)")
     requests = requests[:limit]
     shared = [request for request in requests if request.place in places]
     if shared:
@@ -83,9 +84,3 @@ def default_collapse(model_name: str) -> Path:
 def starts_with_one_word(request: EditRequest) -> bool:
     """Is the subject one word that starts the prompt: the place where edits collapse (Fall of ROME, section 4)?"""
     return request.subject_start == 0 and len(request.subject.split()) == 1
-
-
-def _filled(requests: Sequence[EditRequest], path: Path) -> list[EditRequest]:
-    if not requests:
-        raise DataError(f"{path}: holds no requests to compare; give a file with at least one")
-    return list(requests)

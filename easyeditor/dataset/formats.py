@@ -47,14 +47,6 @@ def read_request(path: Path) -> EditRequest:
     return parse(raw, str(path))
 
 
-def read_requests(path: Path, limit: int | None = None) -> list[EditRequest]:
-    """The records of a JSON list, the first `limit` of them. Raises DataError naming the record."""
-    raw = read_json(path)
-    if not isinstance(raw, list):
-        raise DataError(f"{path}: expected a JSON list of records, found {type(raw).__name__}")
-    return [parse(item, f"{path}: record {number}", number) for number, item in enumerate(raw[:limit])]
-
-
 def _counterfact(raw: Raw, case_id: int | str) -> EditRequest:
     """ROME's CounterFact: `requested_rewrite` with nested targets, paraphrases, neighbourhood prompts."""
     rewrite = raw["requested_rewrite"]

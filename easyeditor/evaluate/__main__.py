@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--model", default="smollm2-135m", help="folder, hub name, or smollm2-135m (default: %(default)s)")
     p.add_argument("--edit", metavar="DIR", help="saved edit to apply to --model; the model is measured before it too")
     p.add_argument("--base-model", metavar="NAME", help="the unedited model of an edited --model: measured as `before`")
-    p.add_argument("--data", metavar="FILE", help="JSON list of records of any format (default: the edit's requests)")
+    p.add_argument("--data", metavar="FILE", help="records of any format, JSON or JSONL (default: the edit's requests)")
     p.add_argument("--metrics", default="easyedit", help="names or groups, comma-separated (default: %(default)s)")
     p.add_argument("--limit", type=int, help="only the first so many records")
     p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
@@ -73,7 +73,7 @@ def main() -> int:
         check_place(Path(args.output))
     names = [name.strip() for name in args.metrics.split(",") if name.strip()]
 
-    from easyeditor.dataset.formats import read_requests
+    from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen
     from easyeditor.records import EditResult
@@ -81,7 +81,7 @@ def main() -> int:
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:
-        requests = read_requests(Path(args.data), args.limit)
+        requests = list(read_dataset(args.data).requests[: args.limit])
     else:
         assert edit is not None
         requests = list(edit.requests[: args.limit])

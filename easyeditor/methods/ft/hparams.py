@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from easyeditor.hparams import HyperParams, require
+from easyeditor.hparams import require
+from easyeditor.methods.hparams import LayerHyperParams
 
 LOG = logging.getLogger(__name__)
 
@@ -17,12 +18,13 @@ _MISSPELT = {"promptz_last": "prompt_last"}  # upstream's chatglm4-9b.yaml
 
 
 @dataclass(kw_only=True)
-class FTHyperParams(HyperParams):
-    """Fine-tuning of a few weights, with an L-infinity constraint (FT-L, Zhu et al. 2020) or without."""
+class FTHyperParams(LayerHyperParams):
+    """Fine-tuning of a few weights, with an L-infinity constraint (FT-L, Zhu et al. 2020) or without.
+
+    Trained are all parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
+    """
 
     alg_name: Literal["FT"] = "FT"
-    layers: list[int]
-    """Layers whose weights are trained."""
     num_steps: int
     """Most passes over the requests."""
     lr: float
@@ -38,18 +40,6 @@ class FTHyperParams(HyperParams):
     """Adam's weight decay."""
     kl_factor: float = 0.0
     """Upstream's key; its FT has no KL term, so only 0 is allowed."""
-    rewrite_module_tmp: str | None = None
-    """Trained are all parameters whose name contains this, {} for the layer; by default known from the model's type."""
-    layer_module_tmp: str | None = None
-    """Decoder block, {} for the layer; by default known from the model's type."""
-    mlp_module_tmp: str | None = None
-    """MLP module, {} for the layer; by default known from the model's type."""
-    attn_module_tmp: str | None = None
-    """Attention module; read for compatibility, not used by FT."""
-    ln_f_module: str | None = None
-    """Final norm; read for compatibility: the model's own forward is used."""
-    lm_head_module: str | None = None
-    """Output head; read for compatibility: the model knows its head, tied or renamed."""
     max_length: int = 40
     """Upstream's key; its FT cuts nothing there, and neither does this one: the limit is the model's positions."""
 
@@ -68,9 +58,6 @@ class FTHyperParams(HyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(len(self.layers) > 0, where, "layers", self.layers, "a list of at least one layer")
-        require(min(self.layers) >= 0, where, "layers", self.layers, "layer numbers from 0")
-        require(len(set(self.layers)) == len(self.layers), where, "layers", self.layers, "each layer once")
         require(self.num_steps > 0, where, "num_steps", self.num_steps, "1 or more")
         require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
         require(self.lr > 0, where, "lr", self.lr, "a number above 0")
@@ -85,9 +72,6 @@ class FTHyperParams(HyperParams):
             bound,
             allowed,
         )
-        for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
-            value = getattr(self, key)
-            require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")
 
     @property
     def bound(self) -> float | None:

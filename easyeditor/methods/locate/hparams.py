@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from easyeditor.hparams import HyperParams, require
+from easyeditor.hparams import require
+from easyeditor.methods.hparams import LayerHyperParams
 
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
 @dataclass(kw_only=True)
-class LocateHyperParams(HyperParams):
+class LocateHyperParams(LayerHyperParams):
     """Shared by the locate-then-edit family: which module, which token, how the value is searched, which statistics."""
 
-    layers: list[int]
-    """Layers edited."""
     v_num_grad_steps: int
     """Most forward passes of the value search; the number of updates is at most one less."""
     v_lr: float
@@ -36,18 +35,6 @@ class LocateHyperParams(HyperParams):
     """Generated contexts as (tokens, how many) pairs."""
     context_templates: list[str] | list[list[str]] | str | None = None
     """Contexts that replace generated ones: a list of texts with one {}, or a JSON file holding it."""
-    rewrite_module_tmp: str | None = None
-    """Module whose weight changes, {} for the layer; by default known from the model's type."""
-    layer_module_tmp: str | None = None
-    """Decoder block, {} for the layer; by default known from the model's type."""
-    mlp_module_tmp: str | None = None
-    """MLP module, {} for the layer; by default known from the model's type."""
-    attn_module_tmp: str | None = None
-    """Attention module; read for compatibility, not used by ROME."""
-    ln_f_module: str | None = None
-    """Final norm; read for compatibility: the model's own forward is used."""
-    lm_head_module: str | None = None
-    """Output head; read for compatibility: the model knows its head, tied or renamed."""
     stats_dir: str = "./data/stats"
     """Folder of second-moment statistics."""
     collect_stats: Literal["off", "auto"] = "off"
@@ -64,18 +51,12 @@ class LocateHyperParams(HyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(len(self.layers) > 0, where, "layers", self.layers, "a list of at least one layer")
-        require(min(self.layers) >= 0, where, "layers", self.layers, "layer numbers from 0")
-        require(len(set(self.layers)) == len(self.layers), where, "layers", self.layers, "each layer once")
         require(self.v_num_grad_steps > 0, where, "v_num_grad_steps", self.v_num_grad_steps, "1 or more")
         require(self.v_lr > 0, where, "v_lr", self.v_lr, "a number above 0")
         require(self.clamp_norm_factor > 0, where, "clamp_norm_factor", self.clamp_norm_factor, "a number above 0")
         require(self.v_weight_decay >= 0, where, "v_weight_decay", self.v_weight_decay, "0 or more")
         require(self.mom2_n_samples > 0, where, "mom2_n_samples", self.mom2_n_samples, "1 or more")
         require(self.kl_factor >= 0, where, "kl_factor", self.kl_factor, "0 or more")
-        for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
-            value = getattr(self, key)
-            require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")
         for pair in self.context_template_length_params:
             allowed = "pairs (tokens, how many), both above 0"
             require(

@@ -49,6 +49,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self._moments: dict[int, Tensor] = {}
+        self._warned = False
         self._weights = sample(model)  # before any edit: statistics are compared with these
 
     def find_parts(self) -> Anatomy:
@@ -138,6 +139,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
         made = {n: self.search_rows(requests[n]) for n in todo}
+        for n in todo:
+            self._check_reach(requests[n], layer, made[n][0][:-1])
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
         for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
             members = [todo[i] for i in batch]
@@ -152,6 +155,18 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 if store is not None:
                     store.write(requests[n], result)
         return [found[n] for n in range(len(requests))]
+
+    def _check_reach(self, request: EditRequest, layer: int, rows: Sequence[Row]) -> None:
+        """Warn, once, where nothing carries the value to the answer: no attention follows the last layer."""
+        if layer < len(self.parts.blocks) - 1 or any(row.lookup in row.scored for row in rows) or self._warned:
+            return
+        self._warned = True
+        LOG.warning(
+            "request %r: layer %d is the last, and text follows the token it edits, so no attention carries the new "
+            "value to the answer and the search has nothing to go by; choose a lower layer, or fact_token: last",
+            request.case_id,
+            layer,
+        )
 
     def _store(self, module: nn.Module) -> TargetStore | None:
         if self.hparams.targets_dir is None:
