@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, rome_hparams, same, states, tokenizer
-from test_scripts import Ran, call, save_tiny, strict, write_yaml
+from script_runs import Ran, call, save_tiny, strict, write_yaml
 from transformers import T5Config, T5ForConditionalGeneration
 
 import mass_edit

@@ -7,12 +7,10 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import torch
 from conftest import build, tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_scripts import Ran, call, one_thread, save_tiny, write_yaml
+from script_runs import Ran, call, file_size_limit, save_tiny, write_yaml
 
 import ppl as ppl_script
 import single_case_edit
@@ -47,12 +45,6 @@ def refusal(ran: Ran, *parts: str) -> str:
     assert lines == [ran.err.splitlines()[-1]]
     assert [part for part in parts if part not in lines[0]] == [], lines[0]
     return lines[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -344,17 +336,6 @@ def test_full_disk(edit: Any, ppl: Any, work: Path, monkeypatch: pytest.MonkeyPa
         "numbers.json: cannot be written (No space left on device)",
     )
     assert sorted(p.name for p in work.iterdir()) == ["h.yaml", "m", "two.txt"]
-
-
-@contextmanager
-def file_size_limit(size_bytes: int) -> Iterator[None]:
-    """No file may grow beyond the limit: a full disk as the kernel reports it (Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

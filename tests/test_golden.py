@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 from conftest import GOLDEN, needs_shared, relative
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from golden_numbers import MODELS, TOLERANCE, pair, read, request, tensors
 
 from easyeditor import EditRequest, ROMEHyperParams
 from easyeditor.evaluate.metrics import score_request
@@ -24,30 +21,7 @@ from easyeditor.methods.rome.method import ROME
 
 pytestmark = needs_shared
 
-MODELS = ["tiny-gpt2", "tiny-llama"]
 VARIANTS = ["plain_rome", "plain_crome", "mom2_rome", "mom2_crome"]
-TOLERANCE = 1e-5  # ten times tighter than asked; the reference itself is 2e-6 from float64
-
-
-@lru_cache
-def read(name: str) -> Any:
-    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
-
-
-@lru_cache
-def tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / name)
-
-
-@lru_cache
-def pair(name: str) -> tuple[Any, Any]:
-    folder = GOLDEN / "models" / name
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def request(number: int) -> EditRequest:
-    raw = read("inputs.json")["requests"][number]
-    return EditRequest.make(raw["prompt"], subject=raw["subject"], target_new=raw["target_new"], case_id=raw["id"])
 
 
 def method(model: str, **changes: Any) -> ROME:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build, relative, rome_hparams, same, states, tokenizer
-from test_scripts import Ran, call, one_thread, save_tiny, write_yaml
+from script_runs import Ran, call, save_tiny, write_yaml
 
 import mass_edit
 from easyeditor import BaseEditor, EditRequest, EditResult
@@ -39,12 +39,6 @@ def record_of(subject: str, target: str = "Italy") -> dict[str, Any]:
         "locality_prompt": "The sea is",
         "locality_ground_truth": "blue",
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from script_runs import save_tiny, write_yaml
 from test_mass import QUICK, close, lines, record_of, timeless
-from test_scripts import save_tiny, write_yaml
 
 import mass_edit
 from easyeditor import cli

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, build, needs_shared, relative, rome_hparams, same, states, tokenizer
-from test_golden import MODELS, TOLERANCE, pair, read, request, tensors
+from golden_numbers import MODELS, TOLERANCE, pair, read, request, tensors
 
 from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
 from easyeditor.errors import ConfigError, DataError, StatsError

@@ -8,93 +8,26 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import yaml
 from conftest import CONTEXTS, ROOT, build, same, states, tokenizer
 from safetensors.torch import load_file, save_file
+from script_runs import Ran, call, save_tiny, strict, write_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ppl as ppl_script
 import single_case_edit
-from easyeditor import EditResult, cli
+from easyeditor import EditResult
 from easyeditor.evaluate.perplexity import PerplexityProbe
 
 BAY = json.loads((ROOT / "data" / "requests" / "bay.json").read_text(encoding="utf-8"))
 SENTENCES = ["The river was high.", " A museum, closed for years, will reopen.", "Ask, “why?” twice", "Bay is in Italy"]
 FAST = ["--set", "ppl_sentence_num=0"]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a script ended and what it wrote."""
-
-    code: Any
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output as strict JSON: one document, no NaN."""
-        return strict(self.out)
-
-
-def strict(text: str) -> Any:
-    """Parse JSON that holds no NaN or Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def save_tiny(folder: Path, kind: str = "llama", **options: Any) -> Path:
-    """A tiny model and its tokenizer as a checkpoint folder."""
-    build(kind, **options).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
-def write_yaml(path: Path, model: Path | str, **changes: Any) -> Path:
-    """ROME hyper-parameters for a tiny model: layer 1, given contexts, six short steps."""
-    values = {"alg_name": "ROME", "model_name": str(model), "device": "cpu", "layers": [1], "v_num_grad_steps": 6}
-    values |= {"v_lr": 0.5, "v_loss_layer": 3, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0, "kl_factor": 0.0625}
-    values |= {"mom2_adjustment": False, "context_templates": CONTEXTS}
-    path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
-    return path
-
-
-def call(script: Any, args: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ran:
-    """Run a script's main as its `__main__` does, in this process."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, args)])
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.run(script.main)
-    return Ran(ended.value.code, *capsys.readouterr())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread: for tiny models faster than two, and much faster on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, relative, tokenizer
-from test_bad_input import file_size_limit
-from test_golden import MODELS, pair, read
+from golden_numbers import MODELS, pair, read
+from script_runs import file_size_limit
 
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.architectures import anatomy

@@ -1,0 +1,78 @@
+"""A script's main in the test's process, on tiny checkpoints and YAMLs of their own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import CONTEXTS, build, tokenizer
+
+from easyeditor import cli
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a script ended and what it wrote."""
+
+    code: Any
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as strict JSON: one document, no NaN."""
+        return strict(self.out)
+
+
+def strict(text: str) -> Any:
+    """Parse JSON that holds no NaN or Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def save_tiny(folder: Path, kind: str = "llama", **options: Any) -> Path:
+    """A tiny model and its tokenizer as a checkpoint folder."""
+    build(kind, **options).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_yaml(path: Path, model: Path | str, **changes: Any) -> Path:
+    """ROME hyper-parameters for a tiny model: layer 1, given contexts, six short steps."""
+    values = {"alg_name": "ROME", "model_name": str(model), "device": "cpu", "layers": [1], "v_num_grad_steps": 6}
+    values |= {"v_lr": 0.5, "v_loss_layer": 3, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0, "kl_factor": 0.0625}
+    values |= {"mom2_adjustment": False, "context_templates": CONTEXTS}
+    path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+    return path
+
+
+def call(script: Any, args: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ran:
+    """Run a script's main as its `__main__` does, in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, args)])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(script.main)
+    return Ran(ended.value.code, *capsys.readouterr())
+
+
+@contextmanager
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """No file may grow beyond the limit: a full disk as the kernel reports it (Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
