@@ -641,8 +641,8 @@ def test_bad_flags_and_sets_are_one_line(run: Any, tmp_path: Path, tiny_runs: Pa
     )
     cases: list[tuple[list[Any], list[str]]] = [
         (["key"], ["experiment 'key' is not known", "keys, first-token"]),
-        (["keys", "--collapse", empty], ["empty.json: holds no requests"]),
-        (["keys", "--normal", empty], ["empty.json: holds no requests"]),
+        (["keys", "--collapse", empty], ["empty.json: holds no records"]),
+        (["keys", "--normal", empty], ["empty.json: holds no records"]),
         (["keys", "--normal", both], ["share 1 requests", "'Music is a'"]),
         (["keys", "--normal", tmp_path / "none.json"], ["none.json: no such file"]),
         (["keys", "--limit", "0"], ["--limit is 0; allowed: 1 or more"]),

@@ -99,7 +99,7 @@ def test_a_folder_of_datasets_with_splits(tmp_path: Path) -> None:
     [
         ("a.json", "", "the file is empty"),
         ("a.jsonl", " \n\n", "the file is empty"),
-        ("a.json", "[]", "no usable record"),
+        ("a.json", "[]", "holds no records"),
         (
             "a.json",
             json.dumps([FLAT, FLAT])[:-9],

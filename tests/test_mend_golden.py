@@ -132,3 +132,32 @@ def test_losses_and_gradients(model: str, dtype: str) -> None:
                 assert (
                     relative(parameter.grad, s.tensors[f"f32/{run}/grad/{name.removeprefix('mend.')}"]) < TOLERANCE
                 ), name
+
+
+@pytest.mark.parametrize("run", ["apply_r1", "apply_r4"])
+@pytest.mark.parametrize("model", MODELS)
+def test_edits_with_the_statistics_of_training(model: str, run: str) -> None:
+    s = Setting(model)
+    for name in RUNS:  # the statistics move as they did there
+        s.net.train("train" in name)
+        with frozen(s.model), torch.no_grad():
+            s.net.transform(read_factors(s.parts, s.net.weights, s.batch(name, "edit_inner"))[0])
+    s.net.eval()
+    request = s.inputs["requests"][int(run[-1])]
+    prompt = request["prompt"].replace("{}", request["subject"])
+    ids, target = (s.tok.encode(f"{before} {request['target_new']}") for before in (prompt, ""))
+    batch = Batch(
+        inputs={"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)},
+        rows_N=torch.zeros(len(target), dtype=torch.long),
+        positions_N=torch.arange(len(ids) - 1 - len(target), len(ids) - 1),
+        labels_N=torch.tensor(target),
+        weights_N=torch.full((len(target),), 1 / len(target), dtype=torch.float64),
+    )
+    rates = dict(zip(s.raw[f"f32/{run}"]["order"], s.net.edit_lrs.tolist(), strict=True))  # dealt out in this order
+    own = dict(zip([weight.name for weight in s.net.weights], s.net.edit_lrs.tolist(), strict=True))
+    with frozen(s.model), torch.no_grad():
+        transformed = s.net.transform(read_factors(s.parts, s.net.weights, batch)[0])
+        for weight in s.net.weights:
+            update = torch.mm(*s.net.factors_of(weight, transformed[weight.name])) * rates[weight.name]
+            stored = s.tensors[f"f32/{run}/{weight.name}/weight_delta"]
+            assert relative(update / own[weight.name], stored) < TOLERANCE

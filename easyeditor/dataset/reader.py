@@ -66,8 +66,10 @@ def read_dataset(source: str, *, skip_bad: bool = False) -> Dataset:
         raise DataError(f"{source}: no such file")
     requests, bad, name = _requests(source, raw, skip_bad)
     if not requests:
-        first = f"; the first: record {bad[0].number}, {bad[0].reason}" if bad else ""
-        raise DataError(f"{source}: no usable record in it ({len(bad)} bad{first})")
+        if not bad:
+            raise DataError(f"{source}: holds no records")
+        first = f"the first: record {bad[0].number}, {bad[0].reason}"
+        raise DataError(f"{source}: no usable record in it ({len(bad)} bad; {first})")
     return Dataset(source=source, format=name, sha256=sha256, requests=tuple(requests), bad=tuple(bad))
 
 
