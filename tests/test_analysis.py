@@ -496,13 +496,13 @@ def test_two_processes_never_share_a_number(tmp_path: Path) -> None:
 
 
 def test_the_default_sets_are_apart_and_of_the_right_kind() -> None:
-    collapse = load_collapse("smollm2-135m", None, 50)
+    collapse = load_collapse("smollm2-135m", None, 50, 0)
     normal = load_normal(None, 30, 0, collapse)
     assert len(normal.requests) == 30
     assert all(starts_with_one_word(request) for request in collapse.requests)
     assert not any(starts_with_one_word(request) for request in normal.requests)
     assert normal.requests != load_normal(None, 30, 1, collapse).requests
-    assert load_collapse("/models/never-mined", None, 50).path == DATA / "requests" / "collapse.json"
+    assert load_collapse("/models/never-mined", None, 50, 0).path == DATA / "requests" / "collapse.json"
 
 
 def test_own_tasks_by_hand() -> None:

@@ -213,3 +213,17 @@ def test_the_script_builds_the_committed_file() -> None:
     ran = subprocess.run([sys.executable, "data/build_facts.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert f"{len(RECORDS)}  requests" in ran.stdout
+
+
+def test_the_hard_set_is_what_collapsed_of_the_first_place_requests() -> None:
+    hard = json.loads((ROOT / "data/hard/smollm2-135m.json").read_text(encoding="utf-8"))
+    known = {record["case_id"]: record["requested_rewrite"] for record in first_place()}
+    for record in hard:
+        rewrite = known[record["case_id"]]
+        assert record["prompt"] == full_prompt(rewrite)
+        assert record["target_new"] == rewrite["target_new"]["str"]
+        assert [c["method"] for c in record["collapses"]] == ["ROME"]
+        assert record["collapses"][0]["ppl"] > 1000
+    run = json.loads((ROOT / "data/hard/smollm2-135m.run.json").read_text(encoding="utf-8"))
+    assert run["summary"]["counts"]["collapsed"] == len(hard) == 64
+    assert run["summary"]["counts"]["edits"] == len(known)

@@ -107,7 +107,7 @@ def _candidates(args: argparse.Namespace, hparams: ROMEHyperParams) -> tuple[lis
     if args.endpoint is None:
         made, refused = from_facts(facts, args.candidates, draw), 0
     else:
-        seeds = load_collapse(str(hparams.model_name), None, 5).requests
+        seeds = load_collapse(str(hparams.model_name), None, 5, hparams.seed).requests
         words = sorted({s for record in facts if is_common_word(s := record["requested_rewrite"]["subject"])})
         subjects = draw.sample(words, min(40, len(words)))
         key = os.environ.get("OPENAI_API_KEY")

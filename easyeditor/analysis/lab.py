@@ -82,7 +82,7 @@ class Lab:
     def of(cls, args: argparse.Namespace) -> Lab:
         """The lab that the flags describe; files are read and checked before the model is loaded."""
         hparams = hparams_of(args)
-        collapse = load_collapse(str(hparams.model_name), args.collapse, args.limit)
+        collapse = load_collapse(str(hparams.model_name), args.collapse, args.limit, hparams.seed)
         if "normal" not in vars(args):
             return cls(hparams, collapse, None)
         return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse))

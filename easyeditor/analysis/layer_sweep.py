@@ -28,7 +28,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     """Edit the same requests at every layer in three ways."""
     hparams = hparams_of(args)
     file = str(REQUESTS) if args.collapse is None else args.collapse
-    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit), None)
+    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit, hparams.seed), None)
     layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     base = lab.perplexity()

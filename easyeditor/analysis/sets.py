@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ class RequestSet:
         return {"path": str(self.path), "sha256": digest, "requests": len(ids), "case_ids": ids}
 
 
-def load_collapse(model_name: str, file: str | None, limit: int) -> RequestSet:
-    """The first `limit` requests of `file`, or of the default collapse set.
+def load_collapse(model_name: str, file: str | None, limit: int, seed: int) -> RequestSet:
+    """The first `limit` requests of `file`, or a sample (by `seed`) of the default collapse set.
 
     Default: `data/hard/<model>.json`, what was mined for this model, else `data/requests/collapse.json`, a few requests
     with a one-word subject in first place.
@@ -44,7 +45,9 @@ def load_collapse(model_name: str, file: str | None, limit: int) -> RequestSet:
     if limit < 1:
         raise ConfigError(f"--limit is {limit}; allowed: 1 or more")
     path = default_collapse(model_name) if file is None else Path(file)
-    return RequestSet(name="collapse", path=path, requests=read_dataset(str(path)).requests[:limit])
+    requests = read_dataset(str(path)).requests
+    chosen = requests[:limit] if file is not None else _sample(requests, limit, seed)
+    return RequestSet(name="collapse", path=path, requests=tuple(chosen))
 
 
 def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet) -> RequestSet:
@@ -61,8 +64,7 @@ def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet)
     requests = list(read_dataset(str(path)).requests)
     if normal is None:
         ordinary = [r for r in requests if r.place not in places and not starts_with_one_word(r)]
-        chosen = sorted(random.Random(seed).sample(range(len(ordinary)), min(limit, len(ordinary))))
-        requests = [ordinary[i] for i in chosen]
+        requests = _sample(ordinary, limit, seed)
         if not requests:
             raise DataError(f"{path}: holds no request that is not in the collapse set; name another file (--normal)")
     requests = requests[:limit]
@@ -73,6 +75,12 @@ def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet)
             "a request can be in the collapse set or in the normal set"
         )
     return RequestSet(name="normal", path=path, requests=tuple(requests))
+
+
+def _sample(requests: Sequence[EditRequest], limit: int, seed: int) -> list[EditRequest]:
+    """At most `limit` of them, drawn by the seed, in their order."""
+    drawn = random.Random(seed).sample(range(len(requests)), min(limit, len(requests)))
+    return [requests[i] for i in sorted(drawn)]
 
 
 def default_collapse(model_name: str) -> Path:
