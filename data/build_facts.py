@@ -67,7 +67,8 @@ def main() -> int:
     p.add_argument("--check", action="store_true", help="compare with the file that is there, write nothing")
     p.add_argument("--first-place", metavar="FILE", help="also write the requests that begin with a one-word subject")
     args = p.parse_args()
-    records = [record for relation in relations() for record in requests(relation)]
+    built = (record for relation in relations() for record in requests(relation))
+    records = [{"case_id": f"facts-{number:04d}", **record} for number, record in enumerate(built, 1)]
     text = to_text(records)
     if not args.check:
         write_text(OUTPUT, text)
@@ -84,12 +85,8 @@ def main() -> int:
 
 
 def to_text(records: Sequence[Mapping[str, Any]]) -> str:
-    """A JSON list with one record per line, numbered in order."""
-    lines = [
-        json.dumps({"case_id": f"facts-{number:04d}", **record}, ensure_ascii=False)
-        for number, record in enumerate(records, 1)
-    ]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+    """A JSON list with one record per line."""
+    return "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
 
 
 # Reading the sources
