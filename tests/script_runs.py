@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import CONTEXTS, build, tokenizer
 
@@ -76,3 +78,32 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def forked(script: Any, flags: list[str]) -> int:
+    """A script's main in a process of its own that has everything imported already; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        torch.set_num_threads(1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        sys.argv = [script.__name__, *flags]
+        cli.run(script.main)
+    except SystemExit as stopped:
+        os._exit(int(stopped.code or 0))
+    finally:
+        os._exit(99)
+
+
+def ended(child: int) -> int | None:
+    """Exit status of a child that has ended (negative: by a signal), or None."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def awaited(child: int) -> int:
+    """Exit status of a child (negative: by a signal), waited for."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import ROOT
-from script_runs import save_tiny, write_yaml
+from script_runs import awaited, ended, forked, save_tiny, write_yaml
 from test_mass import QUICK, close, lines, record_of, timeless
 
 import mass_edit
-from easyeditor import cli
 
 SUBJECTS = [f"{name}{i}" for i in range(3) for name in ("Bay", "Roland", "Berlin", "Oslo", "Cork", "Rome")]
 KILLS = 10
@@ -37,30 +35,6 @@ def begin(place: Path, output: Path, *flags: str) -> list[str]:
     return ["--hparams", str(place / "rome.yaml"), "--data", str(place / "data.json"), "--output", str(output), *flags]
 
 
-def forked(flags: list[str]) -> int:
-    """mass_edit.py in a process of its own that has everything imported already; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        torch.set_num_threads(1)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        sys.argv = ["mass_edit.py", *flags]
-        cli.run(mass_edit.main)
-    except SystemExit as ended:
-        os._exit(int(ended.code or 0))
-    finally:
-        os._exit(99)
-
-
-def ended(child: int) -> int | None:
-    """Exit status of a child that has ended (negative: by a signal), or None."""
-    done, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
-
-
 def written(run: Path) -> int:
     path = run / "results.jsonl"
     return path.stat().st_size if path.exists() else -1
@@ -70,10 +44,9 @@ def run_killed(run: Path, flags: list[str], source: random.Random) -> int:
     """Start, kill with SIGKILL at a random point (before, while or after something is written), resume; how often."""
     kills = 0
     for _ in range(200):
-        child = forked(["--resume", str(run)] if (run / "config.json").exists() else flags)
+        child = forked(mass_edit, ["--resume", str(run)] if (run / "config.json").exists() else flags)
         if kills == KILLS:
-            _, status = os.waitpid(child, 0)
-            assert os.waitstatus_to_exitcode(status) == 0
+            assert awaited(child) == 0
             return kills
         before, waits_for = written(run), source.choice([0, 1, 1, 2])
         while waits_for and (code := ended(child)) is None:
@@ -85,8 +58,7 @@ def run_killed(run: Path, flags: list[str], source: random.Random) -> int:
             return kills
         time.sleep(source.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        kills += awaited(child) == -signal.SIGKILL
     pytest.fail("killed too often")
 
 
@@ -97,8 +69,7 @@ def run_killed(run: Path, flags: list[str], source: random.Random) -> int:
     ids=lambda f: f[1],
 )
 def test_killed_ten_times_the_records_are_those_of_an_undisturbed_run(flags: list[str], place: Path) -> None:
-    _, status = os.waitpid(forked(begin(place, place / "whole", *flags)), 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert awaited(forked(mass_edit, begin(place, place / "whole", *flags))) == 0
     kills = run_killed(place / "killed", begin(place, place / "killed", *flags), random.Random(4))
     assert kills == KILLS, f"the run ended after {kills} kills"
     whole, killed = lines(place / "whole"), lines(place / "killed")
@@ -128,8 +99,7 @@ run(mass_edit.main)
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_dies_equal_one(place: Path) -> None:
-    _, status = os.waitpid(forked(begin(place, place / "one", "--limit", "10")), 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert awaited(forked(mass_edit, begin(place, place / "one", "--limit", "10"))) == 0
     (place / "dying.py").write_text(DYING.format(root=str(ROOT)), encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29547"]
     command = [*torchrun, "--max-restarts", "1", str(place / "dying.py"), *begin(place, place / "two", "--limit", "10")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, relative, tokenizer
 from golden_numbers import MODELS, pair, read
-from script_runs import file_size_limit
+from script_runs import awaited, ended, file_size_limit, forked
 
+import easyeditor.stats.__main__ as stats_main
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import encode
@@ -152,11 +154,7 @@ def test_fast_mode_stops_at_the_tokens_asked_for() -> None:
     assert totals.documents % FAST_WINDOW == 0
 
 
-COMMAND = [sys.executable, "-m", "easyeditor.stats", "--device", "cpu", "--layers", "0", "2", "--samples", "300"]
-
-
-def run_stats(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+FLAGS = ["--device", "cpu", "--layers", "0", "2", "--samples", "300"]
 
 
 @pytest.fixture
@@ -168,30 +166,22 @@ def saved(tmp_path: Path) -> str:
 
 @pytest.mark.slow
 def test_killed_ten_times_the_file_is_bit_equal(tmp_path: Path, saved: str, own: str) -> None:
-    fixed = ["--model", saved, "--corpus", own, "--every", "1", "--resume", "--batch-tokens", "64"]
-    whole = run_stats([*fixed, "--output", str(tmp_path / "whole")])
-    assert whole.returncode == 0, whole.stderr
-    kills = 0
-    for number in range(200):
-        process = subprocess.Popen(
-            [*COMMAND, *fixed, "--output", str(tmp_path / "killed")],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        folder = tmp_path / "killed" / "m" / "own_stats"
-        if kills < 10:
-            before = _stamps(folder)
-            while process.poll() is None and _stamps(folder) == before:
-                time.sleep(0.001)  # until it has written something new
-            time.sleep(0.002 * (number % 5))
-        if kills < 10 and process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        if process.returncode == 0:
-            break
-    assert kills >= 3, "the runs ended before they could be killed"
+    fixed = [*FLAGS, "--model", saved, "--corpus", own, "--every", "1", "--resume", "--batch-tokens", "64"]
+    assert awaited(forked(stats_main, [*fixed, "--output", str(tmp_path / "whole")])) == 0
+    kills, folder, source = 0, tmp_path / "killed" / "m" / "own_stats", random.Random(3)
+    while kills < 10:
+        before, waits_for = _stamps(folder), source.choice([0, 1, 1, 2])
+        child = forked(stats_main, [*fixed, "--output", str(tmp_path / "killed")])
+        while waits_for:  # until it has written something new
+            assert ended(child) is None, f"the run ended after {kills} kills"
+            now = _stamps(folder)
+            if now != before:
+                before, waits_for = now, waits_for - 1
+            time.sleep(0.0005)
+        time.sleep(source.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        kills += awaited(child) == -signal.SIGKILL
+    assert awaited(forked(stats_main, [*fixed, "--output", str(tmp_path / "killed")])) == 0
     for path in sorted((tmp_path / "whole").rglob("*.npz")):
         other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         with np.load(path) as a, np.load(other) as b:
@@ -208,12 +198,12 @@ def _stamps(folder: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path, saved: str, own: str) -> None:
-    fixed = ["--model", saved, "--corpus", own]
-    assert run_stats([*fixed, "--output", str(tmp_path / "one")]).returncode == 0
+    fixed = [*FLAGS, "--model", saved, "--corpus", own]
+    assert awaited(forked(stats_main, [*fixed, "--output", str(tmp_path / "one")])) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
-    two = subprocess.run(
-        [*torchrun, *COMMAND[1:], *fixed, "--output", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [*torchrun, "-m", "easyeditor.stats", *fixed, "--output", str(tmp_path / "two")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert two.returncode == 0, two.stderr
     for path in sorted((tmp_path / "one").rglob("*.npz")):
         with np.load(path) as a, np.load(tmp_path / "two" / path.relative_to(tmp_path / "one")) as b:
