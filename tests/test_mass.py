@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build, relative, rome_hparams, same, states, tokenizer
+from rich.console import Console
 from script_runs import Ran, call, save_tiny, write_yaml
 
 import mass_edit
@@ -22,6 +24,7 @@ from easyeditor import BaseEditor, EditRequest, EditResult
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
 from easyeditor.evaluate import collapse
+from easyeditor.report.summary import print_summary
 from easyeditor.runs.journal import Journal
 from easyeditor.runs.sequence import delta_folder
 
@@ -621,3 +624,24 @@ def test_nothing_in_a_mass_edit_names_a_method() -> None:
         code = code.replace('DEFAULT_HPARAMS = ROOT / "hparams" / "ROME"', "")  # the default file, as elsewhere
         words = ('"ROME"', '"MEMIT"', '"MEND"', '"FT"', "methods.rome", "methods.memit", "if_c_rome")
         assert [word for word in words if word in code] == [], file
+
+
+def test_a_summary_fits_a_terminal_and_keeps_its_numbers_whole() -> None:
+    item = {
+        "case_id": "facts-0143",
+        "prompt": "x" * 70,
+        "target_new": "language",
+        "ppl": 603617.4,
+        "denominator": 0.0237,
+    }
+    empty: dict[str, Any] = {"metrics": {}, "ppl": None, "screen": None, "last_evaluation": None}
+    counts = {"edits": 0, "selected": 1, "failed": 0, "bad_records": 0, "collapsed": 1}
+    heading = {"method": "ROME", "model": "m", "mode": "single", "data": "d.json", "format": "flat"}
+    summary = {**empty, **heading, "counts": counts, "collapsed": [item], "guard": {"actions": {}}}
+    sink = io.StringIO()
+    print_summary(summary, Console(file=sink, width=60))
+    row = next(line for line in sink.getvalue().splitlines() if "facts-0143" in line)
+    assert "603,617" in row
+    assert "0.0237" in row
+    assert "…" in row
+    assert len(row) <= 60

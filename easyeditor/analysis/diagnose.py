@@ -36,12 +36,20 @@ from easyeditor.records import WeightDelta
 from easyeditor.runs.settings import SCREEN_THRESHOLD
 
 CAUSES = ("|denominator|", "|v*|/|v0|", "|W'|/|W|", "overlap")
-BORDERS = {"|denominator|": SCREEN_THRESHOLD, "|v*|/|v0|": 4.0, "|W'|/|W|": 1.1, "overlap": 0.9}
-"""Where a cause is named: our borders, no paper's. The value: as far as ROME's clamp lets the offset go."""
 BELOW = ("|denominator|", "overlap")  # these are a cause below their border, the others above
 APART = 0.95
 COLUMNS = ("case", "prompt", "perplexity", "collapsed", *CAUSES, "overlap, outputs", "overlap, inputs", "causes")
+SHOWN = ("prompt", "perplexity", "collapsed", *CAUSES)
 Rows = list[list[Any]]
+
+
+def borders(rank: int) -> dict[str, float]:
+    """Where a cause is named: our borders, no paper's.
+
+    The value: as far as ROME's clamp lets the offset go. The overlap: more than one of the `rank` leading directions is
+    lost, which no rank-one update does by itself.
+    """
+    return {"|denominator|": SCREEN_THRESHOLD, "|v*|/|v0|": 4.0, "|W'|/|W|": 1.1, "overlap": 1 - 1.5 / rank}
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -72,8 +80,12 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     if not rows:
         raise ConfigError(f"{args.run}: none of the run's edits stayed in its model; there is nothing to diagnose")
     return Outcome(
-        tables=[Table(name="edits", title=f"the four causes, {editor.method.title}", columns=COLUMNS, rows=rows)],
-        figures={"diagnose": _draw(rows)},
+        tables=[
+            Table(
+                name="edits", title=f"the four causes, {editor.method.title}", columns=COLUMNS, rows=rows, shown=SHOWN
+            )
+        ],
+        figures={"diagnose": _draw(rows, borders(args.rank))},
         findings=[_finding(rows, cause) for cause in CAUSES],
         look_for="causes that stand apart for the collapsed edits: a denominator near 0, and with it a weight that "
         "grew and turned.",
@@ -83,7 +95,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
             "run": str(run.folder),
             "model_fingerprint": run.manifest["model_fingerprint"],
             "rank": args.rank,
-            "borders": BORDERS,
+            "borders": borders(args.rank),
         },
     )
 
@@ -113,16 +125,19 @@ def _measured(
         left.append(overlap(before[name][0], after[0]))
         right.append(overlap(before[name][1], after[1]))
     values = [min(denominators, default=None), max(ratios, default=None), max(grown), min(*left, *right)]
+    limits = borders(rank)
     named = [
-        cause for cause, value in zip(CAUSES, values, strict=True) if value is not None and _is_cause(cause, value)
+        cause
+        for cause, value in zip(CAUSES, values, strict=True)
+        if value is not None and _is_cause(cause, value, limits[cause])
     ]
     collapse = record["collapse"]
     collapsed = None if collapse is None else bool(collapse["collapsed"])
     return [record["post"]["ppl"], collapsed, *values, min(left), min(right), ", ".join(named) or "none"]
 
 
-def _is_cause(cause: str, value: float) -> bool:
-    return value < BORDERS[cause] if cause in BELOW else value > BORDERS[cause]
+def _is_cause(cause: str, value: float, border: float) -> bool:
+    return value < border if cause in BELOW else value > border
 
 
 def _split(rows: Rows, cause: str) -> dict[bool, np.ndarray[Any, Any]]:
@@ -149,7 +164,7 @@ def _finding(rows: Rows, cause: str) -> Finding:
     )
 
 
-def _draw(rows: Rows) -> Figure:
+def _draw(rows: Rows, limits: Mapping[str, float]) -> Figure:
     titles = ["(a) |denominator|", "(b) ‖v*‖ / ‖v₀‖", "(c) ‖W′‖ / ‖W‖", "(d) overlap of singular subspaces"]
     figure = figures.panels(titles, columns=2, width=4.2, height=2.9)
     for ax, cause in zip(figure.get_axes(), CAUSES, strict=True):
@@ -163,5 +178,5 @@ def _draw(rows: Rows) -> Figure:
             ax.text(0.5, 0.5, "not known for this method", ha="center", transform=ax.transAxes)
             continue
         log = cause != "overlap" and all(math.isfinite(v) and v > 0 for group in shown for v in group.values)
-        figures.strips(ax, shown, cause, log=log, line=(BORDERS[cause], "border"))
+        figures.strips(ax, shown, cause, log=log, line=(limits[cause], "border"))
     return figure

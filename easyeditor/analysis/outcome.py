@@ -12,8 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich import table as rich_table
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from easyeditor.analysis.figures import save
 from easyeditor.files import write_text
@@ -22,13 +24,15 @@ from easyeditor.runs.folder import write_run
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Named columns and rows of texts and numbers; None is "not measured". Printed unless it is long."""
+    """Named columns and rows of texts and numbers; None is "not measured". Printed unless it is long, and then only the
+    columns in `shown` (None: all)."""
 
     name: str
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     printed: bool = True
+    shown: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
@@ -119,10 +123,14 @@ def short(value: Any) -> str:
 
 
 def _drawn(table: Table) -> rich_table.Table:
+    """For a terminal: numbers whole, texts cut where there is no room."""
     drawn = rich_table.Table(title=escape(table.title), title_justify="left", header_style="bold", title_style="bold")
-    for place, column in enumerate(table.columns):
+    drawn.box, drawn.pad_edge, drawn.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)
+    kept = [place for place, column in enumerate(table.columns) if table.shown is None or column in table.shown]
+    for place in kept:
         numeric = any(isinstance(row[place], (int, float)) for row in table.rows)
-        drawn.add_column(escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        title = escape(table.columns[place])
+        drawn.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in table.rows:
-        drawn.add_row(*[escape(short(cell)) for cell in row])
+        drawn.add_row(*[Text(short(row[place]), no_wrap=True, overflow="ellipsis") for place in kept])
     return drawn

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+LONGEST_ID = 16  # characters of a case id shown
 MOST_LISTED = 20  # collapses and lowest denominators shown; all are in summary.json
 
 
@@ -67,13 +69,13 @@ def _time(summary: Mapping[str, Any]) -> str:
 def _collapsed(collapsed: list[dict[str, Any]]) -> Table:
     title = f"collapsed: {len(collapsed)}" + (f", the first {MOST_LISTED}" if len(collapsed) > MOST_LISTED else "")
     table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("case", overflow="fold")
-    table.add_column("prompt → target", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("perplexity", justify="right")
-    table.add_column("denominator", justify="right")
+    table.add_column("case", no_wrap=True, max_width=LONGEST_ID)
+    table.add_column("prompt → target")
+    table.add_column("perplexity", justify="right", no_wrap=True)
+    table.add_column("denominator", justify="right", no_wrap=True)
     for item in collapsed[:MOST_LISTED]:
-        text = escape(f"{item['prompt']} → {item['target_new']}")
-        table.add_row(escape(str(item["case_id"])), text, _number(item["ppl"]), _small(item["denominator"]))
+        text = _one_line(f"{item['prompt']} → {item['target_new']}")
+        table.add_row(_one_line(str(item["case_id"])), text, _number(item["ppl"]), _small(item["denominator"]))
     return table
 
 
@@ -97,14 +99,19 @@ def _print_screen(summary: Mapping[str, Any], console: Console) -> None:
         f"{counts['screened']} requests, {screen['predicted']} predicted to collapse ({rule})", highlight=False
     )
     table = Table(title="lowest denominators", title_justify="left", header_style="bold")
-    table.add_column("case", overflow="fold")
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("denominator", justify="right")
-    table.add_column("collapse?")
+    table.add_column("case", no_wrap=True, max_width=LONGEST_ID)
+    table.add_column("prompt")
+    table.add_column("denominator", justify="right", no_wrap=True)
+    table.add_column("collapse?", no_wrap=True)
     for item in screen["lowest"][:MOST_LISTED]:
         guess = "predicted" if item["prediction"] else ""
-        table.add_row(escape(str(item["case_id"])), escape(item["prompt"]), _small(item["denominator"]), guess)
+        table.add_row(_one_line(str(item["case_id"])), _one_line(item["prompt"]), _small(item["denominator"]), guess)
     console.print(table)
+
+
+def _one_line(text: str) -> Text:
+    """Cut where there is no room; the other columns stay whole."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _share(value: float | None) -> str:
