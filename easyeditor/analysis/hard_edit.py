@@ -150,6 +150,7 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
     group = Group(label="edited", values=values, color=figures.VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
-    edited.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
+    edited.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1, label="collapse threshold")
+    edited.legend(frameon=False)
     figures.log_scale(edited, "y")
     return figure
