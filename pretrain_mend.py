@@ -7,8 +7,8 @@
   torchrun --nproc-per-node 4 pretrain_mend.py ...               4 GPUs: each its own requests, gradients all-reduced
 
 Writes results/models/MEND/<model>/: the best archive so far (archive.json, hypernet-<step>.safetensors),
-last.safetensors to go on from, log.jsonl. Edit with it: set `archive` in hparams/MEND/<model>.yaml. docs/mend.md has
-times and numbers.
+the last one in last/, last.safetensors to go on from, log.jsonl. Edit with it: set `archive` in
+hparams/MEND/<model>.yaml. docs/mend.md has times and numbers.
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ def test_training_lowers_the_losses_and_leaves_the_model_alone(data: CounterFact
     described = json.loads((tmp_path / "run" / "archive.json").read_text())["training"]
     assert described["step"] == best["step"]
     assert described["validation"]["total_loss"] == best["total_loss"]
+    assert json.loads((tmp_path / "run" / "last" / "archive.json").read_text())["training"]["step"] == 60
 
 
 def test_the_archive_is_the_best_and_edits(data: CounterFactDataset, tmp_path: Path) -> None:

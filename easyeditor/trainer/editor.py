@@ -33,6 +33,7 @@ from easyeditor.trainer.tasks import Tasks
 LOG = logging.getLogger(__name__)
 
 STATE = "last.safetensors"
+LAST = "last"
 VALIDATED_TOGETHER = 8  # requests whose head rows are computed together; each is an edit of its own
 FREE: tuple[str, ...] = (
     "max_iters",
@@ -72,7 +73,8 @@ class EditTrainer:
 
     Every step edits `batch_size` requests with the present hypernetwork and lowers cedit * (NLL of the new answers
     after the edit) + cloc * KL(before || after) on locality prompts (MEND, sec. 3.3); `accumulate_bs` steps make an
-    update. `run` writes to `folder`: the best archive so far, `last.safetensors` to go on from, `log.jsonl`.
+    update. `run` writes to `folder`: the best archive so far, `last.safetensors` to go on from, `log.jsonl`, and at the
+    end the last archive in `last/`.
     """
 
     def __init__(
@@ -221,7 +223,7 @@ class EditTrainer:
         value = -means[key] if key == "edit_acc" else means[key]
         if math.isfinite(value) and (self.progressed.best is None or value < self.progressed.best):
             self.progressed.best, self.progressed.best_step = value, self.progressed.step
-            self._write_archive(means)
+            self._write_archive(self.folder, means)
 
     def _log_training(self) -> None:
         means = measure.means(self.progressed.sums)
@@ -240,9 +242,9 @@ class EditTrainer:
         if self.rank == 0:
             write_state(self.folder / STATE, self.hypernet, self.optimizer, self.progressed, self._identity)
             if self._val is None:
-                self._write_archive({})
+                self._write_archive(self.folder, {})
 
-    def _write_archive(self, means: dict[str, float]) -> None:
+    def _write_archive(self, folder: Path, means: dict[str, float]) -> None:
         if self.rank == 0:
             settings = self.config.to_dict()
             training = {
@@ -251,9 +253,11 @@ class EditTrainer:
                 "hparams": settings,
                 "data": self._identity["data"],
             }
-            write_archive(self.folder, self.hypernet, self.parts, training=training, dtype=self._store_dtype)
+            write_archive(folder, self.hypernet, self.parts, training=training, dtype=self._store_dtype)
 
     def _ended(self, reason: str) -> Trained:
+        if self.hypernet.trained:
+            self._write_archive(self.folder / LAST, {})
         best = self.progressed.best
         key = STOP_KEYS[self.config.early_stop_key]
         shown = None if best is None else {"step": self.progressed.best_step, key: abs(best)}
