@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
 from easyeditor.files import whole_file
 
@@ -158,7 +158,8 @@ def strips(
 
 
 def log_scale(ax: Axes, axis: str) -> None:
-    """A logarithmic axis ("x" or "y") with plain numbers at its ticks, also where it spans little; call it last."""
+    """A logarithmic axis ("x" or "y") with plain numbers at its ticks, also where it spans little, and with powers of
+    ten where it spans very much; call it last."""
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
     chosen = ax.xaxis if axis == "x" else ax.yaxis
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
@@ -166,7 +167,10 @@ def log_scale(ax: Axes, axis: str) -> None:
         chosen.set_major_locator(MaxNLocator(4))
     elif high / low < 300:
         chosen.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
+    if high / low > 1e8:
+        chosen.set_major_formatter(LogFormatterSciNotation())
+    else:
+        chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
     chosen.set_minor_locator(NullLocator())
 
 

@@ -82,12 +82,29 @@ def _summary(rows: Rows, base: float) -> Table:
     for layer in dict.fromkeys(row[0] for row in rows):
         worst = [float(_of(rows, way, "perplexity")[layer].max()) for way in WAYS]
         start = [float(_of(rows, way, "|v0|")[layer].mean()) for way in WAYS[1:]]
+        reach = float(_reach(rows)[layer].mean())
         likely = [float(_of(rows, way, "P(target) behind a prefix")[layer].mean()) for way in WAYS[1:]]
-        made.append([layer, *start, *worst, *likely])
-    columns = ["layer", "|v0| bare", "|v0| mean", *(f"{way}: highest ppl" for way in WAYS)]
+        made.append([layer, *start, reach, *worst, *likely])
+    columns = ["layer", "|v0| bare", "|v0| mean", "reach", *(f"{way}: highest ppl" for way in WAYS)]
     columns += [f"{way}: P(target)" for way in WAYS[1:]]
-    title = f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix"
+    title = (
+        f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix; reach: how many times as far as "
+        "the edited key C-ROME's update moves the subject's own key in first place"
+    )
     return Table(name="summary", title=title, columns=columns, rows=made)
+
+
+def _reach(rows: Rows) -> dict[int, Any]:
+    """|k^u u| / |kbar u| by layer: what C-ROME's update does to the first token's key, relative to the edited one."""
+    first, mean = (_of(rows, way, "denominator") for way in WAYS[:2])
+    return {layer: np.abs(first[layer]) / np.abs(mean[layer]) for layer in first}
+
+
+def _moved(rows: Rows, way: str) -> dict[int, float]:
+    """How far the update moves the output for the subject in first place, as a multiple of that output's norm; the most
+    at each layer."""
+    reach, start, numerator = _reach(rows), _of(rows, "C-ROME", "|v0|"), _of(rows, way, "numerator")
+    return {layer: float((reach[layer] * numerator[layer] / start[layer]).max()) for layer in reach}
 
 
 def _findings(rows: Rows) -> list[Finding]:
@@ -96,6 +113,8 @@ def _findings(rows: Rows) -> list[Finding]:
     hit, cured = collapsed["C-ROME"], collapsed["C-ROME, consistent value"]
     shown = ", ".join(f"{layer} (|v0| {start[layer].max():,.0f})" for layer in hit) or "none"
     other = [float(value.max()) for layer, value in start.items() if layer not in hit]
+    moved = _moved(rows, WAYS[2])
+    most = ", ".join(f"{layer} ({moved[layer]:.2g})" for layer in cured) or "none"
     return [
         Finding(
             claim="C-ROME collapses at no layer",
@@ -105,7 +124,8 @@ def _findings(rows: Rows) -> list[Finding]:
         Finding(
             claim="Our addition, a value consistent over contexts, closes the hole",
             holds=None if not hit else not cured,
-            because=f"layers that collapse with it: {', '.join(map(str, cured)) or 'none'} of {len(start)} swept",
+            because=f"layers that collapse with it: {most} of {len(start)} swept; in brackets how far the update moves "
+            "a first token's output, as a multiple of its norm",
         ),
     ]
 

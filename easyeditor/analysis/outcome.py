@@ -21,6 +21,8 @@ from easyeditor.analysis.figures import save
 from easyeditor.files import write_text
 from easyeditor.runs.folder import write_run
 
+SHORTEST_TEXT = 8  # characters a printed text is never cut below
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -118,7 +120,7 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "not finite"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
     return str(value)
 
 
@@ -129,8 +131,9 @@ def _drawn(table: Table) -> rich_table.Table:
     kept = [place for place, column in enumerate(table.columns) if table.shown is None or column in table.shown]
     for place in kept:
         numeric = any(isinstance(row[place], (int, float)) for row in table.rows)
-        title = escape(table.columns[place])
-        drawn.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        widest = max((len(short(row[place])) for row in table.rows), default=1)
+        title, least = escape(table.columns[place]), widest if numeric else min(widest, SHORTEST_TEXT)
+        drawn.add_column(title, justify="right" if numeric else "left", overflow="fold", min_width=least)
     for row in table.rows:
         drawn.add_row(*[Text(short(row[place]), no_wrap=True, overflow="ellipsis") for place in kept])
     return drawn
