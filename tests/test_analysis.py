@@ -537,6 +537,23 @@ def test_own_tasks_by_hand() -> None:
     assert harness.last_word_documents(texts, 1) == [{"query": "a0 b0 c0", "answer": "d0"}]
 
 
+@pytest.mark.slow
+def test_every_answer_of_the_harness_begins_with_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    asked: list[tuple[str, str]] = []
+
+    def loglikelihood(_self: Any, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        asked.extend(request.args for request in requests)
+        return [(0.0, False)] * len(requests)
+
+    monkeypatch.setattr(HFLM, "loglikelihood", loglikelihood)
+    harness.Harness.own(3, 0, set(), 4).accuracies(build("llama"), tokenizer())
+    assert len(asked) == 3 * (4 + 4 + 1)  # four answers each, and one last word
+    assert all(answer[0] == " " and answer[1] != " " and question[-1] != " " for question, answer in asked)
+
+
 def test_candidates_from_facts_take_each_subject_once_before_any_twice() -> None:
     import random
 

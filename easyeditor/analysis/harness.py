@@ -172,7 +172,7 @@ def _task(name: str, documents: list[Doc]) -> dict[str, Any]:
         return data
 
     choose = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    say = {"output_type": "loglikelihood", "doc_to_target": "{{answer}}"}
+    say = {"output_type": "loglikelihood", "doc_to_target": "{{' ' + answer}}"}  # no delimiter is put there
     return {
         "task": name,
         "custom_dataset": dataset,
