@@ -8,9 +8,10 @@ own_last_word  is the last word of a sentence the model's first choice, as in LA
 from __future__ import annotations
 
 import io
+import logging
 import random
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ class Harness:
         try:
             # `evaluate`, not `simple_evaluate`: that one seeds the caller's generators and spends seconds on a report
             # of the machine. Its bars and notes, one set for each model, would bury ours.
-            with frozen(model), redirect_stderr(io.StringIO()):
+            with frozen(model), redirect_stderr(io.StringIO()), _only_errors("lm_eval"):
                 loaded = self.manager.load(list(self.tasks))
                 for task in loaded["tasks"].values():
                     if task.get_config("num_fewshot") is None:
@@ -109,6 +110,18 @@ class Harness:
             ) from error
         assert found is not None
         return {name: _accuracy(found, name) for name in self.names}
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Inside, a library's logger says errors only."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def fact_documents(facts: Any, edited: set[str], most: int, draw: random.Random) -> list[Doc]:

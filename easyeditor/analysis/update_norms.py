@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from easyeditor.analysis import figures, layer_sweep
 from easyeditor.analysis.figures import Group
 from easyeditor.analysis.lab import Lab, common_flags, oriented, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
+from easyeditor.analysis.outcome import Finding, Outcome, Table, short
 from easyeditor.analysis.papers import MAX_PERPLEXITY, MODELS, UPDATE_NORMS
 from easyeditor.analysis.projection import separation
 from easyeditor.records import WeightDelta
@@ -199,7 +199,7 @@ def _heat_map(lab: Lab, rome: Rows, deltas: list[WeightDelta]) -> Figure:
     titles, maps = [], []
     for name, place in picked.items():
         row = rome[place]
-        titles.append(f"{name}: {textwrap.shorten(row[2], 32)}\nperplexity {row[8]:,.1f}, ‖ΔW‖ {row[6]:.3g}")
+        titles.append(f"{name}: {textwrap.shorten(row[2], 32)}\nperplexity {short(row[8])}, ‖ΔW‖ {short(row[6])}")
         maps.append(figures.max_pooled(oriented(deltas[place].dense(), lab.method, lab.layer).numpy(), *HEAT_CELLS))
     figure = figures.panels(titles)
     xlabel = "key dimension (grouped)"
