@@ -54,10 +54,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors.torch import save_file
 
     with whole_file(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors makes files that only their owner reads, whatever the umask says
         try:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        part.chmod(mode)
 
 
 def check_place(path: Path) -> None:

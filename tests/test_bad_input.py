@@ -352,6 +352,12 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path, write: Calla
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensors_are_as_readable_as_texts(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", "x")
+    write_tensors(tmp_path / "tensors", {"a": torch.ones(1)})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+
+
 @pytest.mark.parametrize("place", ["a-file/new", "a-folder", "a-pipe"])
 @pytest.mark.parametrize("write", [lambda p: write_text(p, "x"), lambda p: write_tensors(p, {"a": torch.ones(1)})])
 def test_what_is_in_the_way_stays(tmp_path: Path, place: str, write: Callable[[Path], None]) -> None:
