@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,25 @@ class LayerTrace:
     delta_norm: float
     losses: tuple[tuple[float, float, float, float], ...] = ()
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def without_keys(
+        cls, *, before: float, after: float, steps: int, delta_norm: float, losses: Sequence[float] = ()
+    ) -> LayerTrace:
+        """The trace of a method that has no keys and values: the request's loss and the size of the change."""
+        return cls(
+            numerator_norm=None,
+            denominator=None,
+            key_norm=None,
+            prefixed_key_norm=None,
+            value_norm_before=None,
+            value_norm_after=None,
+            loss_first=before,
+            loss_last=after,
+            steps=steps,
+            delta_norm=delta_norm,
+            losses=tuple((loss, loss, 0.0, 0.0) for loss in losses),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Numbers only; `losses` rows are total, nll, kl, weight decay."""

@@ -103,6 +103,18 @@ class Stop(Exception):
 STOPS = [Stop, KeyboardInterrupt]
 
 
+class Fuse:
+    """A hook that counts its calls and stops inside call number `last` (0: never)."""
+
+    def __init__(self) -> None:
+        self.calls = self.last = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls == self.last:
+            raise STOPS[self.last % 2]
+
+
 @pytest.mark.parametrize("if_c_rome", [False, True], ids=["rome", "c-rome"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_computing_and_applying_leaves_the_model_as_it_was(kind: str, if_c_rome: bool) -> None:
@@ -128,23 +140,16 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(kind: str, replay: bool)
     """Stopped inside a forward of the second edit, which runs with the first applied: in the search and at the keys."""
     model = worn(kind)
     method = method_of(model, replay=replay)
-    calls, last = 0, 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == last:
-            raise STOPS[last % 2]
-
-    anatomy(model).block(0).register_forward_pre_hook(count)
+    fuse = Fuse()
+    anatomy(model).block(0).register_forward_pre_hook(fuse)
     before = picture(model)
     method.edit([BAY, BRIDGE])
-    total = calls
+    total = fuse.calls
     for last in (total - 1, total):
-        calls = 0
+        fuse.calls, fuse.last = 0, last
         with pytest.raises((Stop, KeyboardInterrupt)):
             method.edit([BAY, BRIDGE])
-        assert calls == last
+        assert fuse.calls == last
         assert picture(model) == before
 
 
@@ -174,26 +179,19 @@ def test_interrupted_fine_tuning_leaves_the_model_as_it_was(kind: str, replay: b
     """Stopped inside each forward, where the trained copies stand in the weights' place, and between the epochs."""
     model = worn(kind)
     method = FT(model, tokenizer(), tuning(model, replay=replay))
-    calls, last = 0, 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == last:
-            raise STOPS[last % 2]
-
-    anatomy(model).block(2).register_forward_hook(count)
+    fuse = Fuse()
+    anatomy(model).block(2).register_forward_hook(fuse)
     before = picture(model)
     method.edit([BAY, BRIDGE])
-    total = calls
+    total = fuse.calls
     assert total >= 4
     for last in range(1, total + 1):
-        calls = 0
+        fuse.calls, fuse.last = 0, last
         with pytest.raises((Stop, KeyboardInterrupt)):
             method.edit([BAY, BRIDGE])
-        assert calls == last
+        assert fuse.calls == last
         assert picture(model) == before
-    last = 0
+    fuse.last = 0
     for stop in STOPS:
 
         def progress(done: int, of: int, note: str, stop: type[BaseException] = stop) -> None:

@@ -78,13 +78,18 @@ def _of(rows: Rows, way: str, column: str) -> dict[int, Any]:
 
 
 def _summary(rows: Rows, base: float) -> Table:
-    made = []
-    for layer in dict.fromkeys(row[0] for row in rows):
-        worst = [float(_of(rows, way, "perplexity")[layer].max()) for way in WAYS]
-        start = [float(_of(rows, way, "|v0|")[layer].mean()) for way in WAYS[1:]]
-        reach = float(_reach(rows)[layer].mean())
-        likely = [float(_of(rows, way, "P(target) behind a prefix")[layer].mean()) for way in WAYS[1:]]
-        made.append([layer, *start, reach, *worst, *likely])
+    worst = [_of(rows, way, "perplexity") for way in WAYS]
+    averaged = [*(_of(rows, way, "|v0|") for way in WAYS[1:]), _reach(rows)]
+    likely = [_of(rows, way, "P(target) behind a prefix") for way in WAYS[1:]]
+    made = [
+        [
+            layer,
+            *(float(column[layer].mean()) for column in averaged),
+            *(float(column[layer].max()) for column in worst),
+            *(float(column[layer].mean()) for column in likely),
+        ]
+        for layer in dict.fromkeys(row[0] for row in rows)
+    ]
     columns = ["layer", "|v0| bare", "|v0| mean", "reach", *(f"{way}: highest ppl" for way in WAYS)]
     columns += [f"{way}: P(target)" for way in WAYS[1:]]
     title = (

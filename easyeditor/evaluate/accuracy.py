@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
 from easyeditor.evaluate.metrics import agreement
@@ -38,10 +38,8 @@ def _accuracy(pairs: list[Pair], answers: Answers) -> Value:
     return mean_of(each, each=each)
 
 
-def _by_key(probes: Mapping[str, Probe], answers: Answers) -> Value:
-    each = {
-        key: [answers.scored[pair].accuracy for pair in _probe_pairs({key: probe})] for key, probe in probes.items()
-    }
+def _by_key(probes: Mapping[str, Probe], share: Callable[[Pair], float]) -> Value:
+    each = {key: [share(pair) for pair in _probe_pairs({key: probe})] for key, probe in probes.items()}
     return mean_of([value for values in each.values() for value in values], **each)
 
 
@@ -49,11 +47,7 @@ def _locality(request: EditRequest, answers: Answers) -> Value:
     if answers.before is None:
         return missing("needs the outputs of the unedited model (--base-model)")
     old, new = answers.before.scored, answers.scored
-    each = {
-        key: [agreement(old[pair], new[pair]) for pair in _probe_pairs({key: probe})]
-        for key, probe in request.locality.items()
-    }
-    return mean_of([value for values in each.values() for value in values], **each)
+    return _by_key(request.locality, lambda pair: agreement(old[pair], new[pair]))
 
 
 def _token_share(pairs: list[Pair], answers: Answers) -> Value:
@@ -113,7 +107,7 @@ EASYEDIT = (
         blind_to=_HIDES,
         lacks=lambda r: None if r.portability else "the record has no portability prompts",
         pairs=lambda r, _s: _probe_pairs(r.portability),
-        value=lambda r, a: _by_key(r.portability, a),
+        value=lambda r, a: _by_key(r.portability, lambda pair: a.scored[pair].accuracy),
     ),
 )
 

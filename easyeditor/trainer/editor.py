@@ -152,6 +152,8 @@ class EditTrainer:
                 if self._val is not None and now.step - now.best_step > h.early_stop_patience:
                     reason = f"no better validation for {h.early_stop_patience} steps"
                     break
+        if self.hypernet.trained:
+            self._write_archive(self.folder / LAST, {})
         return self._ended(reason)
 
     # -- one update -----------------------------------------------------------------------------------------------
@@ -256,8 +258,6 @@ class EditTrainer:
             write_archive(folder, self.hypernet, self.parts, training=training, dtype=self._store_dtype)
 
     def _ended(self, reason: str) -> Trained:
-        if self.hypernet.trained:
-            self._write_archive(self.folder / LAST, {})
         best = self.progressed.best
         key = STOP_KEYS[self.config.early_stop_key]
         shown = None if best is None else {"step": self.progressed.best_step, key: abs(best)}

@@ -88,18 +88,12 @@ class FT(EditMethod[FTHyperParams]):
         """One request's losses, and how far each layer's weights moved (for all requests together)."""
         norms = {delta.name: float(delta.dense().norm()) for delta in deltas}
         return {
-            layer: LayerTrace(
-                numerator_norm=None,
-                denominator=None,
-                key_norm=None,
-                prefixed_key_norm=None,
-                value_norm_before=None,
-                value_norm_after=None,
-                loss_first=losses[0],
-                loss_last=losses[-1],
+            layer: LayerTrace.without_keys(
+                before=losses[0],
+                after=losses[-1],
                 steps=len(losses),
                 delta_norm=math.hypot(*(norms[name] for name in names)),
-                losses=tuple((loss, loss, 0.0, 0.0) for loss in losses),
+                losses=losses,
             )
             for layer, names in self._names.items()
         }

@@ -165,18 +165,8 @@ def _traces(edit: Edit, loss_after: float) -> Mapping[int, LayerTrace]:
 
 def _trace(parts: Sequence[Part], before: float, after: float) -> LayerTrace:
     """The size of the update over the weights of one layer, and the request's NLL before and after the whole edit."""
-    return LayerTrace(
-        numerator_norm=None,
-        denominator=None,
-        key_norm=None,
-        prefixed_key_norm=None,
-        value_norm_before=None,
-        value_norm_after=None,
-        loss_first=before,
-        loss_last=after,
-        steps=1,
-        delta_norm=math.sqrt(math.fsum(_product_norm(p.left, p.right) ** 2 for p in parts)),
-    )
+    size = math.sqrt(math.fsum(_product_norm(p.left, p.right) ** 2 for p in parts))
+    return LayerTrace.without_keys(before=before, after=after, steps=1, delta_norm=size)
 
 
 def _product_norm(left_Rr: Tensor, right_rC: Tensor) -> float:
