@@ -272,4 +272,12 @@ def test_wikitext_becomes_prose() -> None:
     made = plain_text(text)
     assert "Rome is the capital of Italy." in made
     assert not {"Infobox", "ref", "thumb"} & set(made.replace("|", " ").split())
+    page = (
+        "== Name ==\n* '''One''' point<ref name=a/> of &lt;'''''two'''''<!-- hidden -->.\n"
+        "{| class=wikitable\n! head\n|-\n| cell {{nested|{{deep}}}}\n|}\n"
+        "[[File:y.png|thumb|caption with [[Link]] and {{t}}]] After [http://x.org the link] <math>a<b</math>stop."
+        "<ref>{{cite|[[A]]}}</ref>\n[[Category:Cities]][[fr:Rome]] {{unclosed\nlast [[:Category:Seen|words]]"
+    )
+    made = [line.strip() for line in plain_text(page).splitlines() if line.strip()]
+    assert made == ["One point of <two.", "After the link stop.", "{{unclosed", "last words"]
     assert [len(p) > 100 for p in passages(("word " * 30 + "\n") * 50)] == [True] * 4

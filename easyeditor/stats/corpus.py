@@ -34,8 +34,12 @@ EXCERPT_WHEEL = WheelFile(
     any_platform=False,
 )
 PASSAGE_CHARACTERS = 2000
-_REMOVED_TAGS = ("ref", "table", "gallery", "math", "timeline", "score", "imagemap")
+_REMOVED_TAGS = re.compile(
+    r"<!--.*?-->|<(ref|table|gallery|math|timeline|score|imagemap)\b(?:[^<>]*/>|[^<>]*>.*?</\1\s*>)",
+    re.IGNORECASE | re.DOTALL,
+)
 _REMOVED_LINKS = re.compile(r"^\s*(file|image|category|[a-z]{2,3}(-[a-z]+)*)\s*:", re.IGNORECASE)
+_LINE_MARKS = re.compile(r"^(?:[*#:;]+[ \t]*|=.*=[ \t]*$)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,18 +179,19 @@ def _articles(dump: Path) -> Iterator[str]:
 
 
 def plain_text(wikitext: str) -> str:
-    """The prose of an article: templates, references, tables, files and categories removed."""
-    import mwparserfromhell
+    """The prose of an article: headings, templates, references, tables, files and categories removed."""
+    import wikitextparser
 
-    code = mwparserfromhell.parse(wikitext)
-    nodes: list[Any] = list(code.filter_tags(matches=lambda tag: str(tag.tag).lower() in _REMOVED_TAGS))
-    nodes += code.filter_wikilinks(matches=lambda link: bool(_REMOVED_LINKS.match(str(link.title))))
-    for node in nodes:
-        try:
-            code.remove(node)
-        except ValueError:  # it went with the node that held it
-            continue
-    return str(code.strip_code())
+    text = _REMOVED_TAGS.sub("", wikitext)
+    kept, end = [], 0
+    for link in sorted(wikitextparser.parse(text).wikilinks, key=lambda link: link.span):
+        start, stop = link.span
+        if start >= end and _REMOVED_LINKS.match(link.title):  # a link inside a caption goes with its file
+            kept.append(text[end:start])
+            end = stop
+    kept.append(text[end:])
+    prose = wikitextparser.parse("".join(kept)).plain_text(replace_tables=lambda table: "")
+    return _LINE_MARKS.sub("", prose)
 
 
 def passages(text: str) -> Iterator[str]:
