@@ -97,7 +97,7 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
 
 def check_targets(args: argparse.Namespace) -> None:
     """Raise before anything is computed if what is to be saved has no place, or two of them have the same."""
-    from easyeditor.lm.loading import check_free
+    from easyeditor.files import check_free
 
     saved = [Path(value) for value in (args.save_edit, args.save_model) if value is not None]
     for place in saved:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SCRATCH = ".part-"
+"""What is being written lies under this prefix and random digits, created exclusively: nobody else's file."""
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a place beside `path` to write to; after the block it stands at `path`, on disk, or nothing does.
@@ -24,16 +30,65 @@ def whole_file(path: Path) -> Iterator[Path]:
         OutputError: disk full, read-only folder, no place for a file.
     """
     check_place(path)
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with open(part, "rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
+        part = _scratch(path)
+        open(part, "xb").close()
+        try:
+            yield part
+            _to_disk(part)
+            part.replace(path)
+        except BaseException:
+            discard(part)
+            raise
     except OSError as error:
-        discard(part)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` to fill; after the block it stands at `path`, on disk, or nothing does.
+
+    Raises:
+        OutputError: `path` holds something already, or cannot be written.
+    """
+    check_free(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = _scratch(path)
+        part.mkdir()
+        try:
+            yield part
+            _as_readable(part)
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            part.replace(path)  # in place of nothing, or of an empty folder
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(SCRATCH + secrets.token_hex(8))
+
+
+def _to_disk(file: Path) -> None:
+    with open(file, "rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _as_readable(folder: Path) -> None:
+    """Give every file below `folder` the mode the umask gives: safetensors makes files that only their owner reads."""
+    probe = folder / SCRATCH
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,7 +109,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors.torch import save_file
 
     with whole_file(path) as part:
-        part.touch()
         mode = part.stat().st_mode  # safetensors makes files that only their owner reads, whatever the umask says
         try:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
@@ -68,6 +122,13 @@ def check_place(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is there already and not a regular file; choose another")
     check_parent(path)
+
+
+def check_free(folder: Path) -> None:
+    """Raise OutputError unless `folder` is absent (below a folder) or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
+    check_parent(folder)
 
 
 def check_parent(path: Path) -> None:

@@ -101,7 +101,7 @@ def whole(ran: Ran, folder: Path, *drawn: str) -> Any:
     for name in drawn:
         assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert "<svg" in (folder / f"{name}.svg").read_text()
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.part*"))
     result = strict((folder / "result.json").read_text())
     assert result["findings"]
     for finding in result["findings"]:
@@ -489,7 +489,7 @@ def test_two_processes_never_share_a_number(tmp_path: Path) -> None:
         assert found == [found[0], found[0] + 1, found[0] + 2]
         owners.append(found[0])
     assert (owners.count(10.0), owners.count(20.0)) == (40, 40)
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.part*"))
 
 
 # Sets, tasks and candidates

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import build, tokenizer
 
+from easyeditor.errors import OutputError
 from easyeditor.files import whole_file, write_json, write_tensors, write_text
 from easyeditor.lm.loading import save
 
@@ -35,14 +36,21 @@ def test_a_neighbour_with_a_likely_name_stays(tmp_path: Path, theirs: str, write
     (tmp_path / theirs).write_text("mine")
     before = content(tmp_path)
     write(tmp_path / "new")
-    assert {name: value for name, value in content(tmp_path).items() if not name.split("/")[0] == "new"} == before
+    assert {name: value for name, value in content(tmp_path).items() if name.split("/")[0] != "new"} == before
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError, OSError])
-def test_whatever_ends_a_write_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
-    with pytest.raises(BaseException), whole_file(tmp_path / "new") as part:  # noqa: B017 - OSError comes out typed
-        part.write_text("half")
-        raise stop
+STOPS = [(KeyboardInterrupt(), KeyboardInterrupt), (TypeError("x"), TypeError), (OSError("full"), OutputError)]
+
+
+@pytest.mark.parametrize(("stop", "seen"), STOPS)
+def test_whatever_ends_a_write_leaves_nothing(tmp_path: Path, stop: BaseException, seen: type[BaseException]) -> None:
+    def write() -> None:
+        with whole_file(tmp_path / "new") as part:
+            part.write_text("half")
+            raise stop
+
+    with pytest.raises(seen):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,9 +60,9 @@ def test_a_text_that_is_not_unicode_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError])
+@pytest.mark.parametrize(("stop", "seen"), STOPS)
 def test_whatever_ends_the_saving_of_a_model_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, seen: type[BaseException]
 ) -> None:
     tok = tokenizer()
 
@@ -62,7 +70,7 @@ def test_whatever_ends_the_saving_of_a_model_leaves_nothing(
         raise stop
 
     monkeypatch.setattr(tok, "save_pretrained", fail)
-    with pytest.raises(BaseException):  # noqa: B017 - OSError comes out typed
+    with pytest.raises(seen):
         save(build("llama"), tok, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 

@@ -562,7 +562,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "fsync", full)
     assert run_script(monkeypatch, run) == 2
     assert re.fullmatch(r"error: .*: cannot be written \(No space left on device\)\n", capsys.readouterr().err)
-    assert not list(run.rglob("*.part"))
+    assert not list(run.rglob("*.part*"))
 
 
 def test_labels_of_runs_differ(tmp_path: Path) -> None:

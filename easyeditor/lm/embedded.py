@@ -34,7 +34,7 @@ def is_embedded(name: str) -> bool:
     if name == NAME:
         return True
     path = Path(name)
-    return path.parts[-2:] == ("hugging_cache", NAME) and (not path.exists() or path.resolve() == FOLDER)
+    return path.parts[-2:] == ("hugging_cache", NAME) and (not path.exists() or path.resolve() == FOLDER.resolve())
 
 
 def ensure(folder: Path = FOLDER) -> Path:

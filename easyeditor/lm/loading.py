@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import (
 )
 
 from easyeditor.errors import ConfigError, ModelError, OutputError
-from easyeditor.files import check_parent
+from easyeditor.files import whole_folder
 from easyeditor.lm import embedded
 
 LOG = logging.getLogger(__name__)
@@ -84,25 +83,12 @@ def save(model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path) -> 
     Raises:
         OutputError: the folder holds something already, or cannot be written.
     """
-    check_free(folder)
-    part = folder.with_name(folder.name + ".part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        model.save_pretrained(part)
-        tok.save_pretrained(part)
-        if folder.exists():
-            folder.rmdir()  # empty, as checked
-        part.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+        with whole_folder(folder) as part:
+            model.save_pretrained(part)
+            tok.save_pretrained(part)
+    except SafetensorError as error:
         raise OutputError(f"{folder}: the checkpoint cannot be written ({_reason(error)})") from error
-
-
-def check_free(folder: Path) -> None:
-    """Raise OutputError unless `folder` is absent (below a folder) or an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
-    check_parent(folder)
 
 
 def resolve_device(device: int | str) -> torch.device:

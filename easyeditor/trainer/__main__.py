@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, run
-from easyeditor.lm.loading import check_free
+from easyeditor.files import check_free
 
 
 def arguments() -> argparse.Namespace:

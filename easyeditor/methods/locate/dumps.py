@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from easyeditor.errors import OutputError
-from easyeditor.files import discard
+from easyeditor.files import discard, whole_file
 
 FOLDERS = ("C_keys_with_prefix", "keys_without_prefix", "keys_with_prefix")
 """C^-1 kbar (not scaled to unit length), k^u and kbar."""
@@ -54,10 +54,8 @@ def _write(folder: Path, number: int, vectors: Mapping[str, np.ndarray[tuple[int
         if any((folder / name / f"key{number}.npy").exists() for name in FOLDERS):
             return False
         for name in reversed(FOLDERS):  # the claimed folder last: its part file guards the number till all is there
-            part = folder / name / f"key{number}.npy.part"
-            with part.open("wb") as sink:
+            with whole_file(folder / name / f"key{number}.npy") as part, part.open("wb") as sink:
                 np.save(sink, vectors[name], allow_pickle=False)
-            part.replace(folder / name / f"key{number}.npy")
     finally:
         discard(claim)
     return True
