@@ -93,7 +93,7 @@ def rest(editor: Any, requests: list[Any]) -> None:
     """Seconds of everything after the search."""
     import torch
 
-    from easyeditor.methods.locate.targets import Found
+    from easyeditor.methods.locate.value_search import Found
 
     if not requests:
         return

@@ -37,7 +37,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import encoder_projections
 from easyeditor.lm.hooks import second_position_first
 from easyeditor.lm.tokens import model_inputs
-from easyeditor.methods.locate.dumps import FOLDERS, dump_keys, numbers
+from easyeditor.methods.locate.key_files import FOLDERS, dump_keys, numbers
 from easyeditor.methods.rome.method import ROME
 
 PROBES = {"rephrase_prompt": "One finds it in", "locality_prompt": "The sea is", "locality_ground_truth": "blue"}

@@ -185,8 +185,8 @@ def test_only_the_lazy_modules_import_by_name() -> None:
             (
                 "easyeditor/lm/weights.py",
                 "easyeditor/methods/ft/training.py:.copy_(",  # into the trained copies, never the model's own weights
-                "easyeditor/methods/locate/targets.py:.mul_(",  # the search's own offset
-                "easyeditor/methods/locate/targets.py:.requires_grad_(",
+                "easyeditor/methods/locate/value_search.py:.mul_(",  # the search's own offset
+                "easyeditor/methods/locate/value_search.py:.requires_grad_(",
                 "easyeditor/stats/collect.py:.addmm_(",  # sums of second moments
                 "easyeditor/stats/collect.py:.add_(",
                 "easyeditor/methods/mend/network.py:nn.Parameter(",  # the hypernetwork, never the edited model

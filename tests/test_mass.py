@@ -182,7 +182,7 @@ def test_edits_computed_together_are_those_of_one_at_a_time(
     kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = {"llama": 6.2, "gpt2": 5.0}[kind]  # rows leave
-    monkeypatch.setattr("easyeditor.methods.locate.targets.STOP_LOSS", stop)
+    monkeypatch.setattr("easyeditor.methods.locate.value_search.STOP_LOSS", stop)
     hparams = rome_hparams(
         (build(kind), tokenizer()), **{**QUICK, "ppl_sentence_num": 0, "v_num_grad_steps": 6, **changes}
     )

@@ -57,7 +57,7 @@ def test_targets_keys_and_deltas(model: str, batch: str, numbers: Any, replay: b
 def test_a_batch_gives_what_one_at_a_time_gives_also_when_rows_leave(
     replay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyeditor.methods.locate.targets.STOP_LOSS", 5.0)
+    monkeypatch.setattr("easyeditor.methods.locate.value_search.STOP_LOSS", 5.0)
     settings = {"clamp_norm_factor": 4.0, "replay": replay}
     requests = [request(n) for n in (1, 2, 4, 5)]
     together = golden_method("tiny-llama", **settings).edit(requests)

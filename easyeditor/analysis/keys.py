@@ -25,8 +25,8 @@ from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
 from easyeditor.analysis.outcome import Finding, Outcome, Table
 from easyeditor.analysis.projection import pca_plane, separation, silhouette, tsne_plane, unit
 from easyeditor.analysis.sets import RequestSet
-from easyeditor.methods.locate.dumps import dump_keys
-from easyeditor.methods.locate.solve import key_direction, whitened
+from easyeditor.methods.locate.key_files import dump_keys
+from easyeditor.methods.locate.updates import key_direction, whitened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 APART = 0.95  # two sets are called apart when this share of pairs is in the expected order

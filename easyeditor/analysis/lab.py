@@ -18,7 +18,7 @@ from easyeditor.evaluate.collapse import judge
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
 from easyeditor.methods.locate.keys import Lookup
-from easyeditor.methods.locate.targets import Found
+from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.rome.method import ROME

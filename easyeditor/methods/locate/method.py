@@ -21,8 +21,8 @@ from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
-from easyeditor.methods.locate.saved import TargetStore
-from easyeditor.methods.locate.targets import Found, Rows, Search, Watch, search_values
+from easyeditor.methods.locate.search_cache import SearchCache
+from easyeditor.methods.locate.value_search import Found, RowLabels, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.gather import gather
@@ -148,8 +148,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
             )
             watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
-            rows = Rows.of([made[n][1] for n in members])
-            results = search_values(forward, rows, settings, watch, mean_initial=self.starts_from_mean)
+            labels = RowLabels.of([made[n][1] for n in members])
+            results = search_values(forward, labels, settings, watch, mean_initial=self.starts_from_mean)
             for n, result in zip(members, results, strict=True):
                 found[n] = result
                 if store is not None:
@@ -168,11 +168,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
             layer,
         )
 
-    def _store(self, module: nn.Module) -> TargetStore | None:
+    def _store(self, module: nn.Module) -> SearchCache | None:
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
-        return TargetStore(self.hparams, fingerprint(self.model), self.contexts, [name, self.starts_from_mean])
+        return SearchCache(self.hparams, fingerprint(self.model), self.contexts, [name, self.starts_from_mean])
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

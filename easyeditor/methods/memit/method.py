@@ -16,8 +16,8 @@ from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.solve import spread_update
-from easyeditor.methods.locate.targets import Found
+from easyeditor.methods.locate.updates import spread_update
+from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
-from easyeditor.methods.locate.dumps import dump_keys
+from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.solve import key_direction, value_direction, whitened
-from easyeditor.methods.locate.targets import Found
+from easyeditor.methods.locate.updates import key_direction, rank_one, whitened
+from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
@@ -101,7 +101,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
         found: list[list[float]] = [[] for _ in requests]
         for layer in self.layers:
             for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
-                own.append(float(torch.dot(*self._key_and_direction(layer, lookup, self.hparams))))
+                key_K = lookup.mean_K if self.hparams.if_c_rome else lookup.plain_K
+                u_K = key_direction(lookup.mean_K, self._moment(layer, self.hparams))
+                own.append(float(torch.dot(key_K.double(), u_K)))
         return [min(own, key=abs) for own in found]
 
     def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
@@ -125,14 +127,13 @@ class ROME(LocateMethod[ROMEHyperParams]):
         not ask for.
         """
         h = self.hparams if hparams is None else hparams
-        key_K, u_K = self._key_and_direction(layer, lookup, h)
-        output_D = lookup.mean_D if h.if_c_rome else lookup.plain_D
         plain_K, mean_K = lookup.plain_K, lookup.mean_K
-        v_D, numerator, denominator = value_direction(found.target_D, output_D, key_K, u_K)
-        delta = self.delta(layer, u_K[:, None], v_D[:, None])
+        key_K, output_D = (mean_K, lookup.mean_D) if h.if_c_rome else (plain_K, lookup.plain_D)
+        made = rank_one(key_K, mean_K, found.target_D, output_D, self._moment(layer, h))
+        delta = self.delta(layer, made.u_K[:, None], made.v_D[:, None])
         trace = LayerTrace(
-            numerator_norm=numerator,
-            denominator=denominator,
+            numerator_norm=made.numerator,
+            denominator=made.denominator,
             key_norm=float(plain_K.norm()),
             prefixed_key_norm=float(mean_K.norm()),
             value_norm_before=float(found.initial_D.norm()),
@@ -140,11 +141,11 @@ class ROME(LocateMethod[ROMEHyperParams]):
             loss_first=found.losses[0][0],
             loss_last=found.losses[-1][0],
             steps=len(found.losses),
-            delta_norm=float(u_K.norm() * v_D.norm()),
+            delta_norm=float(made.u_K.norm() * made.v_D.norm()),
             losses=tuple(found.losses),
             vectors={
-                "u": u_K.float().cpu(),
-                "v": v_D.float().cpu(),
+                "u": made.u_K.float().cpu(),
+                "v": made.v_D.float().cpu(),
                 "key": plain_K.float().cpu(),
                 "prefixed_key": mean_K.float().cpu(),
                 "target": found.target_D.float().cpu(),
@@ -167,14 +168,12 @@ class ROME(LocateMethod[ROMEHyperParams]):
         self._dump(layer, lookup)
         return self.update(layer, found, lookup)
 
-    def _key_and_direction(self, layer: int, lookup: Lookup, hparams: ROMEHyperParams) -> tuple[Tensor, Tensor]:
-        """k and u, float64 (K)."""
-        moment_KK = self.moment(layer) if hparams.mom2_adjustment else None
-        key_K = lookup.mean_K if hparams.if_c_rome else lookup.plain_K
-        return key_K.double(), key_direction(lookup.mean_K, moment_KK)
+    def _moment(self, layer: int, hparams: ROMEHyperParams) -> Tensor | None:
+        """C at a layer, None for the identity."""
+        return self.moment(layer) if hparams.mom2_adjustment else None
 
     def _dump(self, layer: int, lookup: Lookup) -> None:
         """Upstream's key dumps, when `save_keys` asks for them."""
         if self.hparams.save_keys:
-            direction_K = whitened(lookup.mean_K, self.moment(layer) if self.hparams.mom2_adjustment else None)
+            direction_K = whitened(lookup.mean_K, self._moment(layer, self.hparams))
             dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)

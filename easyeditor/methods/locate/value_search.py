@@ -32,33 +32,33 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """How a forward's rows belong to requests, in order: each request's target rows, then its one KL row.
+class RowLabels:
+    """What a forward's rows should predict, by request, in order: each request's target rows, then its one KL row.
 
-    `labels[r][i]` are the target ids that the scored positions of request r's i-th target row predict.
+    `ids[r][i]` are the target ids that the scored positions of request r's i-th target row predict.
     """
 
-    labels: tuple[tuple[tuple[int, ...], ...], ...]
+    ids: tuple[tuple[tuple[int, ...], ...], ...]
 
     @staticmethod
-    def of(labels: Sequence[Sequence[Sequence[int]]]) -> Rows:
+    def of(ids: Sequence[Sequence[Sequence[int]]]) -> RowLabels:
         """From nested lists: request, row, token."""
-        return Rows(labels=tuple(tuple(tuple(target) for target in rows) for rows in labels))
+        return RowLabels(ids=tuple(tuple(tuple(target) for target in rows) for rows in ids))
 
     @property
     def counts(self) -> list[int]:
         """Rows of each request, its KL row included."""
-        return [len(rows) + 1 for rows in self.labels]
+        return [len(rows) + 1 for rows in self.ids]
 
     @property
     def first(self) -> list[int]:
         """Number of each request's first row."""
-        return [sum(self.counts[:r]) for r in range(len(self.labels))]
+        return [sum(self.counts[:r]) for r in range(len(self.ids))]
 
     @property
     def targets(self) -> list[list[int]]:
         """Numbers of each request's target rows, its KL row left out."""
-        return [list(range(first, first + len(own))) for first, own in zip(self.first, self.labels, strict=True)]
+        return [list(range(first, first + len(own))) for first, own in zip(self.first, self.ids, strict=True)]
 
     def of_requests(self, kept: Sequence[int]) -> list[int]:
         """Row numbers of some requests."""
@@ -80,7 +80,7 @@ class Found:
 
 
 def search_values(
-    forward: RowForward, rows: Rows, search: Search, watch: Watch | None = None, *, mean_initial: bool = False
+    forward: RowForward, labels: RowLabels, search: Search, watch: Watch | None = None, *, mean_initial: bool = False
 ) -> list[Found]:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
@@ -90,17 +90,17 @@ def search_values(
     The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
     contexts.
     """
-    initial_RD = _wide(forward.initial_BD[rows.first])
+    initial_RD = _wide(forward.initial_BD[labels.first])
     if mean_initial:
-        initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in rows.targets])
+        initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
     found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]
-    active = list(range(len(rows.labels)))
+    active = list(range(len(labels.ids)))
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
-    loss_of = _Loss(rows, initial_RD, search, None)
+    loss_of = _Loss(labels, initial_RD, search, None)
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
-            owner_B = torch.tensor([r for r, count in enumerate(rows.counts) for _ in range(count)])
+            owner_B = torch.tensor([r for r, count in enumerate(labels.counts) for _ in range(count)])
             parts_4R = loss_of(forward(offset_RD[owner_B.to(offset_RD.device)]), offset_RD)
             measured_4R = parts_4R.detach().cpu()
             for r, request in enumerate(active):
@@ -118,9 +118,9 @@ def search_values(
             optimiser.step()
             _clamp(offset_RD, search.clamp_norm_factor * loss_of.initial_norm_R)
             if len(going) < len(active):
-                forward, loss_of = forward.narrowed(rows.of_requests(going)), loss_of.narrowed(going)
+                forward, loss_of = forward.narrowed(labels.of_requests(going)), loss_of.narrowed(going)
                 offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
-                rows = Rows(labels=tuple(rows.labels[r] for r in going))
+                labels = RowLabels(ids=tuple(labels.ids[r] for r in going))
                 active = [active[r] for r in going]
     return found
 
@@ -128,23 +128,23 @@ def search_values(
 class _Loss:
     """The search's loss per request: rows total, nll, kl, weight decay (4, R)."""
 
-    def __init__(self, rows: Rows, initial_RD: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
-        self._rows, self._search, self._initial_RD = rows, search, initial_RD
+    def __init__(self, labels: RowLabels, initial_RD: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
+        self._labels, self._search, self._initial_RD = labels, search, initial_RD
         self.initial_norm_R = initial_RD.norm(dim=1)
         self._kl_initial_RV = kl_initial_RV
         device = initial_RD.device
         index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
         kl_at: list[int] = []
         place = 0
-        for r, targets in enumerate(rows.labels):
+        for r, targets in enumerate(labels.ids):
             for target in targets:
                 share = 1.0 / (len(target) * len(targets))
                 index += [(place + i, label, r, share) for i, label in enumerate(target)]
                 place += len(target)
             kl_at.append(place)
             place += 1
-        at, labels, owner, shares = zip(*index, strict=True)
-        self._at_L, self._labels_L = torch.tensor(at, device=device), torch.tensor(labels, device=device)
+        at, wanted, owner, shares = zip(*index, strict=True)
+        self._at_L, self._labels_L = torch.tensor(at, device=device), torch.tensor(wanted, device=device)
         self._owner_L = torch.tensor(owner, device=device)
         self._share_L = torch.tensor(shares, device=device, dtype=initial_RD.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
@@ -164,8 +164,8 @@ class _Loss:
     def narrowed(self, kept: Sequence[int]) -> _Loss:
         """The loss of some of the requests."""
         assert self._kl_initial_RV is not None
-        rows = Rows(labels=tuple(self._rows.labels[r] for r in kept))
-        return _Loss(rows, self._initial_RD[list(kept)], self._search, self._kl_initial_RV[list(kept)])
+        labels = RowLabels(ids=tuple(self._labels.ids[r] for r in kept))
+        return _Loss(labels, self._initial_RD[list(kept)], self._search, self._kl_initial_RV[list(kept)])
 
 
 def _narrowed_adam(

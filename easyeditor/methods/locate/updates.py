@@ -5,10 +5,36 @@ Everything is accumulated and solved in float64 and handed back so; callers cast
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from easyeditor.errors import NumericalError
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """The update v u^T (D, K), float64; `numerator` is ||v* - W k||, `denominator` k.u with its sign."""
+
+    u_K: Tensor
+    v_D: Tensor
+    numerator: float
+    denominator: float
+
+
+def rank_one(
+    key_K: Tensor, direction_K: Tensor, target_D: Tensor, output_D: Tensor, moment_KK: Tensor | None
+) -> RankOne:
+    """ROME eq. 2: dW = (v* - W k) u^T / (k.u) with u = C^-1 kbar scaled to unit length, so that (W + dW) k = v*.
+
+    `key_K` is k, `direction_K` kbar, `target_D` v*, `output_D` W k. A tiny denominator is returned as it is: it is what
+    collapses a model, and users are here to see it.
+    """
+    u_K = key_direction(direction_K, moment_KK)
+    residual_D = target_D.double() - output_D.double()
+    denominator = torch.dot(key_K.double(), u_K)
+    return RankOne(u_K, residual_D / denominator, float(residual_D.norm()), float(denominator))
 
 
 def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
@@ -21,16 +47,6 @@ def whitened(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
     """C^-1 k in float64; C is the identity when no second moment is given."""
     key_K = key_K.double()
     return key_K if moment_KK is None else _solve(moment_KK.double(), key_K)
-
-
-def value_direction(target_D: Tensor, output_D: Tensor, key_K: Tensor, u_K: Tensor) -> tuple[Tensor, float, float]:
-    """ROME eq. 2: v = (v* - W k) / (k.u), with numerator norm and signed denominator.
-
-    A tiny denominator is returned as it is: it is what collapses a model, and users are here to see it.
-    """
-    residual_D = target_D.double() - output_D.double()
-    denominator = torch.dot(key_K.double(), u_K.double())
-    return residual_D / denominator, float(residual_D.norm()), float(denominator)
 
 
 def spread_update(keys_NK: Tensor, moment_KK: Tensor, weight: float) -> Tensor:

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
 from easyeditor.methods.locate.hparams import LocateHyperParams
-from easyeditor.methods.locate.targets import Found
+from easyeditor.methods.locate.value_search import Found
 from easyeditor.records import EditRequest
 
 
-class TargetStore:
+class SearchCache:
     """Reads and writes targets under a name that holds all they depend on: request, weights, contexts, where and how
     they are searched. The statistics are not among them, so ROME and C-ROME share theirs, with and without C."""
 
