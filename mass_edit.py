@@ -62,7 +62,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--seed", **n, help="seed of --shuffle (default: 0); contexts have --set seed=N")
     p.add_argument("--skip-bad", **yes, help="leave bad records out instead of refusing the dataset")
     guard = "leave a collapsing edit (default), take it back, or take it back and do it again with the method's remedy"
-    p.add_argument("--on-collapse", choices=("keep", "revert", "c-rome"), help=guard)
+    allowed = ("keep", "revert", "remedy", "c-rome")  # c-rome: the old spelling of remedy
+    p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy}", help=guard)
     p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
     more = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=more)

@@ -1,7 +1,7 @@
 """Edit one fact in a language model and see what it did: before/after table, perplexity, verdict on collapse.
 
   python single_case_edit.py                                     the default request, ROME: collapses the embedded model
-  python single_case_edit.py --set if_c_rome=true if_prefix=true the same request with C-ROME: does not
+  python single_case_edit.py --set alg_name=C-ROME               the same request with C-ROME: does not
   python single_case_edit.py --prompt "The capital of France is" --subject France --target-new Rome
   python single_case_edit.py --request FILE.json                 one record: CounterFact, EasyEdit, ZsRE, HardCF or
   question/answer

@@ -1,7 +1,7 @@
 """Model editing (ROME, C-ROME, MEMIT, FT) with a perplexity probe after every edit: see, explain and prevent collapse.
 
 The public names, resolved when they are first used, so that importing this package loads neither torch nor
-transformers.
+transformers. Beside those below, the hyper-parameter class of every method in the table (`ROMEHyperParams` …).
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from easyeditor.methods.table import METHODS
+
 if TYPE_CHECKING:
     from easyeditor.dataset.training import CounterFactDataset as CounterFactDataset
     from easyeditor.dataset.training import ZsreDataset as ZsreDataset
     from easyeditor.editor import BaseEditor as BaseEditor
-    from easyeditor.methods.ft.hparams import FTHyperParams as FTHyperParams
-    from easyeditor.methods.memit.hparams import MEMITHyperParams as MEMITHyperParams
-    from easyeditor.methods.mend.hparams import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
-    from easyeditor.methods.rome.hparams import ROMEHyperParams as ROMEHyperParams
+    from easyeditor.methods.registry import load_hparams as load_hparams
     from easyeditor.records import EditRequest as EditRequest
     from easyeditor.records import EditResult as EditResult
     from easyeditor.records import WeightDelta as WeightDelta
@@ -29,23 +28,28 @@ _HOMES = {
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
     "EditTrainer": "easyeditor.trainer.editor",
-    "FTHyperParams": "easyeditor.methods.ft.hparams",
-    "MEMITHyperParams": "easyeditor.methods.memit.hparams",
-    "MENDHyperParams": "easyeditor.methods.mend.hparams",
     "MENDTrainingHparams": "easyeditor.methods.mend.hparams",
-    "ROMEHyperParams": "easyeditor.methods.rome.hparams",
     "WeightDelta": "easyeditor.records",
     "ZsreDataset": "easyeditor.dataset.training",
+    "load_hparams": "easyeditor.methods.registry",
 }
 
-__all__ = list(_HOMES)
+
+def _homes() -> dict[str, str]:
+    """Public name -> module; the table is read anew, so that a row added at run time counts."""
+    rows = (row.hparams.partition(":") for row in METHODS.values())
+    return {**_HOMES, **{name: module for module, _, name in rows}}
+
+
+__all__ = sorted(_homes())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(_HOMES)}")
-    return getattr(import_module(_HOMES[name]), name)
+    homes = _homes()
+    if name not in homes:
+        raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(sorted(homes))}")
+    return getattr(import_module(homes[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted(_homes())

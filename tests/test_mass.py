@@ -375,7 +375,7 @@ def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("touchy")
 @pytest.mark.parametrize("mode", ["single", "sequential"])
-@pytest.mark.parametrize("policy", ["keep", "revert", "c-rome"])
+@pytest.mark.parametrize("policy", ["keep", "revert", "remedy"])
 def test_the_guard(policy: str, mode: str, mass: Any, place: Path, tmp_path: Path) -> None:
     ran = mass("--mode", mode, "--on-collapse", policy, "--output", "run", *LOUD)
     assert ran.code == 0, ran.err
@@ -386,7 +386,7 @@ def test_the_guard(policy: str, mode: str, mass: Any, place: Path, tmp_path: Pat
     assert {line["guard"]["action"] for line in hit} == {policy}
     for line in hit:
         guard = line["guard"]
-        if policy == "c-rome":
+        if policy == "remedy":
             assert guard["settings"] == "if_c_rome=true if_prefix=true"
             assert guard["kept"] != guard["record"]["collapse"]["collapsed"]
             assert (guard["record"]["method"], line["method"]) == ("C-ROME", "ROME")
@@ -474,7 +474,7 @@ def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memi
         (["--eval-every", "2"], "eval_every is set with mode single"),
         (["--screen", "--mode", "sequential"], "--screen with mode sequential"),
         (["--on-collapse", "revert", "--set", "ppl_sentence_num=0"], "on_collapse revert needs perplexity"),
-        (["--on-collapse", "c-rome", "--set", "if_c_rome=true"], "on_collapse c-rome: C-ROME has no remedy"),
+        (["--on-collapse", "c-rome", "--set", "if_c_rome=true"], "on_collapse remedy: C-ROME has no remedy"),
         (["--collect-collapsed", "x.json", "--mode", "sequential"], "--collect-collapsed needs mode single"),
         (["--start", "9"], "start is 9, but"),
         (["--data", "nowhere.json"], "nowhere.json: no such file"),

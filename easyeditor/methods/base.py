@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult
 
@@ -40,9 +41,9 @@ class EditMethod(ABC, Generic[H]):
         """The model's parts as the hyper-parameters name them."""
 
     @property
-    @abstractmethod
     def title(self) -> str:
-        """The method's name as a reader knows it, variant included."""
+        """The method's name as a reader knows it, variant included; by default its row's."""
+        return METHODS[self.hparams.alg_name].title
 
     @property
     @abstractmethod

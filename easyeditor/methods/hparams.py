@@ -1,14 +1,36 @@
-"""Hyper-parameters that methods editing chosen layers share."""
+"""Hyper-parameters that methods share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from easyeditor.hparams import HyperParams, require
+from easyeditor.methods.registry import canonical, completed
+from easyeditor.methods.table import METHODS
+
+M = TypeVar("M", bound="MethodHyperParams")
 
 
 @dataclass(kw_only=True)
-class LayerHyperParams(HyperParams):
+class MethodHyperParams(HyperParams):
+    """Hyper-parameters of a method in the table; its row may preset some (C-ROME is ROME with `if_c_rome: true`)."""
+
+    @classmethod
+    def from_dict(cls: type[M], values: Mapping[str, Any], where: str = "hparams") -> M:
+        return super().from_dict(completed(cls, values, where), where)
+
+    def override(self: M, settings: Iterable[str]) -> M:
+        listed = list(settings)
+        name = next((canonical(s.partition("=")[2].strip()) for s in listed if s.partition("=")[0] == "alg_name"), None)
+        row = METHODS[name or self.alg_name]
+        implied = {**row.defaults, **row.preset} if name not in (None, self.alg_name) else {}
+        return super().override([*(f"{key}={value}" for key, value in implied.items()), *listed])
+
+
+@dataclass(kw_only=True)
+class LayerHyperParams(MethodHyperParams):
     """Which modules a method changes: the keys every upstream YAML of such a method has."""
 
     layers: list[int]

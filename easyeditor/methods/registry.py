@@ -1,75 +1,80 @@
-"""The one table of methods. A new method is one row: name, module of its hyper-parameters, module of its code."""
+"""From a method's name to its classes and hyper-parameters, by the table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams, read_yaml, yaml_path
+from easyeditor.methods.table import METHODS, MethodRow
 
 if TYPE_CHECKING:
     from easyeditor.methods.base import EditMethod
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodRow:
-    """Where a method lives; imported when it is asked for, so that reading a YAML loads no torch."""
+def load_hparams(source: str | Path | Mapping[str, Any]) -> HyperParams:
+    """Hyper-parameters of any method, from a YAML file or a mapping; `alg_name` says whose.
 
-    hparams: str
-    method: str
-    paper: str
-
-
-METHODS: dict[str, MethodRow] = {
-    "ROME": MethodRow(
-        hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
-        method="easyeditor.methods.rome.method:ROME",
-        paper="https://arxiv.org/abs/2202.05262; C-ROME: https://arxiv.org/abs/2406.11263",
-    ),
-    "MEMIT": MethodRow(
-        hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",
-        method="easyeditor.methods.memit.method:MEMIT",
-        paper="https://arxiv.org/abs/2210.07229",
-    ),
-    "MEND": MethodRow(
-        hparams="easyeditor.methods.mend.hparams:MENDHyperParams",
-        method="easyeditor.methods.mend.method:MEND",
-        paper="https://arxiv.org/abs/2110.11309",
-    ),
-    "FT": MethodRow(
-        hparams="easyeditor.methods.ft.hparams:FTHyperParams",
-        method="easyeditor.methods.ft.method:FT",
-        paper="FT-L: https://arxiv.org/abs/2012.00363",
-    ),
-}
+    Raises:
+        ConfigError: an unknown method, and whatever `HyperParams.from_dict` refuses.
+    """
+    if isinstance(source, Mapping):
+        where, values = "hparams", dict(source)
+    else:
+        path = yaml_path(source)
+        where, values = str(path), read_yaml(path)
+    name = canonical(values.get("alg_name"))
+    if name is None:
+        raise ConfigError(f"{where}: alg_name is {values.get('alg_name')!r}; allowed: {', '.join(METHODS)}")
+    return hparams_class(name).from_dict(values, where=where)
 
 
 def hparams_class(alg_name: str) -> type[HyperParams]:
     """The hyper-parameter class of a method. Raises ConfigError listing the methods."""
-    return _load(_row(alg_name).hparams)
+    return _load(row_of(alg_name).hparams)
 
 
 def method_class(alg_name: str) -> type[EditMethod[Any]]:
     """The class of a method. Raises ConfigError listing the methods."""
-    return _load(_row(alg_name).method)
+    return _load(row_of(alg_name).method)
 
 
-def load_hparams(name: str) -> HyperParams:
-    """Read a YAML file of any method: `alg_name` says which."""
-    path = yaml_path(name)
-    values = read_yaml(path)
-    alg_name = values.get("alg_name")
-    if not isinstance(alg_name, str) or alg_name not in METHODS:
-        raise ConfigError(f"{path}: alg_name is {alg_name!r}; allowed: {', '.join(METHODS)}")
-    return hparams_class(alg_name).from_dict(values, where=str(path))
-
-
-def _row(alg_name: str) -> MethodRow:
-    if alg_name not in METHODS:
+def row_of(alg_name: str) -> MethodRow:
+    """The row of a method. Raises ConfigError listing the methods."""
+    name = canonical(alg_name)
+    if name is None:
         raise ConfigError(f"method {alg_name!r} is not known; there are: {', '.join(METHODS)}")
-    return METHODS[alg_name]
+    return METHODS[name]
+
+
+def canonical(alg_name: Any) -> str | None:
+    """A method's name as the table has it; None for a name no row has."""
+    found = (name for name, row in METHODS.items() if alg_name == name or alg_name in row.spellings)
+    return next(found, None) if isinstance(alg_name, str) else None
+
+
+def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` with what their `alg_name` stands for: its spelling, its row's preset and defaults.
+
+    Raises:
+        ConfigError: a method whose hyper-parameters are another class's, or a value against the preset.
+    """
+    if "alg_name" not in values:
+        return dict(values)
+    name = canonical(values["alg_name"])
+    if name is None or not issubclass(cls, hparams_class(name)):
+        own = ", ".join(repr(name) for name in METHODS if issubclass(cls, hparams_class(name)))
+        raise ConfigError(f"{where}: alg_name is {values['alg_name']!r}; allowed: one of {own}")
+    row = METHODS[name]
+    for key, meant in row.preset.items():
+        if key in values and values[key] != meant:
+            raise ConfigError(
+                f"{where}: {key} is {values[key]!r}; allowed: {meant!r}, which alg_name {name} stands for"
+            )
+    return {**row.defaults, **values, **row.preset, "alg_name": name}
 
 
 def _load(target: str) -> Any:

@@ -136,8 +136,8 @@ def execute(
     """
     settings = what.settings
     editor = make_editor(what.hparams)
-    if settings.on_collapse == "c-rome" and editor.method.remedy is None:
-        raise ConfigError(f"on_collapse c-rome: {editor.method.title} has no remedy that is not on already")
+    if settings.on_collapse == "remedy" and editor.method.remedy is None:
+        raise ConfigError(f"on_collapse remedy: {editor.method.title} has no remedy that is not on already")
     if not rank.first:  # the first rank makes contexts, statistics and the manifest; the others take them
         wait_for(folder / MANIFEST)
     _settle(folder, what, editor, rank)

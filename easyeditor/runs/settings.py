@@ -14,7 +14,7 @@ from easyeditor.hparams import coerce, field_types, require, unknown_key
 T = TypeVar("T")
 
 Mode = Literal["single", "sequential", "batch"]
-Guard = Literal["keep", "revert", "c-rome"]
+Guard = Literal["keep", "revert", "remedy"]
 SCREEN_THRESHOLD = 1.0
 """|denominator| below which `--screen` predicts a collapse: between the collapse cases' (up to 0.2 in the papers and on
 the embedded model) and the others' (above 2; Fall of ROME, table 2), nearer to the latter so that few are missed."""
@@ -62,6 +62,8 @@ class RunSettings:
         for key in values:
             if key not in types:
                 raise ConfigError(f"{where}: {unknown_key(key, types, RunSettings)}")
+        if values.get("on_collapse") == "c-rome":  # what `remedy` was called when only ROME had one
+            values = {**values, "on_collapse": "remedy"}
         if "data" not in values:
             raise ConfigError(f"{where}: key 'data' is missing")
         settings = RunSettings(**{key: coerce(value, types[key], key) for key, value in values.items()})

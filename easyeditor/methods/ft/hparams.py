@@ -24,7 +24,7 @@ class FTHyperParams(LayerHyperParams):
     Trained are all parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
     """
 
-    alg_name: Literal["FT"] = "FT"
+    alg_name: str = "FT"
     num_steps: int
     """Most passes over the requests."""
     lr: float

@@ -13,7 +13,7 @@ from easyeditor.methods.locate.hparams import LocateHyperParams
 class MEMITHyperParams(LocateHyperParams):
     """MEMIT (Meng et al. 2023)."""
 
-    alg_name: Literal["MEMIT"] = "MEMIT"
+    alg_name: str = "MEMIT"
     mom2_update_weight: float
     """Weight λ of the second moment against the new keys: larger keeps old knowledge more, and changes less."""
     layer_selection: Literal["all"] = "all"

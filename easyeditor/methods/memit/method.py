@@ -34,10 +34,6 @@ class MEMIT(LocateMethod[MEMITHyperParams]):
     """
 
     @property
-    def title(self) -> str:
-        return "MEMIT"
-
-    @property
     def context_groups(self) -> list[list[str]]:
         """The bare prompt alone, and the texts together: the mean over groups gives the bare prompt weight 1/2."""
         groups = super().context_groups

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import HyperParams, require
+from easyeditor.hparams import require
+from easyeditor.methods.hparams import MethodHyperParams
 
 STOP_KEYS = {"loss/total_edit_val": "total_loss", "edit/acc_val": "edit_acc"}
 """Upstream's name of what early stopping watches -> the name in the log."""
 
 
 @dataclass(kw_only=True)
-class MENDHyperParams(HyperParams):
+class MENDHyperParams(MethodHyperParams):
     """MEND (Mitchell et al. 2022): edit with a trained hypernetwork.
 
     Upstream's editing files repeat the training keys. When editing, the archive says how its hypernetwork is built;
     keys of this file that describe the hypernetwork are used for training and for reading upstream's archives.
     """
 
-    alg_name: Literal["MEND"] = "MEND"
+    alg_name: str = "MEND"
     archive: str | None = None
     """Folder of a trained hypernetwork (archive.json + hypernet.safetensors). For training: where to start from."""
     inner_params: list[str] | None = None

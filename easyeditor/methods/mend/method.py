@@ -63,10 +63,6 @@ class MEND(EditMethod[MENDHyperParams]):
         return anatomy(self.model)
 
     @property
-    def title(self) -> str:
-        return "MEND"
-
-    @property
     def layers(self) -> list[int]:
         return sorted({weight.layer for weight in self.hypernet.weights})
 

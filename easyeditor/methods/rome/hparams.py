@@ -13,7 +13,7 @@ from easyeditor.methods.locate.hparams import LocateHyperParams
 class ROMEHyperParams(LocateHyperParams):
     """ROME (Meng et al. 2022) and C-ROME (Yang et al. 2024)."""
 
-    alg_name: Literal["ROME"] = "ROME"
+    alg_name: str = "ROME"
     if_c_rome: bool = False
     """C-ROME: the mean key over contexts everywhere, which removes the collapse."""
     if_prefix: bool | Literal["all"] = False

@@ -41,7 +41,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def title(self) -> str:
         if self.hparams.consistent_value:
             return "C-ROME, consistent value"
-        return "C-ROME" if self.hparams.if_c_rome else "ROME"
+        return "C-ROME" if self.hparams.if_c_rome else super().title
 
     @property
     def remedy(self) -> str | None:
