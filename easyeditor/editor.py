@@ -122,15 +122,18 @@ class BaseEditor(EasyEditCalls):
     def commit(self, result: EditResult) -> None:
         """Keep an edit in the model; `revert` takes it back."""
         self._ledger.commit(result.deltas)
+        self.method.committed(result)
 
     def revert(self, result: EditResult) -> None:
         """Take a committed edit back, bit-exactly; edits committed after it stay, as if it had never been made."""
         if not self._ledger.revert(result.deltas):
             raise DataError("this edit is not committed in this editor, so there is nothing to revert")
+        self.method.reverted(result)
 
     def revert_all(self) -> None:
         """Back to the weights before the first commit, bit-exactly."""
         self._ledger.revert_all()
+        self.method.reverted(None)
 
     def fingerprint(self) -> str:
         """Identity of the model's present weights (a sampled hash; see `lm.weights.fingerprint`)."""

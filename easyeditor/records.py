@@ -82,8 +82,9 @@ class LayerTrace:
     `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
     size of the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over
     contexts. MEMIT has no denominator; a method without keys and values leaves all of these and the value norms None.
-    `vectors` holds what the papers plot (u, v, key, prefixed_key, target, target_init), in the compute dtype, on the
-    CPU.
+    `losses` has a row for each pass; `loss_names` says what its columns are, the first is what is minimised.
+    `notes` are further numbers of the method's own. `vectors` holds what the papers plot (u, v, target, target_init;
+    `key` is the bare prompt's, `prefixed_key` the mean over contexts), in the compute dtype, on the CPU.
     """
 
     numerator_norm: float | None
@@ -96,7 +97,9 @@ class LayerTrace:
     loss_last: float
     steps: int
     delta_norm: float
-    losses: tuple[tuple[float, float, float, float], ...] = ()
+    losses: tuple[tuple[float, ...], ...] = ()
+    loss_names: tuple[str, ...] = ("nll",)
+    notes: Mapping[str, float] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -115,11 +118,11 @@ class LayerTrace:
             loss_last=after,
             steps=steps,
             delta_norm=delta_norm,
-            losses=tuple((loss, loss, 0.0, 0.0) for loss in losses),
+            losses=tuple((loss,) for loss in losses),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers only; `losses` rows are total, nll, kl, weight decay."""
+        """Numbers only."""
         skip = {"vectors"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
 
@@ -131,7 +134,8 @@ EditTrace = Mapping[int, LayerTrace]
 class EditResult:
     """An edit as a value: computed on an unchanged model; apply it with `editor.applied` or `editor.commit`.
 
-    `deltas` are added in order; `traces` has one mapping layer -> LayerTrace per request.
+    `deltas` are added in order; `traces` has one mapping layer -> LayerTrace per request. `memory` is what the method
+    must know of the edit when it makes later ones, once this one is committed.
     """
 
     method: str
@@ -142,6 +146,7 @@ class EditResult:
     seconds: float = 0.0
     model_fingerprint: str | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def trace(self) -> EditTrace:
@@ -168,7 +173,9 @@ class EditResult:
             "contexts": list(self.contexts),
             "seconds": self.seconds,
             "hparams": dict(self.hparams),
+            "memory": sorted(self.memory),
         }
+        tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.items()}
         write_tensors(folder / "edit.safetensors", tensors)
         write_json(folder / "edit.json", description)
         return folder
@@ -198,6 +205,7 @@ class EditResult:
                 seconds=raw["seconds"],
                 model_fingerprint=raw["model_fingerprint"],
                 hparams=raw["hparams"],
+                memory={name: tensors[f"memory.{name}"] for name in raw.get("memory", ())},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, DataError) as error:
             raise DataError(
@@ -222,4 +230,5 @@ def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightD
 
 
 def _layer_trace(raw: Mapping[str, Any]) -> LayerTrace:
-    return LayerTrace(**{**raw, "losses": tuple(tuple(row) for row in raw["losses"])})
+    names = raw.get("loss_names", ("total", "nll", "kl", "weight_decay"))  # edits saved before losses had names
+    return LayerTrace(**{**raw, "losses": tuple(tuple(row) for row in raw["losses"]), "loss_names": tuple(names)})

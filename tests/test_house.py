@@ -39,7 +39,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("cli", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SHARED_BY_METHODS = ("base", "hparams", "registry", "locate")
+SHARED_BY_METHODS = ("base", "hparams", "memory", "registry", "table", "locate")
 LAZY = ("easyeditor/__init__.py", "easyeditor/methods/registry.py")  # name their targets as texts
 MAX_LINES = 320
 

@@ -43,7 +43,7 @@ def test_targets_keys_and_deltas(model: str, batch: str, numbers: Any, replay: b
     targets = torch.stack([trace[4].vectors["target"] for trace in result.traces])
     assert relative(targets, golden[f"f32/{batch}/z"]) < TOLERANCE
     for delta, layer in zip(result.deltas, LAYERS, strict=True):
-        keys = torch.stack([trace[layer].vectors["key"] for trace in result.traces])
+        keys = torch.stack([trace[layer].vectors["prefixed_key"] for trace in result.traces])
         assert relative(keys, golden[f"f32/{batch}/layer{layer}/keys"]) < TOLERANCE
         assert relative(delta.dense(), golden[f"f32/{batch}/layer{layer}/delta_W"]) < TOLERANCE
     for trace, rows in zip(result.traces, read(f"memit_{model}.json")[f"f32/{batch}"]["trajectory"], strict=True):

@@ -127,7 +127,7 @@ class Ledger:
     def revert(self, deltas: Sequence[WeightDelta]) -> bool:
         """Take back the last commit of these deltas (or equal ones, loaded again); False if there is none."""
         for place in reversed(range(len(self._entries))):
-            if _equal(self._entries[place], deltas):
+            if same_deltas(self._entries[place], deltas):
                 self._rebuild(self._entries[:place] + self._entries[place + 1 :])
                 return True
         return False
@@ -215,7 +215,8 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
         ) from error
 
 
-def _equal(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
+def same_deltas(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
+    """Are these the same deltas, bit by bit?"""
     if len(ours) != len(theirs):
         return False
     for a, b in zip(ours, theirs, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +66,13 @@ class EditMethod(ABC, Generic[H]):
     def prepare(self) -> None:
         """Make everything that outlives an edit (contexts, statistics) on the model as it is now, before any edit."""
 
+    def committed(self, result: EditResult) -> None:
+        """`result` was just committed to the model: what later edits must know of it is in `result.memory`, which is
+        saved with the deltas. By default nothing is remembered; `methods.memory.Memory` does the book-keeping."""
+
+    def reverted(self, result: EditResult | None) -> None:
+        """`result`, or one with the same deltas, was just taken out of the model; None: all committed edits were."""
+
     @property
     def remedy(self) -> str | None:
         """Settings (`key=value …`) that prevent a collapse caused by a small denominator; None when they are on
@@ -90,8 +97,11 @@ class EditMethod(ABC, Generic[H]):
 
     def remedied(self) -> EditMethod[H] | None:
         """The same method with its `remedy` set, on the same model; None when there is no remedy."""
-        return None if self.remedy is None else type(self)(self.model, self.tok, self._with_remedy())
+        if self.remedy is None:
+            return None
+        other = type(self)(self.model, self.tok, self.hparams.override(self.remedy.split()))
+        other.take_over(self)
+        return other
 
-    def _with_remedy(self) -> H:
-        assert self.remedy is not None
-        return self.hparams.override(self.remedy.split())
+    def take_over(self, other: EditMethod[Any]) -> None:
+        """Share the state of another object of this method on the same model: contexts, statistics, memory."""

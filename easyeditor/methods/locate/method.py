@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,15 +84,17 @@ class LocateMethod(EditMethod[L], Generic[L]):
     def prepare(self) -> None:
         """Contexts are generated and statistics read (or collected) now."""
         _ = self.context_groups
-        for layer in self.layers if self.hparams.mom2_adjustment else ():
+        for layer in self.layers if self.uses_statistics else ():
             self.moment(layer)
 
-    def remedied(self) -> EditMethod[L] | None:
-        """As the base class says, with the contexts and statistics this object has."""
-        other = super().remedied()
+    @property
+    def uses_statistics(self) -> bool:
+        """Does an edit need the second moments of keys?"""
+        return self.hparams.mom2_adjustment
+
+    def take_over(self, other: EditMethod[Any]) -> None:
         if isinstance(other, LocateMethod):
-            other._groups, other._moments, other._weights = self.context_groups, self._moments, self._weights
-        return other
+            self._groups, self._moments, self._weights = other.context_groups, other._moments, other._weights
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""

@@ -49,10 +49,12 @@ def whitened(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
     return key_K if moment_KK is None else _solve(moment_KK.double(), key_K)
 
 
-def spread_update(keys_NK: Tensor, moment_KK: Tensor, weight: float) -> Tensor:
-    """MEMIT eq. 14: (weight C + K K^T)^-1 K, shape (K, N); the update is residuals^T (D, N) times its transpose."""
-    keys_KN = keys_NK.double().T
-    return _solve(weight * moment_KK.double() + keys_KN @ keys_KN.T, keys_KN)
+def spread_update(keys_KN: Tensor, held_KK: Tensor) -> Tensor:
+    """MEMIT eq. 14: (H + K K^T)^-1 K, shape (K, N); the update is the residuals (D, N) times its transpose.
+
+    `held_KK` weighs what must not change: lambda C, and whatever a method adds to it.
+    """
+    return _solve(held_KK + keys_KN @ keys_KN.T, keys_KN)
 
 
 def _solve(matrix_KK: Tensor, right: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from easyeditor.errors import NumericalError
 from easyeditor.lm.replay import RowForward
 
+SEARCH_LOSSES = ("total", "nll", "kl", "weight_decay")
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
 
 Watch = Callable[[int, int, float], None]
@@ -67,7 +68,7 @@ class RowLabels:
 
 @dataclass
 class Found:
-    """Result of the search for one request; `losses` rows are (total, nll, kl, weight decay), in nats."""
+    """Result of the search for one request; `losses` rows are `SEARCH_LOSSES`, in nats."""
 
     initial_D: Tensor
     offset_D: Tensor

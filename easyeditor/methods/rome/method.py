@@ -17,7 +17,7 @@ from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.updates import key_direction, rank_one, whitened
-from easyeditor.methods.locate.value_search import Found
+from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
@@ -143,6 +143,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             steps=len(found.losses),
             delta_norm=float(made.u_K.norm() * made.v_D.norm()),
             losses=tuple(found.losses),
+            loss_names=SEARCH_LOSSES,
             vectors={
                 "u": made.u_K.float().cpu(),
                 "v": made.v_D.float().cpu(),

@@ -1,0 +1,213 @@
+"""The base of MEMIT and its kin: many facts at once, spread over several layers; only the equation is open.
+
+Axes: N requests, K key width, D model width, r rank.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.lm.tokens import SLOT, Row
+from easyeditor.lm.weights import applied, frozen
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.locate.rows import prompt_row
+from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
+from easyeditor.methods.memory import Memory
+from easyeditor.progress import Progress
+from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt
+
+L = TypeVar("L", bound=LocateHyperParams)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """An edit that was computed: its prompts' rows (request, group, row), the keys it was solved with as
+    `keys.<layer>` -> (K, N), its deltas."""
+
+    rows: list[list[list[Row]]]
+    keys: Mapping[str, Tensor]
+    deltas: Sequence[WeightDelta]
+
+
+class SpreadMethod(LocateMethod[L], Generic[L]):
+    """Each request's target is searched at the last layer; then, layer by layer, what is missing is shared out and
+    written.
+
+    A method gives `solve`. It may also change `divided_by`, `uses_statistics`, `adjusted`, `to_remember`, `notes`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
+        super().__init__(model, tok, hparams)
+        self._earlier: Memory[Mapping[str, Tensor]] = Memory({}, self._with_keys)
+
+    @abstractmethod
+    def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's update as factors left (D, r) and right (r, K): dW = left @ right answers keys with residuals.
+
+        `keys_KN` are the requests' mean keys, `residual_DN` what this layer has to add; all float64.
+        """
+
+    def divided_by(self, place: int) -> int:
+        """By how many layers the missing difference is divided at the `place`-th layer (from 0): those still to
+        come, this one included."""
+        return len(self.layers) - place
+
+    def adjusted(self, requests: Sequence[EditRequest], found: list[Found]) -> list[Found]:
+        """The targets that are written, given those found; by default the same."""
+        return found
+
+    def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
+        """What later edits must know of this one once it is committed, as `keys.<layer>` -> (K, N); by default nothing.
+
+        `spread.keys` are the keys that were solved with, `keys_after(spread)` those on the edited model.
+        """
+        return {}
+
+    def notes(self, layer: int, place: int) -> Mapping[str, float]:
+        """Further numbers for the trace of the `place`-th request at `layer`."""
+        return {}
+
+    def earlier(self, layer: int) -> Tensor | None:
+        """Sum of k k^T (K, K) over the keys of committed edits, float64; None before the first."""
+        return self._earlier.state.get(f"keys.{layer}")
+
+    def committed(self, result: EditResult) -> None:
+        self._earlier.committed(result)
+
+    def reverted(self, result: EditResult | None) -> None:
+        self._earlier.reverted(result)
+
+    def take_over(self, other: EditMethod[Any]) -> None:
+        super().take_over(other)
+        if isinstance(other, SpreadMethod):
+            self._earlier = other._earlier
+
+    @property
+    def context_groups(self) -> list[list[str]]:
+        """The bare prompt alone, and the texts together: the mean over groups gives the bare prompt weight 1/2."""
+        groups = super().context_groups
+        if len(groups) > 1 and groups[0] == [SLOT] and all(len(group) == 1 for group in groups):
+            return [[SLOT], [text for group in groups[1:] for text in group]]
+        return groups
+
+    def context_lengths(self) -> list[tuple[int, int]]:
+        return [(CONTEXT_LENGTH, CONTEXT_COUNT)]
+
+    def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
+        """One delta per layer that writes all `requests` at once."""
+        started = time.perf_counter()
+        layers = self.layers
+        self.prepare()  # missing statistics are found before hours of search
+        with frozen(self.model):
+            found = self.values(requests, self.parts.block(layers[-1]), layers[-1], progress)
+            found = self.adjusted(requests, found)
+            target_ND = torch.stack([f.target_D for f in found]).double()
+            rows = [self._key_rows(request) for request in requests]
+            deltas: list[WeightDelta] = []
+            keys: dict[str, Tensor] = {}
+            traces: list[dict[int, LayerTrace]] = [{} for _ in requests]
+            for i, layer in enumerate(layers):
+                with applied(self.model, deltas):
+                    keys_NK, bare_NK = self._keys(layer, rows)
+                    missing_ND = target_ND - self._values([r[0][0] for r in rows]).double()
+                residual_ND = missing_ND / self.divided_by(i)
+                keys[f"keys.{layer}"] = keys_NK.T
+                left_Dr, right_rK = self.solve(layer, keys_NK.T, residual_ND.T)
+                deltas.append(self.delta(layer, right_rK.T, left_Dr))
+                size = float((left_Dr @ right_rK).norm())
+                for n, trace in enumerate(traces):
+                    notes = self.notes(layer, n)
+                    trace[layer] = _trace(found[n], residual_ND[n], bare_NK[n], keys_NK[n], size, notes)
+            memory = self.to_remember(Spread(rows, keys, deltas))
+        return EditResult(
+            method=self.hparams.alg_name,
+            requests=tuple(requests),
+            deltas=tuple(deltas),
+            traces=tuple(traces),
+            contexts=self.contexts,
+            seconds=time.perf_counter() - started,
+            memory={name: tensor.contiguous() for name, tensor in memory.items()},
+        )
+
+    def keys_after(self, spread: Spread) -> dict[str, Tensor]:
+        """The requests' mean keys on the edited model, `keys.<layer>` -> (K, N), float64."""
+        with applied(self.model, spread.deltas):
+            return {f"keys.{layer}": self._keys(layer, spread.rows)[0].T for layer in self.layers}
+
+    def _with_keys(self, sums: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made = dict(sums)
+        for name, keys_KN in memory.items():
+            weight = self.parts.weight_name(int(name.removeprefix("keys.")))
+            keys_KN = keys_KN.to(self.model.get_parameter(weight).device, torch.float64)
+            product_KK = keys_KN @ keys_KN.T
+            made[name] = made[name] + product_KK if name in made else product_KK
+        return made
+
+    def _key_rows(self, request: EditRequest) -> list[list[Row]]:
+        """Rows in groups; the first row of the first group is the bare prompt's."""
+        groups = [
+            [prompt_row(self.tok, request, text, self.hparams.fact_token) for text in g] for g in self.context_groups
+        ]
+        if self.context_groups[0][0] != SLOT:
+            groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token)])
+        return groups
+
+    def _keys(self, layer: int, rows: Sequence[list[list[Row]]]) -> tuple[Tensor, Tensor]:
+        """Keys (N, K), averaged within groups and then over groups, in float64; and the bare prompts' keys (N, K)."""
+        flat = [row for groups in rows for group in groups for row in group]
+        keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.hparams.batch_tokens)
+        used = len(self.context_groups)
+        place, means, bare = 0, [], []
+        for groups in rows:
+            bare.append(keys_BK[place])
+            averages = []
+            for group in groups:
+                averages.append(keys_BK[place : place + len(group)].double().mean(0))
+                place += len(group)
+            means.append(torch.stack(averages[-used:]).mean(0))
+        return torch.stack(means), torch.stack(bare)
+
+    def _values(self, rows: Sequence[Row]) -> Tensor:
+        """What the last layer's block gives at the lookup token of the bare prompts (N, D)."""
+        block = self.parts.block(self.layers[-1])
+        return read_at_lookup(self.parts, block, rows, self.hparams.batch_tokens)[1]
+
+
+def _trace(
+    found: Found, residual_D: Tensor, bare_K: Tensor, mean_K: Tensor, delta_norm: float, notes: Mapping[str, float]
+) -> LayerTrace:
+    return LayerTrace(
+        numerator_norm=float(residual_D.norm()),
+        denominator=None,
+        key_norm=float(bare_K.norm()),
+        prefixed_key_norm=float(mean_K.norm()),
+        value_norm_before=float(found.initial_D.norm()),
+        value_norm_after=float(found.target_D.norm()),
+        loss_first=found.losses[0][0],
+        loss_last=found.losses[-1][0],
+        steps=len(found.losses),
+        delta_norm=delta_norm,
+        losses=tuple(found.losses),
+        loss_names=SEARCH_LOSSES,
+        notes=notes,
+        vectors={
+            "target": found.target_D.float().cpu(),
+            "target_init": found.initial_D.float().cpu(),
+            "key": bare_K.float().cpu(),
+            "prefixed_key": mean_K.float().cpu(),
+            "residual": residual_D.float().cpu(),
+        },
+    )
