@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 torch.set_num_threads(1)  # also for fixtures that outlive a test; `_threads` below has the reason
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
-GOLDEN = SHARED / "golden"
+ME_PPL = ROOT.parent / "shared" / "ME-PPL" / "ME-PPL_50.json"
 
-needs_shared = pytest.mark.skipif(not GOLDEN.exists(), reason="../shared/golden (reference numbers) is not here")
+needs_me_ppl = pytest.mark.skipif(not ME_PPL.exists(), reason=f"{ME_PPL} (the papers' own sentences) is not here")
 
 CONTEXTS = ["{}", "The quick brown. {}", "I think so. {}", "Because it was late, they left. {}", "You. {}"]
 

@@ -1,38 +1,99 @@
-"""The reference implementation's own numbers (../shared/golden) and its tiny models, read once."""
+"""The reference implementation's own numbers (tests/golden, whose README says what they are) and its tiny models."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import lzma
+import shutil
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from conftest import GOLDEN
-from safetensors.torch import load_file
+from safetensors.torch import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyeditor import EditRequest
 
+HERE = Path(__file__).parent / "golden"
 MODELS = ["tiny-gpt2", "tiny-llama"]
 TOLERANCE = 1e-5  # ten times tighter than asked; the reference itself is 2e-6 from float64
+FOLD = 31  # entries that `fold` adds up to one
+
+
+def _bytes(name: str) -> bytes:
+    """A file of tests/golden as it was before packing."""
+    packed = HERE / f"{name}.xz"
+    return lzma.decompress(packed.read_bytes()) if packed.exists() else (HERE / name).read_bytes()
 
 
 @lru_cache
 def read(name: str) -> Any:
-    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+    """A JSON file of tests/golden."""
+    return json.loads(_bytes(name))
 
 
 @lru_cache
 def tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / name)
+    """A safetensors file of tests/golden."""
+    return load(_bytes(name))
 
 
 @lru_cache
-def pair(name: str) -> tuple[Any, Any]:
-    folder = GOLDEN / "models" / name
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+def folder() -> Path:
+    """`models/` and `stats/` as transformers and the library read them, in a temporary folder of this process."""
+    room = Path(tempfile.mkdtemp(prefix="golden-"))
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    for file in sorted(path for path in HERE.glob("models/*/*") if path.is_file()):
+        name = str(file.relative_to(HERE)).removesuffix(".xz")
+        (room / name).parent.mkdir(parents=True, exist_ok=True)
+        (room / name).write_bytes(_bytes(name))
+    for model in MODELS:
+        stats = room / "stats" / model / "wikipedia_stats"
+        stats.mkdir(parents=True)
+        for module, upper in tensors(f"stats_{model}.safetensors").items():
+            np.savez(
+                stats / f"{module}_float32_mom2_50.npz", **second_moment(upper, **read("inputs.json")["stats"][model])
+            )
+    return room
+
+
+def second_moment(upper: torch.Tensor, *, count: int, constructor: str, sample_size: int) -> dict[str, Any]:
+    """The arrays of a second-moment file in the reference's format, from the upper triangle of its sum."""
+    width = int((2 * len(upper)) ** 0.5)
+    total = np.zeros((width, width), dtype=np.float32)
+    total[np.triu_indices(width)] = upper.numpy()
+    total += np.triu(total, 1).T
+    return {"mom2.constructor": constructor, "mom2.count": count, "mom2.mom2": total, "sample_size": sample_size}
+
+
+def fold(tensor: torch.Tensor) -> torch.Tensor:
+    """A large tensor as one number for 31 entries: each entry takes a fixed sign, and neighbours are added (float64).
+
+    Every entry counts, and the relative distance of two folds is about that of the tensors.
+    """
+    flat = tensor.double().flatten()
+    at = torch.arange(len(flat))
+    signed = flat * (1 - 2 * ((at * 2654435761 >> 15) & 1))
+    return torch.nn.functional.pad(signed, (0, -len(flat) % FOLD)).view(-1, FOLD).sum(1)
+
+
+@lru_cache
+def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A tiny model of the reference and its tokenizer."""
+    place = folder() / "models" / name
+    return AutoModelForCausalLM.from_pretrained(place, dtype=dtype).eval(), AutoTokenizer.from_pretrained(place)
 
 
 def request(number: int) -> EditRequest:
+    """One of the six requests."""
     raw = read("inputs.json")["requests"][number]
     return EditRequest.make(raw["prompt"], subject=raw["subject"], target_new=raw["target_new"], case_id=raw["id"])
+
+
+def as_stored(delta_DK: torch.Tensor, model: torch.nn.Module, weight: str) -> torch.Tensor:
+    """A change of outputs x inputs in the orientation of the model's weight: (K, D) for Conv1D."""
+    return delta_DK if model.get_parameter(weight).shape == delta_DK.shape else delta_DK.T

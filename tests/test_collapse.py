@@ -5,13 +5,13 @@ Behind the reference's contexts on the papers' ME-PPL_50 where ../shared has the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, ROOT, SHARED, same, states
+from conftest import ME_PPL, ROOT, same, states
+from golden_numbers import read
 
 from easyeditor import EditRequest
 from easyeditor.dataset.sentences import load_sentences, read_sentences
@@ -20,7 +20,6 @@ from easyeditor.methods.registry import load_hparams
 
 pytestmark = pytest.mark.slow
 
-OFFICIAL = SHARED / "ME-PPL" / "ME-PPL_50.json"
 ROME, C_ROME = {"if_c_rome": False}, {"if_c_rome": True}
 BAY = EditRequest.make("{}, which is located in", subject="Bay", target_new="Italy", ground_truth="Philippines")
 DARRIEUX = EditRequest.make(
@@ -32,10 +31,8 @@ DARRIEUX = EditRequest.make(
 def examine(smol: Any, searches: str) -> Callable[..., Examined]:
     """examine(request, given=…, **settings) -> Examined, of one editor for each settings; `given`: the contexts of
     the reference rather than generated ones."""
-    sentences = read_sentences(OFFICIAL) if OFFICIAL.exists() else load_sentences(50)
-    contexts = None
-    if GOLDEN.exists():
-        contexts = json.loads((GOLDEN / "inputs.json").read_text(encoding="utf-8"))["context_templates_rome"]
+    sentences = read_sentences(ME_PPL) if ME_PPL.exists() else load_sentences(50)
+    contexts = read("inputs.json")["context_templates_rome"]
 
     @lru_cache
     def editor(given: bool, **settings: Any) -> BaseEditor:
@@ -79,7 +76,7 @@ def test_bay_by_c_rome_does_not(examine: Callable[..., Examined]) -> None:
     examined = examine(BAY, **C_ROME)
     assert not examined.collapse.collapsed
     assert examined.ppl_after.mean == pytest.approx(examined.ppl_before.mean, rel=0.05)
-    if OFFICIAL.exists():
+    if ME_PPL.exists():
         assert examined.ppl_after.mean < 175
     assert examined.record["remedy"] is None
 

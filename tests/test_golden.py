@@ -1,17 +1,21 @@
-"""Agreement with the reference implementation's own numbers (../shared/golden), plain path and replay."""
+"""Agreement with the reference implementation's own numbers (tests/golden), plain path and replay."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, needs_shared, relative
-from golden_numbers import MODELS, TOLERANCE, pair, read, request, tensors
+from conftest import ME_PPL, needs_me_ppl, relative
+from golden_numbers import MODELS, TOLERANCE, as_stored, folder, pair, read, request, tensors
 
-from easyeditor import EditRequest, ROMEHyperParams
+from easyeditor import EditRequest, EditResult, ROMEHyperParams
+from easyeditor.dataset.sentences import DATA, OWN, read_sentences
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
@@ -20,30 +24,53 @@ from easyeditor.lm.tokens import encode, lookup_index, target_ids
 from easyeditor.lm.weights import applied
 from easyeditor.methods.rome.method import ROME
 
-pytestmark = needs_shared
-
 VARIANTS = ["plain_rome", "plain_crome", "mom2_rome", "mom2_crome"]
+
+
+def own(count: int) -> tuple[str, ...]:
+    """This project's sentences."""
+    return read_sentences(DATA / OWN).texts[:count]
+
+
+def me_ppl(count: int) -> tuple[str, ...]:
+    """The papers' sentences, which are not in this repository."""
+    return read_sentences(ME_PPL).texts[:count]
+
+
+def by_hand(lm: Any, tok: Any, texts: Sequence[str], *, bos: bool = False, length: int | None = None) -> list[float]:
+    """exp(mean NLL of tokens 2..n) of each sentence alone, in float64."""
+    wide = copy.deepcopy(lm).double()
+    found = []
+    for text in texts:
+        ids = torch.tensor(([tok.bos_token_id] if bos else []) + tok.encode(text, add_special_tokens=False))[:length]
+        with torch.no_grad():
+            log_p = wide(ids[None]).logits[0, :-1].log_softmax(-1)
+        found.append(math.exp(-log_p[torch.arange(len(ids) - 1), ids[1:]].mean()))
+    return found
 
 
 def method(model: str, **changes: Any) -> ROME:
     hparams = {
         **read("inputs.json")["hparams"]["ROME"][model],
-        "stats_dir": str(GOLDEN / "stats"),
+        "stats_dir": str(folder() / "stats"),
         "context_templates": read("inputs.json")["context_templates_rome"],
         **changes,
     }
     return ROME(*pair(model), ROMEHyperParams.from_dict(hparams))
 
 
-def check(result: Any, layer: int, golden: dict[str, Any], vectors: dict[str, torch.Tensor], key: str) -> None:
+def check(
+    model: Any, result: Any, layer: int, golden: dict[str, Any], vectors: dict[str, torch.Tensor], key: str
+) -> None:
     trace = result.trace[layer]
     assert relative(trace.vectors["u"], vectors[f"{key}/u"]) < TOLERANCE
     assert relative(trace.vectors["v"], vectors[f"{key}/v"]) < TOLERANCE
     assert relative(trace.vectors["target"], vectors[f"{key}/target"]) < TOLERANCE
     assert trace.denominator == pytest.approx(golden["denominator"], rel=TOLERANCE)
     assert trace.numerator_norm == pytest.approx(golden["numerator_vec_norm"], rel=TOLERANCE)
-    if f"{key}/delta_W" in vectors:
-        assert relative(result.deltas[0].dense(), vectors[f"{key}/delta_W"]) < TOLERANCE
+    (delta,) = result.deltas
+    written = torch.outer(vectors[f"{key}/v"], vectors[f"{key}/u"])
+    assert relative(delta.dense(), as_stored(written, model, delta.name)) < TOLERANCE
     for ours, theirs in zip(trace.losses, golden["trajectory"], strict=True):
         assert ours == pytest.approx(theirs[:4], rel=1e-4, abs=2e-5)
 
@@ -59,7 +86,7 @@ def test_rome_and_c_rome(model: str, number: int, replay: bool, tmp_path: Path) 
         settings = {"if_c_rome": variant.endswith("crome"), "mom2_adjustment": variant.startswith("mom2")}
         result = method(model, replay=replay, targets_dir=str(tmp_path), **settings).edit([request(number)])
         key = f"f32/r{number}/{variant}"
-        check(result, 2, read(f"rome_{model}.json")[key], tensors(f"rome_{model}.safetensors"), key)
+        check(pair(model)[0], result, 2, read(f"rome_{model}.json")[key], tensors(f"rome_{model}.safetensors"), key)
 
 
 @pytest.mark.parametrize("replay", REPLAY)
@@ -70,13 +97,14 @@ def test_other_settings(model: str, case: str, replay: bool) -> None:
         key = f"f32/r{number}/{case}"
         golden = read(f"rome_extra_{model}.json")[key]
         result = method(model, replay=replay, **golden["overrides"]).edit([request(number)])
-        check(result, 2, golden, tensors(f"rome_extra_{model}.safetensors"), key)
+        check(pair(model)[0], result, 2, golden, tensors(f"rome_extra_{model}.safetensors"), key)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_plain_path_in_the_quick_tier(model: str) -> None:
     result = method(model, replay=False).edit([request(1)])
     check(
+        pair(model)[0],
         result,
         2,
         read(f"rome_{model}.json")["f32/r1/plain_rome"],
@@ -111,7 +139,25 @@ def test_tokens_and_lookups(model: str) -> None:
             assert at == rows["lookup_idxs"][i]
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+FAST = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+
+
+@FAST
+@pytest.mark.parametrize(
+    ("options", "hand"),
+    [({}, {}), ({"add_start_token": True}, {"bos": True}), ({"max_length": 16}, {"length": 16})],
+    ids=["as is", "bos", "cut"],
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_perplexity_of_our_sentences(model: str, options: dict[str, Any], hand: dict[str, Any], fast: bool) -> None:
+    report = PerplexityProbe(*pair(model), own(20), fast=fast, **options).measure()
+    expected = by_hand(*pair(model), own(20), **hand)
+    assert report.perplexities == pytest.approx(expected, rel=1e-4)
+    assert report.mean == pytest.approx(sum(expected) / 20, rel=1e-4)
+
+
+@needs_me_ppl
+@FAST
 @pytest.mark.parametrize(
     ("key", "options"),
     [
@@ -123,7 +169,7 @@ def test_tokens_and_lookups(model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_perplexity(model: str, key: str, options: dict[str, Any], fast: bool) -> None:
     golden = read(f"eval_{model}.json")["ppl"][key]
-    report = PerplexityProbe(*pair(model), read("inputs.json")["ppl_sentences"][:20], fast=fast, **options).measure()
+    report = PerplexityProbe(*pair(model), me_ppl(20), fast=fast, **options).measure()
     assert report.perplexities == pytest.approx(golden["perplexities"], rel=1e-4)
     assert report.mean == pytest.approx(golden["mean_perplexity"], rel=1e-4)
 
@@ -138,7 +184,29 @@ def ppl_metric(lm: Any, tok: Any, prompt: str, target: str) -> float:
     return math.exp(-scored.mean_log_probability)
 
 
-@pytest.mark.parametrize("number", range(1, 5))
+@lru_cache
+def edited(model: str, number: int) -> EditResult:
+    """The plain ROME edit of one request."""
+    return method(model).edit([request(number)])
+
+
+AFTER = pytest.mark.parametrize("number", range(1, 5))
+
+
+@needs_me_ppl
+@AFTER
+@pytest.mark.parametrize("model", MODELS)
+def test_perplexity_of_me_ppl_after_an_edit(model: str, number: int) -> None:
+    lm, tok = pair(model)
+    probe = PerplexityProbe(lm, tok, me_ppl(20), parts=anatomy(lm), resume_layer=2)
+    probe.measure()
+    with applied(lm, edited(model, number).deltas):
+        perplexities = probe.measure().perplexities
+    golden = read(f"eval_{model}.json")["ppl"][f"first20_after_rome_r{number}"]["perplexities"]
+    assert perplexities == pytest.approx(golden, rel=1e-4)
+
+
+@AFTER
 @pytest.mark.parametrize("model", MODELS)
 def test_perplexity_and_metrics_after_an_edit(model: str, number: int) -> None:
     """Metrics of single prompts are where the reference is right (quirk 3)."""
@@ -153,15 +221,14 @@ def test_perplexity_and_metrics_after_an_edit(model: str, number: int) -> None:
         rephrase_prompts=extra["rephrase"][number],
         locality=metrics["record"]["locality"],
     )
-    probe = PerplexityProbe(lm, tok, read("inputs.json")["ppl_sentences"][:20], parts=anatomy(lm), resume_layer=2)
+    probe = PerplexityProbe(lm, tok, own(20), parts=anatomy(lm), resume_layer=2)
     probe.measure()
     before = score_request(lm, tok, made)
     ppl_before = [ppl_metric(lm, tok, prompt, made.target_new) for prompt in (made.prompt, *made.rephrase_prompts)]
-    with applied(lm, method(model).edit([made]).deltas):
+    with applied(lm, edited(model, number).deltas):
         after = score_request(lm, tok, made)
         ppl_after = [ppl_metric(lm, tok, prompt, made.target_new) for prompt in (made.prompt, *made.rephrase_prompts)]
-        perplexities = probe.measure().perplexities
-    assert perplexities == pytest.approx(golden["ppl"][f"first20_after_rome_r{number}"]["perplexities"], rel=1e-4)
+        assert probe.measure().perplexities == pytest.approx(by_hand(lm, tok, own(20)), rel=1e-4)
     for found, state in ((ppl_before, "pre"), (ppl_after, "post")):
         golden_ppl = metrics[f"{state}_ppl_metric"]
         assert found == pytest.approx([golden_ppl["rewrite_ppl"], golden_ppl["rephrase_ppl"]], rel=1e-3)
@@ -173,12 +240,11 @@ def test_perplexity_and_metrics_after_an_edit(model: str, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+@needs_me_ppl
+@FAST
 def test_perplexity_of_the_embedded_model(smol: Any, fast: bool) -> None:
     golden = read("smollm2.json")["ppl"]
-    probe = PerplexityProbe(
-        *smol, read("inputs.json")["ppl_sentences"], parts=anatomy(smol[0]), resume_layer=5, fast=fast
-    )
+    probe = PerplexityProbe(*smol, me_ppl(50), parts=anatomy(smol[0]), resume_layer=5, fast=fast)
     for _ in range(2):  # the second fast measurement resumes above the edited layer
         report = probe.measure()
         assert report.perplexities == pytest.approx(golden["perplexities"], rel=1e-4)
@@ -192,7 +258,8 @@ def test_rome_on_the_embedded_model(smol: Any, searches: str, number: int) -> No
     golden, vectors = read("smollm2.json"), tensors("smollm2_rome.safetensors")
     raw = golden["rome"][f"s{number}/rome"]["request"]
     made = EditRequest.make(raw["prompt"], subject=raw["subject"], target_new=raw["target_new"])
-    probe = PerplexityProbe(*smol, read("inputs.json")["ppl_sentences"], parts=anatomy(smol[0]), resume_layer=5)
+    sentences = me_ppl(50) if ME_PPL.exists() else own(1)
+    probe = PerplexityProbe(*smol, sentences, parts=anatomy(smol[0]), resume_layer=5)
     for variant, paths in (("rome", [True, False] if number == 0 else [True]), ("crome", [True])):
         for replay in paths:
             hparams = ROMEHyperParams.from_dict(
@@ -206,6 +273,8 @@ def test_rome_on_the_embedded_model(smol: Any, searches: str, number: int) -> No
             )
             result = ROME(*smol, hparams).edit([made])
             key = f"s{number}/{variant}"
-            check(result, 5, golden["rome"][key], vectors, key)
+            check(smol[0], result, 5, golden["rome"][key], vectors, key)
+            if not ME_PPL.exists():
+                continue
             with applied(smol[0], result.deltas):
                 assert probe.measure().perplexities == pytest.approx(golden["rome"][key]["post_ppl"], rel=1e-4)

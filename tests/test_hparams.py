@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_numbers import read
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import field_types, yaml_path
@@ -24,7 +24,6 @@ LOADED = {
     "MEND": MENDHyperParams,
     "TRAINING/MEND": MENDTrainingHparams,
 }
-UPSTREAM = ROOT / "../shared/hparams_upstream.json"
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hparams/**/*.y*ml"))
 REQUIRED: dict[str, Any] = {
     "alg_name": "ROME",
@@ -60,9 +59,7 @@ def assert_says(message: str, *parts: str) -> None:
 
 def upstream_cases() -> list[Any]:
     """One case per ROME, MEMIT and MEND file of the two upstream projects."""
-    if not UPSTREAM.exists():
-        return [pytest.param("", {}, marks=pytest.mark.skip(reason=f"{UPSTREAM} is not there"), id="absent")]
-    everything = json.loads(UPSTREAM.read_text(encoding="utf-8"))["hparams"]
+    everything = read("hparams_upstream.json")
     return [
         pytest.param(method, values, id=f"{method}-{model}-{source}")
         for method in LOADED

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import ARCHITECTURES, ROOT, build, tokenizer
+from golden_numbers import MODELS, pair, read
 
 from easyeditor import EditRequest, EditResult, WeightDelta, cli
 from easyeditor.dataset.formats import parse
@@ -561,19 +561,11 @@ def test_an_edit_of_another_model_is_refused(call: Any, files: Path) -> None:
 # The reference's numbers
 
 
-@lru_cache
-def golden(name: str) -> tuple[Any, Any, Any]:
-    folder = GOLDEN / "models" / name
-    pair = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    return (*pair, json.loads((GOLDEN / f"eval_{name}.json").read_text(encoding="utf-8")))
-
-
-@needs_shared
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_reference_s_greedy_texts(name: str) -> None:
     """Its length counts the prompt and a BOS; with n_gen_2 each text comes twice, being the likeliest."""
-    lm, tok, wanted = golden(name)
-    prompts = json.loads((GOLDEN / "inputs.json").read_text(encoding="utf-8"))["generate_prompts"]
+    (lm, tok), wanted = pair(name), read(f"eval_{name}.json")
+    prompts = read("inputs.json")["generate_prompts"]
     for tokens in (5, 10):
         made = generate(lm, tok, prompts, Decoding(tokens=tokens, count_prompt=True, eos=False))
         assert [m.whole for m in made] == wanted["generate_greedy"][f"max_out_len_{tokens}"]

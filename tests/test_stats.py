@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, GOLDEN, ROOT, build, needs_shared, relative, tokenizer
-from golden_numbers import MODELS, pair, read
+from conftest import ARCHITECTURES, ME_PPL, ROOT, build, needs_me_ppl, relative, tokenizer
+from golden_numbers import MODELS, folder, pair
 from script_runs import awaited, ended, file_size_limit, forked
 
 import easyeditor.stats.__main__ as stats_main
+from easyeditor.dataset.sentences import read_sentences
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import encode
@@ -63,14 +64,14 @@ def test_equal_to_numpy(kind: str, bos: bool) -> None:
         assert relative(totals.sums[layer], torch.from_numpy(expected)) < 1e-5
 
 
-@needs_shared
+@needs_me_ppl
 @pytest.mark.parametrize("model", MODELS)
 def test_equal_to_the_references_files(model: str) -> None:
     lm, tok = pair(model)
-    parts, sentences = anatomy(lm), read("inputs.json")["ppl_sentences"]
+    parts, sentences = anatomy(lm), list(read_sentences(ME_PPL).texts)
     totals = collect(parts, tok, corpus(sentences), settings(layers=(2, 3, 4), sums="float64", max_length=256))
     for layer in (2, 3, 4):
-        file = GOLDEN / "stats" / model / "wikipedia_stats" / f"{parts.rewrite_name(layer)}_float32_mom2_50.npz"
+        file = folder() / "stats" / model / "wikipedia_stats" / f"{parts.rewrite_name(layer)}_float32_mom2_50.npz"
         moment = read_moment(file, parts.key_width(layer))
         assert totals.tokens == int(np.load(file)["mom2.count"])
         assert relative(totals.sums[layer] / totals.tokens, moment) < 1e-5
