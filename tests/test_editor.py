@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,87 @@ def test_keeping_every_edit(flags: dict[str, bool]) -> None:
     assert same(model, before)
 
 
-def test_in_sequence_each_edit_starts_where_the_last_ended() -> None:
+def test_in_sequence_pre_is_the_original_model_and_just_before_where_the_last_ended() -> None:
     editor = editor_of(ppl_sentence_num=9)
-    (first, second), _, _ = editor.edit(**TWO)
-    assert second["perplexity"]["before"] == first["perplexity"]["after"]
-    assert second["pre"]["ppl"] == first["post"]["ppl"] != first["pre"]["ppl"]
+    (first, second), _, _ = editor.edit(**TWO, sequential_edit=True)
+    assert first["just_before"] is None
+    assert second["pre"]["ppl"] == first["pre"]["ppl"]
+    assert second["just_before"]["ppl"] == first["post"]["ppl"] != first["pre"]["ppl"]
+    assert second["perplexity"]["just_before"] == first["perplexity"]["after"]
     assert editor.perplexity().mean == pytest.approx(second["post"]["ppl"])
+    collapse = second["collapse"]
+    assert collapse["ppl_before"] == first["pre"]["ppl"]
+    assert collapse["times_before"] == pytest.approx(second["post"]["ppl"] / first["pre"]["ppl"])
+    assert collapse["times_just_before"] == pytest.approx(second["post"]["ppl"] / first["post"]["ppl"])
+
+
+WILD = {"v_num_grad_steps": 8, "clamp_norm_factor": 100.0, "v_lr": 5.0}  # edits that change what the model says
+
+
+def test_in_sequence_locality_is_measured_against_both_models() -> None:
+    editor, untouched = editor_of(**WILD), editor_of(**WILD)
+    (_, second), _, _ = editor.edit(**TWO, sequential_edit=True)
+    request = EditRequest.from_json(second["requested_rewrite"])
+    original = untouched.score(request)
+    untouched.edit(TWO["prompts"][0], TWO["target_new"][0], subject=TWO["subject"][0], verbose=False)
+    before, after = untouched.score(request), editor.score(request)
+    assert original.locality["near"] != before.locality["near"]
+    assert second["pre"]["locality"] == original.to_json()["locality"]
+    assert second["pre"]["rewrite_acc"] == original.to_json()["rewrite_acc"]
+    assert second["post"]["locality"] == after.to_json(original)["locality"]
+    assert second["just_before"]["locality"]["near_output"] == before.to_json()["locality"]["near_output"]
+    assert second["post"]["locality_just_before"] == {"near_acc": after.to_json(before)["locality"]["near_acc"]}
+    assert second["probabilities"]["target_new"]["before"] == pytest.approx(original.rewrite.probability)
+    assert second["just_before"]["probabilities"]["target_new"] == pytest.approx(before.rewrite.probability)
+
+
+def one_by_one(editor: BaseEditor) -> list[dict[str, Any]]:
+    """Three calls with one request each, every edit kept."""
+    made = [("Bay, which is located in", "Bay"), ("The mother tongue of {} is", "Darrieux"), ("They saw Oslo", "Oslo")]
+    return [editor.edit(p, "Italy", subject=s, sequential_edit=True, verbose=False)[0][0] for p, s in made]
+
+
+def test_a_repeated_call_judges_against_the_model_before_the_first_commit() -> None:
+    editor = editor_of(ppl_sentence_num=9, **WILD)
+    base = editor.perplexity().mean
+    records = one_by_one(editor)
+    assert [record["pre"]["ppl"] for record in records] == pytest.approx([base] * 3)
+    assert [record["collapse"]["ppl_before"] for record in records] == pytest.approx([base] * 3)
+    assert records[2]["just_before"]["ppl"] == pytest.approx(records[1]["post"]["ppl"])
+    editor.revert_all()
+    assert editor.perplexity().mean == pytest.approx(base)
+
+
+def test_after_a_collapse_every_later_edit_is_collapsed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model a collapse is any change of perplexity by 5 percent."""
+
+    def touchy(before: float, after: float, **limits: Any) -> Any:
+        return replace(judge(before, after, **limits), collapsed=abs(after / before - 1) > 0.05)
+
+    monkeypatch.setattr("easyeditor.evaluate.collapse.judge", touchy)
+    records = one_by_one(editor_of(ppl_sentence_num=9, **WILD))
+    assert all(abs(record["collapse"]["times_before"] - 1) > 0.05 for record in records)
+    assert [record["collapse"]["collapsed"] for record in records] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("call", "mode", "other"),
+    [("edit", "kept in the model", "sequential_edit=False"), ("batch_edit", "taken back", "sequential_edit=True")],
+)
+def test_several_requests_and_no_flag_give_one_warning(
+    call: str, mode: str, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    editor = editor_of()
+    getattr(editor, call)(**TWO)
+    (message,) = [r.getMessage() for r in caplog.records if "neither" in r.getMessage()]
+    assert mode in message
+    assert other in message
+    caplog.clear()
+    editor.edit(**ONE)
+    for flags in ({"sequential_edit": False}, {"keep_original_weight": False}):
+        editor.edit(**TWO, **flags)
+        editor.batch_edit(**TWO, **flags)
+    assert not [r for r in caplog.records if "neither" in r.getMessage()]
 
 
 def test_kept_edits_can_be_taken_back() -> None:
@@ -167,14 +243,18 @@ def test_kept_edits_can_be_taken_back() -> None:
     assert same(editor.model, before)
 
 
-@pytest.mark.parametrize("value", [True, False])
-def test_contradicting_flags_are_refused(value: bool) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_of_two_contradicting_flags_sequential_edit_decides(kept: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As in EasyEdit, whose examples pass `keep_original_weight=True, sequential_edit=True`."""
     editor = editor_of()
     before = states(editor.model)
-    with pytest.raises(ConfigError, match="contradict"):
-        editor.edit(**ONE, keep_original_weight=value, sequential_edit=value)
-    assert same(editor.model, before)
-    editor.edit(**ONE, keep_original_weight=value, sequential_edit=not value)
+    editor.edit(**ONE, keep_original_weight=kept, sequential_edit=not kept)
+    assert not caplog.records
+    editor.revert_all()
+    editor.edit(**ONE, keep_original_weight=kept, sequential_edit=kept)
+    assert same(editor.model, before) != kept
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "sequential_edit decides" in message
 
 
 @pytest.mark.parametrize(

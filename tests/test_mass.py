@@ -246,6 +246,28 @@ def test_a_request_too_long_for_the_model_stops_the_run_or_is_left_out(mass: Any
     ]
 
 
+def test_a_sequence_begun_when_pre_meant_something_else_is_not_gone_on_with(mass: Any, tmp_path: Path) -> None:
+    assert mass("--mode", "sequential", "--limit", "2", "--output", "run").code == 0
+    old = [{k: v for k, v in line.items() if k != "just_before"} for line in lines(tmp_path / "run")]
+    (tmp_path / "run/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old), encoding="utf-8")
+    ran = mass("--resume", "run", fresh=False)
+    assert ran.code == 2
+    assert "earlier version" in ran.err
+    assert "start a new run" in ran.err
+
+
+def test_registry_metrics_of_a_sequence_are_measured_on_the_original_before(mass: Any, tmp_path: Path) -> None:
+    flags = ["--mode", "sequential", "--metrics", "locality_acc", "rewrite_acc", *LOUD]
+    assert mass(*flags, "--output", "run").code == 0
+    assert mass("--metrics", "locality_acc", "rewrite_acc", *LOUD, "--output", "single").code == 0
+    found = [line for line in lines(tmp_path / "run") if line["kind"] == "edit"]
+    for line, alone in zip(found, lines(tmp_path / "single"), strict=True):
+        assert line["metrics"]["before"] == alone["metrics"]["before"]
+        kept = line["post"]["locality"]["neighborhood_acc"]
+        assert line["metrics"]["after"]["locality_acc"]["value"] == pytest.approx(sum(kept) / len(kept))
+    assert found[-1]["just_before"]["locality"]["neighborhood_acc"] != [1.0]
+
+
 # screen
 
 
@@ -283,7 +305,7 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
         *(("edit", 0), ("edit", 1), ("evaluation", 1), ("edit", 2), ("edit", 3), ("evaluation", 3)),
         *(("edit", 4), ("evaluation", 4)),
     ]
-    editor = fresh_editor(place)
+    editor, untouched = fresh_editor(place), fresh_editor(place)
     base, before = editor.perplexity(), None
     for request, line in zip(requests(place), (x for x in found if x["kind"] == "edit"), strict=True):
         examined = editor.examine(request, ppl_before=before)
@@ -291,6 +313,11 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
         before = examined.ppl_after
         assert close(timeless(line["post"]), timeless(json.loads(json.dumps(examined.record["post"]))), rel=1e-6)
         assert line["collapse"]["ppl_before"] == pytest.approx(base.mean)  # the verdict is against the unedited model
+        wanted = json.loads(json.dumps(examined.record))
+        for part in ("pre", "just_before"):
+            assert close(timeless(line[part]), timeless(wanted[part]), rel=1e-6)
+        original = json.loads(json.dumps(untouched.score(request).to_json()))
+        assert close({key: line["pre"][key] for key in original}, original, rel=1e-6)
         saved = EditResult.load(delta_folder(tmp_path / "run", line["index"]))
         assert torch.equal(saved.deltas[0].dense(), examined.result.deltas[0].dense())
     last = found[-1]
@@ -299,11 +326,11 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
     for r, request in zip(last["retention"], requests(place), strict=True):
         now = editor.score(request)
         assert r["rewrite_acc"] == now.rewrite.accuracy
-        said = next(x for x in found if x["kind"] == "edit" and x["index"] == r["index"])["pre"]["locality"]
-        near = [
-            a == b for a, b in zip(said["neighborhood_output"][0], now.locality["neighborhood"][0].said, strict=True)
-        ]
-        assert r["locality_acc"] == pytest.approx(sum(near) / len(near))
+        line = next(x for x in found if x["kind"] == "edit" and x["index"] == r["index"])
+        answer = now.locality["neighborhood"][0].said
+        for key, part in (("locality_acc", "pre"), ("locality_just_before_acc", "just_before")):
+            said = (line[part] or line["pre"])["locality"]["neighborhood_output"][0]
+            assert r[key] == pytest.approx(sum(a == b for a, b in zip(said, answer, strict=True)) / len(answer))
     assert "after 5 edits: perplexity" in ran.out
 
 
@@ -400,8 +427,9 @@ def test_the_guard(policy: str, mode: str, mass: Any, place: Path, tmp_path: Pat
         assert [r["index"] for r in lines(tmp_path / "run")[-1]["retention"]] == sorted(kept)
         for line, after in pairwise(edits):  # the next edit starts from what stands
             guard = line["guard"] or {"kept": True}
-            stood = guard.get("record", line)["post"] if guard["kept"] else line["pre"]
-            assert after["pre"]["ppl"] == pytest.approx(stood["ppl"])
+            stood = guard.get("record", line)["post"] if guard["kept"] else line["just_before"] or line["pre"]
+            assert (after["just_before"] or after["pre"])["ppl"] == pytest.approx(stood["ppl"])
+            assert after["pre"]["ppl"] == edits[0]["pre"]["ppl"]
 
 
 @pytest.mark.usefixtures("touchy")
@@ -452,7 +480,8 @@ def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memi
     assert [(x["kind"], x["index"]) for x in found] == [
         *(("edit", 0), ("edit", 1), ("edit", 2), ("edit", 3), ("evaluation", 3), ("edit", 4), ("evaluation", 4)),
     ]
-    assert found[0]["post"]["ppl"] == found[1]["post"]["ppl"] == found[2]["pre"]["ppl"]
+    assert found[0]["post"]["ppl"] == found[1]["post"]["ppl"] == found[2]["just_before"]["ppl"]
+    assert found[0]["pre"]["ppl"] == found[2]["pre"]["ppl"]
     assert sorted(p.name for p in (tmp_path / "whole/deltas").iterdir()) == ["000001", "000003", "000005"]
     raw = (tmp_path / "whole/results.jsonl").read_bytes().splitlines(keepends=True)
     assert mass(*flags, "--output", "cut").code == 0

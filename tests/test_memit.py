@@ -160,6 +160,13 @@ def test_batch_edit_repeats_collisions_and_contradictions(tmp_path: Any, caplog:
     prompts = ["Bay is in", "Roland speaks", "Bay is in", "Bay was found by"]
     targets, subjects = ["Italy", "Dutch", "Italy", "Nell"], ["Bay", "Roland", "Bay", "Bay"]
     records, model, copy = editor.batch_edit(prompts, targets, subject=subjects, verbose=False)
+    assert same(model, before)
+    assert copy == {}
+    together = [record["trace"] for record in records]
+    records, model, copy = editor.batch_edit(
+        prompts, targets, subject=subjects, keep_original_weight=False, verbose=False
+    )
+    assert [record["trace"] for record in records] == together
     assert [r["requested_rewrite"]["prompt"] for r in records] == prompts
     assert "request 2 repeats 0" in caplog.text
     assert "share the subject 'Bay'" in caplog.text
@@ -171,6 +178,18 @@ def test_batch_edit_repeats_collisions_and_contradictions(tmp_path: Any, caplog:
     two, _, _ = editor.batch_edit([text, text], ["Italy", "Dutch"], subject=["Roland", "Bay"], verbose=False)
     assert two[0]["trace"]["1"]["key_norm"] != two[1]["trace"]["1"]["key_norm"]
     editor.revert_all()
+    editor.hparams.batch_size = 3  # chunk by chunk: the last fact is an edit of its own, on what the first ones left
+    for sequential in (False, True):
+        chunks, _, copy = editor.batch_edit(
+            prompts, targets, subject=subjects, sequential_edit=sequential, verbose=False
+        )
+        assert [record["case_id"] for record in chunks] == [0, 1, 2, 3]
+        assert (chunks[3]["just_before"] is not None) == sequential
+        assert set(copy) == ({parts.weight_name(1), parts.weight_name(2)} if sequential else set())
+        alone = editor.compute(EditRequest.make(prompts[3], subject=subjects[3], target_new=targets[3]))
+        assert (chunks[3]["trace"] == alone.trace_json()[0]) != sequential
+        editor.revert_all()
+        assert same(model, before)
     with pytest.raises(DataError, match="requests 0 and 1 contradict"):
         editor.batch_edit(["Bay is in", "Bay is in"], ["Italy", "Spain"], subject=["Bay", "Bay"], verbose=False)
     assert same(model, before)
