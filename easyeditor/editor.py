@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +17,16 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate import collapse as verdict
 from easyeditor.evaluate.collapse import Collapse
-from easyeditor.evaluate.metric import Settings
-from easyeditor.evaluate.metrics import RequestScores, score_requests
-from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
+from easyeditor.evaluate.metrics import RequestScores
+from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.record import Examined as Examined
 from easyeditor.evaluate.record import Measured, edit_record
-from easyeditor.evaluate.registry import Evaluation, chosen, evaluate
+from easyeditor.evaluate.registry import Evaluation, chosen
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
-from easyeditor.lm.tokens import SLOT
+from easyeditor.measuring import Measuring, State
 from easyeditor.methods.registry import method_class
 from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
@@ -38,7 +37,7 @@ LOG = logging.getLogger(__name__)
 Request = EditRequest | Mapping[str, Any]
 
 
-class BaseEditor(EasyEditCalls):
+class BaseEditor(Measuring, EasyEditCalls):
     """Edits facts in one model with one method, and measures what the edit did.
 
     As values: `compute` -> EditResult, then `applied`, `commit`, `revert`. As EasyEdit: `edit(prompts=…, …)` and
@@ -73,7 +72,8 @@ class BaseEditor(EasyEditCalls):
         if sentences is None and self.hparams.ppl_sentence_num:
             self.sentences = load_sentences(self.hparams.ppl_sentence_num)
         self._ledger = weights.Ledger(self.model)
-        self._probe: PerplexityProbe | None = None
+        self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
+        self._probe = None
         self._prefixes = random.Random(self.hparams.seed)
 
     # -- edits as values ------------------------------------------------------------------------------------------
@@ -119,8 +119,21 @@ class BaseEditor(EasyEditCalls):
         with weights.applied(self.model, result.deltas):
             yield self.model
 
+    @property
+    def edited(self) -> bool:
+        """Are edits committed to the model?"""
+        return len(self._ledger) > 0
+
+    @contextmanager
+    def original(self) -> Iterator[PreTrainedModel]:
+        """The model before the first commit inside the block; as it was, bit-exactly, after it, also on error."""
+        with self._ledger.original():
+            yield self.model
+
     def commit(self, result: EditResult) -> None:
         """Keep an edit in the model; `revert` takes it back."""
+        if not self.edited:
+            self._base = None
         self._ledger.commit(result.deltas)
         self.method.committed(result)
 
@@ -138,43 +151,6 @@ class BaseEditor(EasyEditCalls):
     def fingerprint(self) -> str:
         """Identity of the model's present weights (a sampled hash; see `lm.weights.fingerprint`)."""
         return weights.fingerprint(self.model)
-
-    # -- measurements ---------------------------------------------------------------------------------------------
-
-    def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
-        """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
-        return self._measure("perplexity", verbose)
-
-    def score(self, request: EditRequest, prefix: str | None = None) -> RequestScores:
-        """All metrics of one request on the model as it is now."""
-        (scores,) = self.score_all([request], [prefix])
-        return scores
-
-    def score_all(self, requests: Sequence[EditRequest], prefixes: Sequence[str | None]) -> list[RequestScores]:
-        """`score` of several requests, batched together."""
-        return score_requests(
-            self.model,
-            self.tok,
-            requests,
-            prefixes=prefixes,
-            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
-            batch_tokens=self.hparams.batch_tokens,
-        )
-
-    def evaluate(
-        self, requests: Sequence[EditRequest], prefix: str | None = None, before: Evaluation | None = None
-    ) -> Evaluation | None:
-        """The chosen `metrics` of requests on the model as it is; None when none is chosen. `before` is what this gave
-        on the unedited model, which locality compares with."""
-        if not self.metrics:
-            return None
-        settings = Settings(
-            prefix=prefix,
-            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
-            seed=self.hparams.seed,
-            batch_tokens=self.hparams.batch_tokens,
-        )
-        return evaluate(self.model, self.tok, requests, self.metrics, settings=settings, before=before)
 
     def examine(
         self,
@@ -195,111 +171,98 @@ class BaseEditor(EasyEditCalls):
         ppl_before: PerplexityReport | None = None,
         ppl_base: PerplexityReport | None = None,
         scores_before: Sequence[RequestScores] | None = None,
+        scores_base: Sequence[RequestScores] | None = None,
         draw: int | None = None,
         verbose: bool = False,
         label: str = "",
     ) -> Examined:
         """Compute one edit for `requests`, measure the model before and with it, and take it back.
 
-        What is known already is given: the edit (`result`), the perplexity and the scores of the model as it is.
-        `ppl_base` is what the verdict compares with, where edits made earlier are in the model already. `draw` is for
-        `test_prefix`. Nothing stays in the model, also on error.
+        `pre`, locality and the verdict are those of the original model, before the first commit; where edits are
+        committed, the model as it is (just before this edit) is measured too. What is known already is given: the edit
+        (`result`), perplexity and scores of the model as it is (`…_before`) and of the original one (`…_base`).
+        `draw` is for `test_prefix`. Nothing stays in the model, also on error.
         """
         prefix = self.test_prefix(draw)
         clock = Stopwatch()
-        if scores_before is None:
-            with clock("metrics"):
-                scores_before = self.score_all(requests, [prefix] * len(requests))
-        with clock("metrics"):
-            before = self.evaluate(requests, prefix)
-        if ppl_before is None:
-            with clock("perplexity"):
-                ppl_before = self._measure(f"{label} perplexity before", verbose)
+        measure = functools.partial(self._state, requests, prefix, clock, verbose=verbose)
+        title = f"{label} perplexity"
+        if self.edited:
+            now = measure(f"{title} before", scores=scores_before, ppl=ppl_before, metrics=False)
+            with self.original():
+                base = measure(f"{title} of the original", scores=scores_base, ppl=ppl_base or self._base)
+            self._base = base.ppl
+        else:
+            now = base = measure(f"{title} before", scores=scores_before or scores_base, ppl=ppl_before or ppl_base)
         if result is None:
             with clock("edit"):
                 result = self.compute(requests, verbose=verbose, label=label)
         else:
             clock.seconds["edit"] = result.seconds
         with self.applied(result):
-            with clock("metrics"):
-                scores_after = self.score_all(requests, [prefix] * len(requests))
-                after = self.evaluate(requests, prefix, before)
-            with clock("perplexity"):
-                ppl_after = self._measure(f"{label} perplexity after", verbose)
-        collapse = self.judge(ppl_base or ppl_before, ppl_after)
-        seconds = clock.seconds["edit"] / len(requests)
-        place_of = {made.place: place for place, made in enumerate(result.requests)}
-        records = []
-        for n, (request, old, new) in enumerate(zip(requests, scores_before, scores_after, strict=True)):
-            measured = Measured(old, new, ppl_before, ppl_after, seconds)
-            record = self._record(request, result, place_of[request.place], measured, collapse, prefix)
-            if before is not None and after is not None:
-                record["metrics"] = {"before": before.row(n), "after": after.row(n)}
-            records.append(record)
+            after = measure(f"{title} after", against=base.metrics)
+        collapse = self.judge(base.ppl, after.ppl, now.ppl)
         return Examined(
-            records=tuple(records),
+            records=tuple(self._records(requests, result, (base, now, after), collapse, prefix, clock.seconds["edit"])),
             result=result,
-            ppl_before=ppl_before,
-            ppl_after=ppl_after,
+            ppl_base=base.ppl,
+            ppl_before=now.ppl,
+            ppl_after=after.ppl,
             collapse=collapse,
             seconds=clock.seconds,
         )
 
-    def _record(
+    def _state(
         self,
-        request: EditRequest,
+        requests: Sequence[EditRequest],
+        prefix: str | None,
+        clock: Stopwatch,
+        title: str,
+        *,
+        scores: Sequence[RequestScores] | None = None,
+        ppl: PerplexityReport | None = None,
+        metrics: bool = True,
+        against: Evaluation | None = None,
+        verbose: bool,
+    ) -> State:
+        """Measure the model as it is; what is given is not measured again."""
+        with clock("metrics"):
+            scores = self.score_all(requests, [prefix] * len(requests)) if scores is None else scores
+            found = self.evaluate(requests, prefix, against) if metrics else None
+        with clock("perplexity"):
+            ppl = self._measure(title, verbose) if ppl is None else ppl
+        return State(scores=scores, metrics=found, ppl=ppl)
+
+    def _records(
+        self,
+        requests: Sequence[EditRequest],
         result: EditResult,
-        place: int,
-        measured: Measured,
+        states: tuple[State, State, State],
         collapse: Collapse | None,
         prefix: str | None,
-    ) -> dict[str, Any]:
-        """One request's record; `place` is its number in `result`."""
-        return {
-            **edit_record(request, measured, collapse, self.sentences),
-            "method": self.method.title,
-            "trace": result.trace_json()[place],
-            "test_prefix": prefix,
-            "remedy": self.method.remedy,
-        }
-
-    def _measure(self, title: str, verbose: bool) -> PerplexityReport | None:
-        probe = self._perplexity_probe()
-        if probe is None:
-            return None
-        with progress_bar(title, verbose) as show:
-            return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
-
-    def _perplexity_probe(self) -> PerplexityProbe | None:
-        if self._probe is None and self.sentences is not None:
-            self._probe = PerplexityProbe(
-                self.model,
-                self.tok,
-                self.sentences.texts,
-                parts=self.method.parts,
-                resume_layer=min(self.method.layers),
-                fast=self.hparams.replay,
-                batch_size=self.hparams.ppl_batch_size,
-                longest=self.hparams.longest_text,
+        seconds: float,
+    ) -> Iterator[dict[str, Any]]:
+        """Each request's record; `states` are the original model, just before the edit, and after it."""
+        base, now, after = states
+        place_of = {made.place: place for place, made in enumerate(result.requests)}
+        traces = result.trace_json()
+        for n, request in enumerate(requests):
+            measured = Measured(
+                before=base.scores[n],
+                after=after.scores[n],
+                ppl_before=base.ppl,
+                ppl_after=after.ppl,
+                seconds=seconds / len(requests),
+                just_before=None if now is base else now.scores[n],
+                ppl_just_before=None if now is base else now.ppl,
             )
-        return self._probe
-
-    def test_prefix(self, draw: int | None = None) -> str | None:
-        """One of the contexts that hold text, drawn by the seed, when `if_prefix` asks for it.
-
-        Draws follow each other; with `draw`, a number of the caller's, the seed and that number alone decide.
-        """
-        if not getattr(self.hparams, "if_prefix", False):
-            return None
-        texts = [context for context in self.method.contexts if context != SLOT]
-        if not texts:
-            raise ConfigError("if_prefix needs a context with text in it; context_templates has only '{}'")
-        source = self._prefixes if draw is None else random.Random(f"{self.hparams.seed} {draw}")
-        return source.choice(texts)
-
-    def judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
-        """The verdict on a change of perplexity; None when it was not measured."""
-        if before is None or after is None:
-            return None
-        limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
-        return verdict.judge(before.mean, after.mean, **limits)
+            record = {
+                **edit_record(request, measured, collapse, self.sentences),
+                "method": self.method.title,
+                "trace": traces[place_of[request.place]],
+                "test_prefix": prefix,
+                "remedy": self.method.remedy,
+            }
+            if base.metrics is not None and after.metrics is not None:
+                record["metrics"] = {"before": base.metrics.row(n), "after": after.metrics.row(n)}
+            yield record

@@ -22,6 +22,7 @@ from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
+from easyeditor.records import WeightDelta
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 ONE = {"prompts": "Bay, which is located in", "target_new": "Italy", "subject": "Bay", "verbose": False}
@@ -203,15 +204,16 @@ def test_a_repeated_call_judges_against_the_model_before_the_first_commit() -> N
     assert editor.perplexity().mean == pytest.approx(base)
 
 
-def test_after_a_collapse_every_later_edit_is_collapsed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a tiny model a collapse is any change of perplexity by 5 percent."""
-
-    def touchy(before: float, after: float, **limits: Any) -> Any:
-        return replace(judge(before, after, **limits), collapsed=abs(after / before - 1) > 0.05)
-
-    monkeypatch.setattr("easyeditor.evaluate.collapse.judge", touchy)
-    records = one_by_one(editor_of(ppl_sentence_num=9, **WILD))
-    assert all(abs(record["collapse"]["times_before"] - 1) > 0.05 for record in records)
+def test_after_a_collapse_every_later_edit_is_collapsed_too() -> None:
+    """The verdict compares with the model before the first edit, not with the one that collapsed."""
+    editor = editor_of(ppl_sentence_num=9, collapse_threshold=1.0, collapse_ratio=1.01)  # a tiny model never goes far
+    wreck = editor.compute({"prompt": "{} is in", "subject": "Bay", "target_new": "Italy"})
+    (delta,) = wreck.deltas
+    noise = torch.randn(delta.dense().shape, generator=torch.Generator().manual_seed(0))
+    editor.commit(replace(wreck, deltas=(WeightDelta(name=delta.name, full=10 * noise),)))
+    records = one_by_one(editor)
+    for record in records:
+        assert record["collapse"]["times_before"] > 1.01 > record["collapse"]["times_just_before"]
     assert [record["collapse"]["collapsed"] for record in records] == [True] * 3
 
 

@@ -33,7 +33,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("dataset", "stats"),
     ("methods", "evaluate"),
     ("trainer", "runs"),
-    ("easyedit",),
+    ("easyedit", "measuring"),
     ("editor",),
     ("report", "analysis"),
     ("cli", "scripts"),

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Collapse:
-    """Perplexity before and after, the limits, and whether they were crossed. Non-finite counts as collapsed."""
+    """Perplexity of the original model and after the edit, the limits, and whether they were crossed.
+
+    Non-finite counts as collapsed. `ppl_just_before` is that of the model the edit was made on (None: the original's).
+    """
 
     collapsed: bool
     threshold: float
@@ -18,9 +21,11 @@ class Collapse:
     finite: bool
     ppl_before: float
     ppl_after: float
+    ppl_just_before: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The `collapse` entry of a record."""
+        """The `collapse` entry of a record; `times_…` is perplexity after the edit as a multiple of that before."""
+        just_before = self.ppl_before if self.ppl_just_before is None else self.ppl_just_before
         return {
             "collapsed": self.collapsed,
             "threshold": self.threshold,
@@ -29,6 +34,9 @@ class Collapse:
             "finite": self.finite,
             "ppl_before": self.ppl_before,
             "ppl_after": self.ppl_after,
+            "ppl_just_before": just_before,
+            "times_before": self.ppl_after / self.ppl_before,
+            "times_just_before": self.ppl_after / just_before,
         }
 
 

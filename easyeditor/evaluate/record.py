@@ -14,21 +14,28 @@ from easyeditor.records import EditRequest, EditResult
 
 @dataclass(frozen=True)
 class Measured:
-    """One request on the model before and after an edit that took `seconds`."""
+    """One request on the original model and after an edit that took `seconds`; and just before that edit, where others
+    were in the model already (else None)."""
 
     before: RequestScores
     after: RequestScores
     ppl_before: PerplexityReport | None
     ppl_after: PerplexityReport | None
     seconds: float
+    just_before: RequestScores | None = None
+    ppl_just_before: PerplexityReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """One edit with what was measured around it; `records` has one for each of its requests."""
+    """One edit with what was measured around it; `records` has one for each of its requests.
+
+    `ppl_before` is of the model the edit was made on, `ppl_base` of the original one, before any edit.
+    """
 
     records: tuple[dict[str, Any], ...]
     result: EditResult
+    ppl_base: PerplexityReport | None
     ppl_before: PerplexityReport | None
     ppl_after: PerplexityReport | None
     collapse: Collapse | None
@@ -46,20 +53,43 @@ def edit_record(
     request: EditRequest, measured: Measured, collapse: Collapse | None, sentences: Sentences | None
 ) -> dict[str, Any]:
     """The measured part of a record, as plain data; docs/metrics.md says what each number means."""
-    old, new = measured.before, measured.after
+    old, new, between = measured.before, measured.after, measured.just_before
     ppl_before, ppl_after = measured.ppl_before, measured.ppl_after
     after = new.probabilities()
     return {
         "case_id": request.case_id,
         "requested_rewrite": request.to_json(),
         "time": measured.seconds,
-        "pre": {**old.to_json(), "ppl": None if ppl_before is None else ppl_before.mean},
-        "post": {**new.to_json(old), "ppl": None if ppl_after is None else ppl_after.mean},
+        "pre": {**old.to_json(), "ppl": _mean(ppl_before)},
+        "just_before": None if between is None else _just_before(between, old, measured.ppl_just_before),
+        "post": {**new.to_json(old), **_kept(between, new), "ppl": _mean(ppl_after)},
         "probabilities": {key: {"before": p, "after": after[key]} for key, p in old.probabilities().items()},
         "collapse": None if collapse is None else collapse.to_json(),
         "perplexity": {
             "sentences": None if sentences is None else sentences.to_json(),
-            "before": None if ppl_before is None else ppl_before.to_json(),
-            "after": None if ppl_after is None else ppl_after.to_json(),
+            "before": _plain(ppl_before),
+            "just_before": _plain(measured.ppl_just_before),
+            "after": _plain(ppl_after),
         },
     }
+
+
+def _just_before(between: RequestScores, original: RequestScores, ppl: PerplexityReport | None) -> dict[str, Any]:
+    """As `pre`, of the model the edit was made on; its locality is agreement with the original model."""
+    return {**between.to_json(original), "ppl": _mean(ppl), "probabilities": between.probabilities()}
+
+
+def _kept(between: RequestScores | None, after: RequestScores) -> dict[str, Any]:
+    """Locality of this edit alone: agreement with the model it was made on."""
+    if between is None:
+        return {}
+    locality = after.to_json(between)["locality"]
+    return {"locality_just_before": {key: value for key, value in locality.items() if key.endswith("_acc")}}
+
+
+def _mean(report: PerplexityReport | None) -> float | None:
+    return None if report is None else report.mean
+
+
+def _plain(report: PerplexityReport | None) -> dict[str, Any] | None:
+    return None if report is None else report.to_json()

@@ -136,6 +136,17 @@ class Ledger:
         """Back to the weights before the first commit, bit-exactly."""
         self._rebuild([])
 
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """The weights before the first commit inside the block; the present ones bit-exactly after it, also on
+        error."""
+        present = snapshot(self._model, list(self._originals))
+        try:
+            restore(self._model, self._originals)
+            yield
+        finally:
+            restore(self._model, present)
+
     def _rebuild(self, entries: list[tuple[WeightDelta, ...]]) -> None:
         present = snapshot(self._model, list(self._originals))
         try:

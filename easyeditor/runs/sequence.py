@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyeditor.errors import DataError
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.records import EditResult
@@ -25,6 +26,7 @@ def run_sequence(work: Work) -> None:
     base = work.editor.perplexity()
     ppl: PerplexityReport | None = base
     lines: dict[int, Mapping[str, Any]] = {}  # of the edits that stand
+    originals = Originals(work, size)
     done = 0
     for first in range(0, len(work.numbers), size):
         chunk = list(work.numbers[first : first + size])
@@ -32,7 +34,7 @@ def run_sequence(work: Work) -> None:
         if len(known) < len(chunk):
             if ppl is None:
                 ppl = work.editor.perplexity()
-            made, ppl = _step(work, chunk, known, ppl, base)
+            made, ppl = _step(work, chunk, known, ppl, base, originals.of(chunk))
         else:
             made, ppl = known, None  # measured again when it is needed
             if any(stands(line) for line in made.values()):
@@ -47,6 +49,34 @@ def run_sequence(work: Work) -> None:
     _evaluate(work, done, lines, ppl, base)
 
 
+class Originals:
+    """What the original model says to the requests, scored in groups fixed by place, so that a resumed run scores the
+    same batches."""
+
+    def __init__(self, work: Work, size: int) -> None:
+        self._work, self._size = work, size
+        self._together = max(1, SCORED_TOGETHER // size) * size
+        self._scores: dict[int, RequestScores] = {}  # of one group
+
+    def of(self, chunk: list[int]) -> list[RequestScores] | None:
+        """Scores of one step's requests; None where its group holds a request that cannot be scored."""
+        if chunk[0] not in self._scores:
+            numbers = list(self._work.numbers)
+            first = numbers.index(chunk[0]) // self._together * self._together
+            self._scores = self._scored(numbers[first : first + self._together])
+        return [self._scores[n] for n in chunk] if chunk[0] in self._scores else None
+
+    def _scored(self, group: list[int]) -> dict[int, RequestScores]:
+        steps = [group[i : i + self._size] for i in range(0, len(group), self._size)]
+        prefixes = [self._work.editor.test_prefix(step[0]) for step in steps for _ in step]
+        try:
+            with self._work.editor.original():
+                scores = self._work.editor.score_all([self._work.requests[n] for n in group], prefixes)
+        except DataError:  # the step it belongs to says which one
+            return {}
+        return dict(zip(group, scores, strict=True))
+
+
 def delta_folder(folder: Path, first: int) -> Path:
     """Where the edit is saved whose first request stands at place `first`."""
     return folder / "deltas" / f"{first + 1:06d}"
@@ -58,6 +88,7 @@ def _step(
     known: Mapping[int, Mapping[str, Any]],
     ppl: PerplexityReport | None,
     base: PerplexityReport | None,
+    scores_base: list[RequestScores] | None,
 ) -> tuple[dict[int, Mapping[str, Any]], PerplexityReport | None]:
     """One edit: compute and measure, save its delta, record its lines, keep it. Returns lines and perplexity."""
     requests = [work.requests[n] for n in chunk]
@@ -65,7 +96,9 @@ def _step(
     examined = tried(
         work,
         chunk,
-        lambda: work.editor.examine_together(requests, ppl_before=ppl, ppl_base=base, draw=chunk[0]),
+        lambda: work.editor.examine_together(
+            requests, ppl_before=ppl, ppl_base=base, scores_base=scores_base, draw=chunk[0]
+        ),
     )
     if examined is None:
         return {}, ppl
@@ -120,23 +153,32 @@ def _evaluate(
 def _kept(line: Mapping[str, Any]) -> dict[str, Any]:
     """What later evaluations need of a line; what the guard redid counts in place of the first edit."""
     record = (line["guard"] or {}).get("record", line)
-    said = {key: value for key, value in record["pre"]["locality"].items() if key.endswith("_output")}
-    return {"case_id": line["case_id"], "test_prefix": record["test_prefix"], "said": said}
+    kept = {"case_id": line["case_id"], "test_prefix": record["test_prefix"]}
+    for name in ("pre", "just_before"):
+        locality = (record[name] or record["pre"])["locality"]
+        kept[name] = {key: value for key, value in locality.items() if key.endswith("_output")}
+    return kept
 
 
 def _retained(number: int, line: Mapping[str, Any], now: RequestScores) -> dict[str, Any]:
-    """One edit's accuracies now; locality is agreement with what the model said just before that edit."""
-    near = [
-        sum(a == b for a, b in zip(before, scored.said, strict=True)) / len(before)
-        for key, scores in now.locality.items()
-        for before, scored in zip(line["said"][f"{key}_output"], scores, strict=True)
-    ]
+    """One edit's accuracies now; locality is agreement with what the original model said, and beside it with what the
+    model said just before that edit."""
+
+    def locality(name: str) -> float | None:
+        near = [
+            sum(a == b for a, b in zip(before, scored.said, strict=True)) / len(before)
+            for key, scores in now.locality.items()
+            for before, scored in zip(line[name][f"{key}_output"], scores, strict=True)
+        ]
+        return _mean(near)
+
     return {
         "index": number,
         "case_id": line["case_id"],
         "rewrite_acc": now.rewrite.accuracy,
         "rephrase_acc": _mean([s.accuracy for s in now.rephrase]),
-        "locality_acc": _mean(near),
+        "locality_acc": locality("pre"),
+        "locality_just_before_acc": locality("just_before"),
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from easyeditor.dataset.sentences import Sentences
-from easyeditor.errors import DataError, NumericalError
+from easyeditor.errors import ConfigError, DataError, NumericalError
 from easyeditor.evaluate.collapse import Collapse
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
@@ -43,6 +44,7 @@ class Editing(Protocol):
         ppl_before: PerplexityReport | None = None,
         ppl_base: PerplexityReport | None = None,
         scores_before: Sequence[RequestScores] | None = None,
+        scores_base: Sequence[RequestScores] | None = None,
         draw: int | None = None,
     ) -> Examined:
         """Compute and measure one edit."""
@@ -60,12 +62,21 @@ class Editing(Protocol):
         """Perplexity of the model as it is."""
         ...
 
-    def judge(self, before: PerplexityReport | None, after: PerplexityReport | None) -> Collapse | None:
+    def judge(
+        self,
+        before: PerplexityReport | None,
+        after: PerplexityReport | None,
+        just_before: PerplexityReport | None = None,
+    ) -> Collapse | None:
         """The verdict on a change of perplexity."""
         ...
 
     def fingerprint(self) -> str:
         """Identity of the weights."""
+        ...
+
+    def original(self) -> AbstractContextManager[Any]:
+        """The model before the first commit inside the block."""
         ...
 
     def commit(self, result: EditResult) -> None:
@@ -236,12 +247,21 @@ def guarded(
 
 
 def brief(line: Mapping[str, Any], sequence: bool) -> dict[str, Any]:
-    """What is needed of a recorded line to go on: little, so that thousands fit; more for edits that stay."""
+    """What is needed of a recorded line to go on: little, so that thousands fit; more for edits that stay.
+
+    Raises:
+        ConfigError: a line of an earlier version, whose `pre` was the model just before the edit.
+    """
     if line["kind"] != "edit":
         return {"kind": line["kind"]}
     guard, kept = line["guard"], {}
     if sequence:
-        kept = {key: line[key] for key in ("case_id", "test_prefix", "pre")}
+        if "just_before" not in line:
+            raise ConfigError(
+                "this sequence was begun by an earlier version, which measured `pre` just before each edit and not on "
+                "the original model, so its records and new ones would not mean the same; start a new run"
+            )
+        kept = {key: line[key] for key in ("case_id", "test_prefix", "pre", "just_before")}
     elif guard is not None:
         guard = {key: value for key, value in guard.items() if key != "record"}
     return {**kept, "kind": "edit", "collapse": line["collapse"], "post": {"ppl": line["post"]["ppl"]}, "guard": guard}

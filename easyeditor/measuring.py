@@ -1,0 +1,131 @@
+"""Measurements of the model as it is: scores, the chosen metrics, perplexity, and the verdict on a change of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.dataset.sentences import Sentences
+from easyeditor.errors import ConfigError
+from easyeditor.evaluate import collapse as verdict
+from easyeditor.evaluate.collapse import Collapse
+from easyeditor.evaluate.metric import Settings
+from easyeditor.evaluate.metrics import RequestScores, score_requests
+from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
+from easyeditor.evaluate.registry import Evaluation, evaluate
+from easyeditor.hparams import HyperParams
+from easyeditor.lm.tokens import SLOT
+from easyeditor.methods.base import EditMethod
+from easyeditor.progress import progress_bar
+from easyeditor.records import EditRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What was measured of one state of the model, the scores in the order of the requests."""
+
+    scores: Sequence[RequestScores]
+    metrics: Evaluation | None
+    ppl: PerplexityReport | None
+
+
+class Measuring:
+    """The part of the editor that measures; nothing here changes the model."""
+
+    hparams: HyperParams
+    metrics: tuple[str, ...]
+    model: PreTrainedModel
+    tok: PreTrainedTokenizerBase
+    method: EditMethod[Any]
+    sentences: Sentences | None
+    _probe: PerplexityProbe | None
+    _prefixes: random.Random
+
+    def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
+        """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
+        return self._measure("perplexity", verbose)
+
+    def score(self, request: EditRequest, prefix: str | None = None) -> RequestScores:
+        """All metrics of one request on the model as it is now."""
+        (scores,) = self.score_all([request], [prefix])
+        return scores
+
+    def score_all(self, requests: Sequence[EditRequest], prefixes: Sequence[str | None]) -> list[RequestScores]:
+        """`score` of several requests, batched together."""
+        return score_requests(
+            self.model,
+            self.tok,
+            requests,
+            prefixes=prefixes,
+            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
+            batch_tokens=self.hparams.batch_tokens,
+        )
+
+    def evaluate(
+        self, requests: Sequence[EditRequest], prefix: str | None = None, before: Evaluation | None = None
+    ) -> Evaluation | None:
+        """The chosen `metrics` of requests on the model as it is; None when none is chosen. `before` is what this gave
+        on the unedited model, which locality compares with."""
+        if not self.metrics:
+            return None
+        settings = Settings(
+            prefix=prefix,
+            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
+            seed=self.hparams.seed,
+            batch_tokens=self.hparams.batch_tokens,
+        )
+        return evaluate(self.model, self.tok, requests, self.metrics, settings=settings, before=before)
+
+    def _measure(self, title: str, verbose: bool) -> PerplexityReport | None:
+        probe = self._perplexity_probe()
+        if probe is None:
+            return None
+        with progress_bar(title, verbose) as show:
+            return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
+
+    def _perplexity_probe(self) -> PerplexityProbe | None:
+        if self._probe is None and self.sentences is not None:
+            self._probe = PerplexityProbe(
+                self.model,
+                self.tok,
+                self.sentences.texts,
+                parts=self.method.parts,
+                resume_layer=min(self.method.layers),
+                fast=self.hparams.replay,
+                batch_size=self.hparams.ppl_batch_size,
+                longest=self.hparams.longest_text,
+            )
+        return self._probe
+
+    def test_prefix(self, draw: int | None = None) -> str | None:
+        """One of the contexts that hold text, drawn by the seed, when `if_prefix` asks for it.
+
+        Draws follow each other; with `draw`, a number of the caller's, the seed and that number alone decide.
+        """
+        if not getattr(self.hparams, "if_prefix", False):
+            return None
+        texts = [context for context in self.method.contexts if context != SLOT]
+        if not texts:
+            raise ConfigError("if_prefix needs a context with text in it; context_templates has only '{}'")
+        source = self._prefixes if draw is None else random.Random(f"{self.hparams.seed} {draw}")
+        return source.choice(texts)
+
+    def judge(
+        self,
+        before: PerplexityReport | None,
+        after: PerplexityReport | None,
+        just_before: PerplexityReport | None = None,
+    ) -> Collapse | None:
+        """The verdict on a change of perplexity since the original model; None when it was not measured.
+
+        `just_before` is that of the model the edit was made on, where edits were in it already; it is recorded only.
+        """
+        if before is None or after is None:
+            return None
+        limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
+        found = verdict.judge(before.mean, after.mean, **limits)
+        return found if just_before is None else replace(found, ppl_just_before=just_before.mean)
