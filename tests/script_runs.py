@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,28 +81,28 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def forked(script: Any, flags: list[str]) -> int:
-    """A script's main in a process of its own that has everything imported already; returns its id."""
+def forked(script: Any, flags: list[str], *, first: Callable[[], object] = lambda: None) -> int:
+    """A script's main in a process of its own that has everything imported already; returns its id.
+
+    `first` is called there before the script begins.
+    """
     child = os.fork()
     if child:
         return child
     try:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
+        sys.stdout = sys.stderr = open(nowhere, "w", closefd=False)  # noqa: SIM115 - pytest's own are no such files
         sys.argv = [script.__name__, *flags]
+        first()
         cli.run(script.main)
     except SystemExit as stopped:
         os._exit(int(stopped.code or 0))
     finally:
         os._exit(99)
-
-
-def ended(child: int) -> int | None:
-    """Exit status of a child that has ended (negative: by a signal), or None."""
-    done, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
 
 
 def awaited(child: int) -> int:

@@ -371,7 +371,7 @@ def test_two_processes_share_gradients_and_statistics(tmp_path: Path) -> None:
         "lr=0.1",
     ]
     draws = ["outer_prompts=0", "locality_prompts=0", "cedit=1"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     one = [sys.executable]
     for start, folder, settings_ in (
         (torchrun, "two", ["accumulate_bs=1", "max_iters=3"]),
