@@ -51,8 +51,11 @@ def same_flags(script: Any, *flags: Any) -> Job:
 
 
 def several(place: Path, root: Path) -> list[Job]:
-    """ROME, then C-ROME from the same saved searches, the collapsing requests of both collected and united."""
-    kept = ("--set", f"targets_dir={root / 'targets'}", *LOUD[1:])
+    """ROME, then C-ROME from the same saved searches, the collapsing requests of both collected and united.
+
+    One search at a time: a group of which some are saved is searched in a smaller batch, and the last digits differ.
+    """
+    kept = ("--together", "1", "--set", f"targets_dir={root / 'targets'}", *LOUD[1:])
     found = [root / f"{name}.json" for name in ("a", "b", "both")]
     return [
         mass(place, root / "a", *kept, also=("--collect-collapsed", str(found[0]))),

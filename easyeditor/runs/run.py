@@ -146,6 +146,8 @@ def execute(
     evaluated = {line["after"] for line in recorded(folder) if line["kind"] == "evaluation"}
     numbers = rank.share(range(len(what.requests)))
     mine = [n for n in numbers if n in done]
+    if not rank.first and len(mine) == len(numbers):
+        return None  # and no journal is opened: the first rank may have put all together already
     title = f"{'screening' if settings.screen else settings.mode} {editor.method.title}"
     with (
         Journal(folder / rank.journal) as journal,

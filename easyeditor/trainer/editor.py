@@ -241,6 +241,7 @@ class EditTrainer:
         """Checkpoint; a hypernetwork that is not finite never replaces a good one."""
         if not all(bool(torch.isfinite(value).all()) for value in self.hypernet.state_dict().values()):
             raise self._diverged(f"the hypernetwork is not finite after step {self.progressed.step}")
+        self.progressed.all_sums = measure.gathered(self.progressed.sums)
         if self.rank == 0:
             write_state(self.folder / STATE, self.hypernet, self.optimizer, self.progressed, self._identity)
             if self._val is None:
@@ -269,6 +270,8 @@ class EditTrainer:
             LOG.info("%s is not there; training starts from the beginning", path)
             return
         self.progressed = read_state(path, self.hypernet, self.optimizer, self._identity)
+        if self.progressed.all_sums:
+            self.progressed.sums = self.progressed.all_sums[self.rank]
         if self.rank == 0:
             log.rewind(self.folder, self.progressed.step)
         LOG.info("going on after step %d of %s", self.progressed.step, path)

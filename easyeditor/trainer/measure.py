@@ -31,12 +31,18 @@ def add(totals: dict[str, float], found: Mapping[str, float]) -> None:
         totals[f"n/{key}"] = totals.get(f"n/{key}", 0.0) + 1
 
 
-def means(totals: Mapping[str, float]) -> dict[str, float]:
-    """Means over everything added on all ranks."""
+def gathered(totals: dict[str, float]) -> list[dict[str, float]]:
+    """The sums of every rank, in their order."""
     parts: list[Any] = [totals]
     if dist.is_initialized():
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, totals)
+    return parts
+
+
+def means(totals: dict[str, float]) -> dict[str, float]:
+    """Means over everything added on all ranks."""
+    parts = gathered(totals)
     keys = sorted({key for part in parts for key in part if not key.startswith("n/")})
     return {key: sum(p.get(key, 0.0) for p in parts) / sum(p.get(f"n/{key}", 0.0) for p in parts) for key in keys}
 

@@ -26,6 +26,9 @@ class Progressed:
     skipped: int = 0
     """Updates left out because their gradient was not finite."""
     sums: dict[str, float] = field(default_factory=dict)
+    """This rank's."""
+    all_sums: list[dict[str, float]] = field(default_factory=list)
+    """Every rank's, as they were when the state was written."""
     seconds: float = 0.0
 
 
