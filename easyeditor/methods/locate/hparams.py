@@ -27,6 +27,13 @@ class LocateHyperParams(LayerHyperParams):
     """Largest ||offset|| as a multiple of ||initial value||."""
     kl_factor: float
     """Weight of the KL term that holds "{subject} is a" in place."""
+    early_stop: Literal["loss", "mpes"] = "loss"
+    """When the value search ends before its last pass: `loss` below 0.05; `mpes` also when the whole target was the
+    model's first choice in |prob_cutoff| passes."""
+    prob_cutoff: int = 0
+    """ENCORE's key, negative there: passes that `early_stop: mpes` waits for; 0 turns that rule off."""
+    early_stop_rows: Literal["all", "prefixed"] = "all"
+    """Prompts whose target must be the first choice: all, or those behind a context (ENCORE's published code)."""
     mom2_adjustment: bool
     """Use the inverse second moment of keys (C^-1 k); false is the identity."""
     fact_token: FactToken = "subject_last"

@@ -109,6 +109,9 @@ class LocateMethod(EditMethod[L], Generic[L]):
             v_weight_decay=h.v_weight_decay,
             clamp_norm_factor=h.clamp_norm_factor,
             kl_factor=h.kl_factor,
+            early_stop=h.early_stop,
+            prob_cutoff=h.prob_cutoff,
+            early_stop_rows=h.early_stop_rows,
         )
 
     def search_rows(self, request: EditRequest) -> tuple[list[Row], list[list[int]]]:

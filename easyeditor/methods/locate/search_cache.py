@@ -30,6 +30,8 @@ class SearchCache:
         assert hparams.targets_dir is not None
         self._folder = Path(hparams.targets_dir)
         settings = {key: getattr(hparams, key) for key in self._SETTINGS}
+        if hparams.early_stop != "loss":  # searches saved before there was a choice keep their names
+            settings |= {key: getattr(hparams, key) for key in ("early_stop", "prob_cutoff", "early_stop_rows")}
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 
     def read(self, request: EditRequest) -> Found | None:

@@ -5,8 +5,10 @@ Axes: R requests, B rows of all requests, N scored positions, D model width, V v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +32,9 @@ class Search:
     v_weight_decay: float
     clamp_norm_factor: float
     kl_factor: float
+    early_stop: Literal["loss", "mpes"] = "loss"
+    prob_cutoff: int = 0
+    early_stop_rows: Literal["all", "prefixed"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,9 @@ def search_values(
 
     The offset is added at the lookup token of every row, the KL row included, and clamped after each step to
     `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05, and its rows leave the batch.
-    The last pass only measures. Requests do not see each other: the answers are those of one at a time.
+    With `early_stop: mpes` (ENCORE, Gupta et al. 2025, arXiv 2502.01636) it also stops, without a step, at the
+    |prob_cutoff|-th pass in which every target token is the model's first choice. The last pass only measures.
+    Requests do not see each other: the answers are those of one at a time.
     The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
     contexts.
     """
@@ -99,6 +106,7 @@ def search_values(
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
     loss_of = _Loss(labels, initial_RD, search, None)
+    probable = [0] * len(found)  # passes in which a request's whole target was the first choice
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
             owner_B = torch.tensor([r for r, count in enumerate(labels.counts) for _ in range(count)])
@@ -107,11 +115,17 @@ def search_values(
             for r, request in enumerate(active):
                 found[request].losses.append(tuple(measured_4R[:, r].tolist()))
                 found[request].offset_D = offset_RD.detach()[r].clone()
+                probable[request] += loss_of.chosen[r]
             if not bool(torch.isfinite(measured_4R).all()):
                 raise NumericalError(f"the value search's loss is not finite at pass {step}; nothing was changed")
             if watch is not None:
                 watch(step, search.v_num_grad_steps, float(measured_4R[0].mean()))
-            going = [r for r in range(len(active)) if float(measured_4R[0, r]) >= STOP_LOSS]
+            enough = abs(search.prob_cutoff) if search.early_stop == "mpes" and search.prob_cutoff else math.inf
+            going = [
+                r
+                for r, request in enumerate(active)
+                if float(measured_4R[0, r]) >= STOP_LOSS and probable[request] < enough
+            ]
             if not going or step == search.v_num_grad_steps:
                 break
             optimiser.zero_grad()
@@ -133,12 +147,17 @@ class _Loss:
         self._labels, self._search, self._initial_RD = labels, search, initial_RD
         self.initial_norm_R = initial_RD.norm(dim=1)
         self._kl_initial_RV = kl_initial_RV
+        self.chosen = [False] * len(labels.ids)
+        """Of the last call: is every target token of a request (its bare prompt's left out if the rule says so) the
+        model's first choice? Known only for `early_stop: mpes`."""
         device = initial_RD.device
         index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
+        asked: list[bool] = []  # must this label be the first choice?
         kl_at: list[int] = []
         place = 0
         for r, targets in enumerate(labels.ids):
-            for target in targets:
+            for n, target in enumerate(targets):
+                asked += [n > 0 or len(targets) == 1 or search.early_stop_rows == "all"] * len(target)
                 share = 1.0 / (len(target) * len(targets))
                 index += [(place + i, label, r, share) for i, label in enumerate(target)]
                 place += len(target)
@@ -149,10 +168,15 @@ class _Loss:
         self._owner_L = torch.tensor(owner, device=device)
         self._share_L = torch.tensor(shares, device=device, dtype=initial_RD.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
+        self._asked_L = torch.tensor(asked, device=device)
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
         nll_L = -logs_NV[self._at_L, self._labels_L].to(offset_RD.dtype) * self._share_L
+        if self._search.early_stop == "mpes":
+            missed_L = (logs_NV[self._at_L].argmax(dim=1) != self._labels_L) & self._asked_L
+            missing = set(self._owner_L[missed_L].tolist())
+            self.chosen = [r not in missing for r in range(len(self.chosen))]
         nll_R = torch.zeros_like(self.initial_norm_R).index_add(0, self._owner_L, nll_L)
         kl_logs_RV = logs_NV[self._kl_at_R]
         if self._kl_initial_RV is None:
