@@ -19,6 +19,7 @@ from test_mend_training import write_yaml as write_training
 
 import mass_edit
 import pretrain_mend
+from easyeditor.files import SCRATCH
 from easyeditor.stats import __main__ as stats
 
 CLOCK = ("time", "time_utc", "seconds", "seconds_per_edit", "edits_per_second", "steps_per_s", "command", "output")
@@ -119,8 +120,12 @@ def furnish(place: Path) -> Path:
 
 
 def picture(folder: Path) -> dict[str, Any]:
-    """Every file of a folder by name: its content without what the clock and the command line say."""
-    return {str(p.relative_to(folder)): _content(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file of a folder by name: its content without what the clock and the command line say.
+
+    What a killed process was just writing stays under a scratch name, which nobody reads: it is no part of the run.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and SCRATCH not in path.name)
+    return {str(path.relative_to(folder)): _content(path) for path in files}
 
 
 def harm(whole: dict[str, Any], after: dict[str, Any]) -> list[str]:
