@@ -135,7 +135,11 @@ class BaseEditor(Measuring, EasyEditCalls):
         if not self.edited:
             self._base = None
         self._ledger.commit(result.deltas)
-        self.method.committed(result)
+        try:
+            self.method.committed(result)
+        except BaseException:
+            self._ledger.revert(result.deltas)
+            raise
 
     def revert(self, result: EditResult) -> None:
         """Take a committed edit back, bit-exactly; edits committed after it stay, as if it had never been made."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Generic, TypeVar
-
-from torch import Tensor
 
 from easyeditor.lm.weights import same_deltas
 from easyeditor.records import EditResult
@@ -14,12 +12,12 @@ S = TypeVar("S")
 
 
 class Memory(Generic[S]):
-    """A state built from the `EditResult.memory` of committed edits, in the order of their commits.
+    """A state built from committed edits (as a rule their `memory`, or their deltas), in the order of their commits.
 
     A revert builds it again from the edits that stay, so the state is bit-equal to one that never saw the edit.
     """
 
-    def __init__(self, first: S, add: Callable[[S, Mapping[str, Tensor]], S]) -> None:
+    def __init__(self, first: S, add: Callable[[S, EditResult], S]) -> None:
         """`first` is the state before any commit; `add` gives the next one and changes neither argument."""
         self._first, self._add = first, add
         self._results: list[EditResult] = []
@@ -27,7 +25,7 @@ class Memory(Generic[S]):
 
     def committed(self, result: EditResult) -> None:
         """Add an edit that was just committed."""
-        self.state = self._add(self.state, result.memory)
+        self.state = self._add(self.state, result)
         self._results.append(result)
 
     def reverted(self, result: EditResult | None) -> None:
@@ -39,4 +37,4 @@ class Memory(Generic[S]):
             del self._results[found[-1]]
         self.state = self._first
         for kept in self._results:
-            self.state = self._add(self.state, kept.memory)
+            self.state = self._add(self.state, kept)

@@ -4,7 +4,7 @@ rank."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -222,6 +222,10 @@ class LocateMethod(EditMethod[L], Generic[L]):
         found = self._stats_key(layer).find()
         assert found is not None
         return found
+
+    def notes(self, layer: int, place: int) -> Mapping[str, float]:
+        """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`."""
+        return {}
 
     def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> WeightDelta:
         """The update values @ keys^T as a low-rank delta in the weight's own orientation, float32 or wider."""

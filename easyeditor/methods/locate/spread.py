@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.errors import DataError
 from easyeditor.lm.tokens import SLOT, Row
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
@@ -74,10 +75,6 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
         `spread.keys` are the keys that were solved with, `keys_after(spread)` those on the edited model.
         """
-        return {}
-
-    def notes(self, layer: int, place: int) -> Mapping[str, float]:
-        """Further numbers for the trace of the `place`-th request at `layer`."""
         return {}
 
     def earlier(self, layer: int) -> Tensor | None:
@@ -147,11 +144,17 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         with applied(self.model, spread.deltas):
             return {f"keys.{layer}": self._keys(layer, spread.rows)[0].T for layer in self.layers}
 
-    def _with_keys(self, sums: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _with_keys(self, sums: Mapping[str, Tensor], result: EditResult) -> dict[str, Tensor]:
         made = dict(sums)
-        for name, keys_KN in memory.items():
-            weight = self.parts.weight_name(int(name.removeprefix("keys.")))
-            keys_KN = keys_KN.to(self.model.get_parameter(weight).device, torch.float64)
+        for layer in self.layers:
+            name, width = f"keys.{layer}", self.parts.key_width(layer)
+            keys_KN = result.memory.get(name)
+            if keys_KN is None:
+                continue
+            if keys_KN.ndim != 2 or len(keys_KN) != width:
+                raise DataError(f"a saved edit's {name} is {tuple(keys_KN.shape)}, not ({width}, …): another model's")
+            device = self.model.get_parameter(self.parts.weight_name(layer)).device
+            keys_KN = keys_KN.to(device, torch.float64)
             product_KK = keys_KN @ keys_KN.T
             made[name] = made[name] + product_KK if name in made else product_KK
         return made

@@ -39,9 +39,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
 
     @property
     def title(self) -> str:
-        if self.hparams.consistent_value:
-            return "C-ROME, consistent value"
-        return "C-ROME" if self.hparams.if_c_rome else super().title
+        by_booleans = self.hparams.if_c_rome and self.hparams.alg_name == "ROME"
+        name = "C-ROME" if by_booleans else super().title
+        return f"{name}, consistent value" if self.hparams.consistent_value else name
 
     @property
     def remedy(self) -> str | None:
@@ -144,6 +144,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             delta_norm=float(made.u_K.norm() * made.v_D.norm()),
             losses=tuple(found.losses),
             loss_names=SEARCH_LOSSES,
+            notes=self.notes(layer, 0),
             vectors={
                 "u": made.u_K.float().cpu(),
                 "v": made.v_D.float().cpu(),
