@@ -34,13 +34,13 @@ class End:
     signum: int = signal.SIGKILL
 
 
-def ends(logs: dict[tuple[int, int], Path]) -> Iterator[End]:
-    """Every end there is, from the logs of an undisturbed run: (job, rank) -> log."""
+def ends(logs: dict[tuple[int, int], Path], signum: int = signal.SIGKILL) -> Iterator[End]:
+    """Every end there is by `signum`, from the logs of an undisturbed run: (job, rank) -> log."""
     for (job, rank), log in sorted(logs.items()):
         for place, point in enumerate(log.read_text(encoding="utf-8").splitlines()):
-            yield End(job=job, rank=rank, place=place)
+            yield End(job=job, rank=rank, place=place, signum=signum)
             if point.startswith("torn "):
-                yield End(job=job, rank=rank, place=place, torn=True)
+                yield End(job=job, rank=rank, place=place, torn=True, signum=signum)
 
 
 def spread(found: Sequence[End], most: int) -> list[End]:

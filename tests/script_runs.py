@@ -81,10 +81,12 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def forked(script: Any, flags: list[str], *, first: Callable[[], object] = lambda: None) -> int:
+def forked(
+    script: Any, flags: list[str], *, first: Callable[[], object] = lambda: None, err: Path | str = os.devnull
+) -> int:
     """A script's main in a process of its own that has everything imported already; returns its id.
 
-    `first` is called there before the script begins.
+    `first` is called there before the script begins; its standard error goes to the file `err`.
     """
     child = os.fork()
     if child:
@@ -92,14 +94,14 @@ def forked(script: Any, flags: list[str], *, first: Callable[[], object] = lambd
     try:
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        sys.stdout = sys.stderr = open(nowhere, "w", closefd=False)  # noqa: SIM115 - pytest's own are no such files
+        sys.stdout, sys.stderr = open(os.devnull, "w"), open(err, "w")  # noqa: SIM115
+        os.dup2(sys.stdout.fileno(), 1)
+        os.dup2(sys.stderr.fileno(), 2)
         sys.argv = [script.__name__, *flags]
         first()
         cli.run(script.main)
     except SystemExit as stopped:
+        sys.stderr.flush()
         os._exit(int(stopped.code or 0))
     finally:
         os._exit(99)
