@@ -17,8 +17,8 @@
 Hugging Face dataset as NAME[:SPLIT]. Writes a run folder: config.json, manifest.json, results.jsonl (one record an
 edit, on disk before the next begins), summary.json; sequential runs also deltas/. Kill it at any moment: --resume
 repeats nothing that is recorded, and a sequential run gets the same weights back from its saved deltas. Exit code: 0,
-2 for bad input, 3 for a collapse with --fail-on-collapse, 130 for Ctrl-C. On two CPU cores an edit of the embedded
-model takes about 10 s.
+2 for bad input, 3 for a collapse with --fail-on-collapse, 130 for Ctrl-C, 143 for SIGTERM. On two CPU cores an edit of
+the embedded model takes about 10 s.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import EXIT_COLLAPSED, EXIT_INTERRUPTED, parser, quiet_transformers, run
+from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import check_place, to_json, write_json
 from easyeditor.hparams import HyperParams
@@ -134,12 +134,9 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     if args.resume is None and rank.first:
         with run_folder(args.output, f"mass-{hparams.alg_name.lower()}-{settings.mode}", holds=CONFIG) as folder:
             begin(folder, what)
-    try:
+    with resumable(f"go on with --resume {folder}"):
         editor = functools.partial(BaseEditor, metrics=settings.metrics)
         summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
-    except KeyboardInterrupt:
-        print(f"interrupted; what is recorded is kept: go on with --resume {folder}", file=sys.stderr)
-        return EXIT_INTERRUPTED
     if summary is None:
         return 0
     if args.collect_collapsed is not None:

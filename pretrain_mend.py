@@ -19,7 +19,7 @@ import os
 import random
 from pathlib import Path
 
-from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 
@@ -99,7 +99,8 @@ def main() -> int:
             write_json(trainer.folder / "manifest.json", {**environment(), **data})
         else:
             logging.getLogger().setLevel(logging.WARNING)
-        trained = trainer.run()
+        with resumable("go on with --resume"):
+            trained = trainer.run()
     finally:
         if grouped:
             dist.destroy_process_group()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -15,6 +17,11 @@ from easyeditor.errors import EasyEditorError, OutputError
 EXIT_ERROR = 2
 EXIT_COLLAPSED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: everything that undoes or keeps its work on Ctrl-C does so now."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +39,7 @@ def parser(doc: str) -> Parser:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit: its return value, 2 with one line on stderr for an expected error, 130 for
-    Ctrl-C."""
+    Ctrl-C (SIGINT), 143 for SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -41,7 +48,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = main()
+        with _terminable():
+            code = main()
         sys.stdout.flush()
     except EasyEditorError as error:
         fail(str(error))
@@ -50,10 +58,38 @@ def run(main: Callable[[], int]) -> NoReturn:
         raise SystemExit(EXIT_ERROR) from None
     except OSError as error:
         fail(str(OutputError(str(error))))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
+        raise SystemExit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
     raise SystemExit(code)
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Inside, a run that is interrupted keeps what it has recorded, and its last line says `how` to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"what is recorded is kept: {how}",)
+        raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, unless it was ignored or handled already."""
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet_transformers() -> None:

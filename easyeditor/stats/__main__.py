@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.hparams import read_yaml, yaml_path
 
@@ -115,19 +115,20 @@ def main() -> int:
         if args.check:
             return check(parts, keys)
         width = max(parts.key_width(layer) for layer in keys)
-        paths = gather(
-            parts,
-            tok,
-            keys,
-            corpus=wanted["corpus"],
-            max_length=args.max_length,
-            batch_tokens=args.batch_tokens,
-            sums=args.sums,
-            tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
-            resume=args.resume,
-            every=args.every,
-            show=True,
-        )
+        with resumable("go on with --resume"):
+            paths = gather(
+                parts,
+                tok,
+                keys,
+                corpus=wanted["corpus"],
+                max_length=args.max_length,
+                batch_tokens=args.batch_tokens,
+                sums=args.sums,
+                tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
+                resume=args.resume,
+                every=args.every,
+                show=True,
+            )
         if not grouped or dist.get_rank() == 0:
             for path in paths:
                 print(path)
