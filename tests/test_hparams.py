@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from golden_numbers import read
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import field_types, yaml_path
+from easyeditor.hparams import field_types, read_yaml, yaml_path
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
 from easyeditor.methods.registry import load_hparams
@@ -90,9 +91,25 @@ def test_shipped_file_loads_and_starts_with_its_launch_line(name: str) -> None:
     assert re.search(rf"^# python \w+\.py --hparams {re.escape(name)}$", comment[0], re.MULTILINE)
 
 
+REPEATED = {"MEND internlm-7b": "model_parallel"}
+"""Upstream's file that gives a key twice (in both projects), the second time in its last line."""
+ONLY_THERE = {
+    "MEND llama-7b-instruct-detoxifying": "max_output_length",
+    "MEND mistral-7b-detoxifying": "max_output_length",
+}
+"""EasyEdit's files that differ from those of the same model by one more key."""
+
+
 @pytest.mark.parametrize(("method", "values"), upstream_cases())
-def test_upstream_file_loads_with_its_values(method: str, values: dict[str, Any]) -> None:
-    hparams = LOADED[method].from_dict(values)
+def test_upstream_file_loads_with_its_values(
+    method: str, values: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    text = yaml.safe_dump(values, sort_keys=False)
+    repeated = REPEATED.get(f"{method} {request.node.callspec.id.removeprefix(method + '-').rpartition('-')[0]}")
+    if repeated is not None:
+        text += f"{repeated}: {str(values[repeated]).lower()}\n"
+    (tmp_path / "upstream.yaml").write_text(text, encoding="utf-8")
+    hparams = LOADED[method].from_hparams(tmp_path / "upstream")
     types = field_types(LOADED[method])
     for key, value in values.items():
         found = getattr(hparams, key)
@@ -101,6 +118,28 @@ def test_upstream_file_loads_with_its_values(method: str, values: dict[str, Any]
         if key == "context_template_length_params":
             found = [list(pair) for pair in found]
         assert (found, type(found)) == (value, type(value)), key
+
+
+@pytest.mark.parametrize("name", ONLY_THERE)
+def test_easyedits_detoxifying_files_load(name: str, tmp_path: Path) -> None:
+    method, _, model = name.partition(" ")
+    values = read("hparams_upstream.json")[method]["-".join(model.split("-")[:2])]["easyedit"]
+    text = yaml.safe_dump({**values, "max_length": 2048, ONLY_THERE[name]: 600})
+    (tmp_path / "upstream.yaml").write_text(text, encoding="utf-8")
+    assert MENDHyperParams.from_hparams(tmp_path / "upstream").max_length == 2048
+
+
+@pytest.mark.parametrize("value", ["true", "[1, 2]", "{a: 1}", "null"])
+def test_a_key_given_twice_is_a_warning_where_the_values_agree_and_an_error_where_they_differ(
+    value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"alg_name: ROME\nreplay: {value}\n# again\nreplay: {value}\n", encoding="utf-8")
+    assert read_yaml(path)["replay"] == yaml.safe_load(value)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert_says(message, str(path), "'replay'", "line 4", "same value")
+    path.write_text(f"replay: {value}\nreplay: 7\n", encoding="utf-8")
+    assert_says(refusal(lambda: read_yaml(path)), str(path), "duplicate key 'replay'", "line 2")
 
 
 @pytest.mark.parametrize(

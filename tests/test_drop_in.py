@@ -1,0 +1,324 @@
+"""EasyEdit's and the papers' users: their scripts' calls, imports untouched, on tiny models; what docs/compat.md says is
+the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import build, rome_hparams, same, states, tokenizer
+from script_runs import save_tiny, write_yaml
+
+import easyeditor
+from easyeditor import BaseEditor
+from easyeditor.dataset.sentences import OFFICIAL, load_sentences
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.methods.registry import load_hparams
+
+FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 0}
+FT: dict[str, Any] = {
+    "alg_name": "FT",
+    "layers": [1],
+    "num_steps": 2,
+    "lr": 1e-3,
+    "device": "cpu",
+    "ppl_sentence_num": 0,
+}
+RECORDS = [
+    {
+        "case_id": n,
+        "prompt": f"{subject} is a citizen of",
+        "subject": subject,
+        "target_new": target,
+        "ground_truth": "France",
+        "rephrase_prompt": f"{subject} comes from",
+        "locality_prompt": "The sea is",
+        "locality_ground_truth": "blue",
+    }
+    for n, (subject, target) in enumerate([("Arun Nehru", "Italy"), ("Danielle", "Spain"), ("Roland", "Norway")])
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory as a user has it: a checkpoint, hparams/<METHOD>/tiny.yaml, data/."""
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny(tmp_path / "hugging_cache" / "tiny")
+    for method in ("ROME", "FT", "MEND", "TRAINING/MEND"):
+        (tmp_path / "hparams" / method).mkdir(parents=True)
+    write_yaml(tmp_path / "hparams/ROME/tiny.yaml", "./hugging_cache/tiny", **FEW)
+    (tmp_path / "hparams/FT/tiny.yaml").write_text(yaml.safe_dump({**FT, "model_name": str(model)}), encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/records.json").write_text(json.dumps(RECORDS), encoding="utf-8")
+    return tmp_path
+
+
+def columns(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parallel lists that every script makes of its data."""
+    near = {
+        "prompt": [r["locality_prompt"] for r in records],
+        "ground_truth": [r["locality_ground_truth"] for r in records],
+    }
+    return {
+        "prompts": [r["prompt"] for r in records],
+        "target_new": [r["target_new"] for r in records],
+        "rephrase_prompts": [r["rephrase_prompt"] for r in records],
+        "locality_inputs": {"neighborhood": near},
+        "subject": [r["subject"] for r in records],
+    }
+
+
+def edit_shapes(metrics: list[dict[str, Any]], count: int) -> None:
+    """EasyEdit's names and shapes."""
+    assert [record["case_id"] for record in metrics] == list(range(count))
+    for record in metrics:
+        assert {"pre", "post", "time", "requested_rewrite"} <= record.keys()
+        for state in ("pre", "post"):
+            assert len(record[state]["rewrite_acc"]) == 1
+        assert len(record["post"]["rephrase_acc"]) == 1
+        assert len(record["post"]["locality"]["neighborhood_acc"]) == 1
+
+
+# The papers' scripts
+
+
+@pytest.mark.usefixtures("home")
+def test_the_papers_single_case_script() -> None:
+    from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, MENDHyperParams, ROMEHyperParams
+
+    assert all((FTHyperParams, MEMITHyperParams, MENDHyperParams))
+    hparams = ROMEHyperParams.from_hparams("./hparams/ROME/tiny")
+    editor = BaseEditor.from_hparams(hparams)
+    before = states(editor.model)
+    metrics, edited_model, _ = editor.edit(**columns(RECORDS[:1]), keep_original_weight=True)
+    edit_shapes(metrics, 1)
+    assert same(edited_model, before)
+
+
+@pytest.mark.usefixtures("home")
+def test_the_papers_mass_script_keeps_every_edit() -> None:
+    from easyeditor import BaseEditor, ROMEHyperParams
+
+    test_data = json.load(open("./data/records.json", encoding="utf-8"))
+    hparams = ROMEHyperParams.from_hparams("./hparams/ROME/tiny")
+    editor = BaseEditor.from_hparams(hparams)
+    before = states(editor.model)
+    metrics, edited_model, _ = editor.edit(**columns(test_data), keep_original_weight=False)
+    edit_shapes(metrics, 3)
+    assert not same(edited_model, before)
+    json.dump(metrics, open("./results.json", "w"), indent=4)
+
+
+def test_the_papers_mend_script(home: Path) -> None:
+    from easyeditor import CounterFactDataset, EditTrainer, MENDHyperParams, MENDTrainingHparams, ZsreDataset
+
+    values = {"alg_name": "MEND", "model_name": "./hugging_cache/tiny", "device": "cpu", "ppl_sentence_num": 0}
+    values |= {"inner_params": ["model.layers.3.mlp.down_proj.weight"], "rank": 4, "max_iters": 4, "val_steps": 2}
+    values |= {"log_interval": 2, "val_interval": 2, "results_dir": "./results", "accumulate_bs": 1}
+    (home / "hparams/TRAINING/MEND/tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    zsre = [
+        {
+            "src": f"{r['subject']} lives in which country?",
+            "subject": r["subject"],
+            "pred": "France",
+            "rephrase": f"Where does {r['subject']} live?",
+            "alt": r["target_new"],
+            "answers": ["France"],
+            "loc": "nq question: what is the sea",
+            "loc_ans": "water",
+            "cond": "x",
+        }
+        for r in RECORDS
+    ]
+    (home / "data/zsre.json").write_text(json.dumps(zsre), encoding="utf-8")
+    hparams = MENDTrainingHparams.from_hparams("./hparams/TRAINING/MEND/tiny.yaml")
+    train_ds = ZsreDataset("./data/zsre.json", config=hparams)
+    eval_ds = ZsreDataset("./data/zsre.json", config=hparams)
+    trainer = EditTrainer(config=hparams, train_set=train_ds, val_set=eval_ds)
+    trainer.run()
+    assert len(CounterFactDataset("./data/records.json", config=hparams)) == 3
+
+    archive = next(path.parent for path in (home / "results/models/MEND").rglob("archive.json"))
+    values = {"alg_name": "MEND", "model_name": "./hugging_cache/tiny", "device": "cpu", "archive": str(archive)}
+    (home / "hparams/MEND/tiny.yaml").write_text(yaml.safe_dump({**values, "ppl_sentence_num": 0}), encoding="utf-8")
+    editor = BaseEditor.from_hparams(MENDHyperParams.from_hparams("./hparams/MEND/tiny"))
+    calls = {key: value for key, value in columns(RECORDS[:2]).items() if key != "subject"}
+    metrics, _, _ = editor.edit(**calls, ground_truth=["France", "France"], sequential_edit=False)
+    edit_shapes(metrics, 2)
+
+
+# EasyEdit's
+
+
+@pytest.mark.usefixtures("home")
+def test_easyedits_knowedit_run(home: Path) -> None:
+    from easyeditor import (
+        FTHyperParams,
+        IKEHyperParams,
+        KNHyperParams,
+        KnowEditDataset,
+        LoRAHyperParams,
+        MEMITHyperParams,
+        MENDHyperParams,
+        ROMEHyperParams,
+        SERACHparams,
+    )
+
+    assert all((IKEHyperParams, KNHyperParams, LoRAHyperParams, MEMITHyperParams, MENDHyperParams, SERACHparams))
+    known = [
+        {
+            "subject": "Arun Nehru",
+            "prompt": "The country of Arun Nehru is",
+            "target_new": "Italy",
+            "ground_truth": ["India"],
+            "portability": {"Reasoning": [{"prompt": "His capital is", "ground_truth": [["Rome"]]}]},
+            "locality": {"Relation_Specificity": [{"prompt": "The sea is", "ground_truth": [["blue"]]}]},
+        },
+        {"concept": "Oslo", "text": "Oslo is in", "labels": "Spain", "locality": {}},
+    ]
+    (home / "data/know.json").write_text(json.dumps(known), encoding="utf-8")
+    datas = KnowEditDataset("./data/know.json")
+
+    def first(rows: Any) -> tuple[str, str]:
+        return (rows[0]["prompt"], rows[0]["ground_truth"][0][0]) if isinstance(rows, list) else ("", "")
+
+    def inputs(**keys: str) -> dict[str, Any]:
+        pairs = {name: [first(data[key]) for data in datas] for name, key in keys.items()}
+        return {n: {"prompt": [p for p, _ in of], "ground_truth": [a for _, a in of]} for n, of in pairs.items()}
+
+    editing_hparams = {"FT": FTHyperParams, "ROME": ROMEHyperParams}["FT"]
+    editor = BaseEditor.from_hparams(editing_hparams.from_hparams("./hparams/FT/tiny"))
+    metrics, _, _ = editor.edit(
+        prompts=[data["prompt"] for data in datas],
+        target_new=[data["target_new"] for data in datas],
+        subject=[data["subject"] for data in datas],
+        locality_inputs=inputs(Relation_Specificity="locality_rs", Forgetfulness="locality_f"),
+        portability_inputs=inputs(Subject_Aliasing="portability_s", reasoning="portability_r"),
+        train_ds=datas,
+        keep_original_weight=True,
+    )
+    assert [list(record["post"]["portability"]) for record in metrics] == [["reasoning_acc"], []]
+    assert [len(record["post"]["locality"]) for record in metrics] == [2, 0]
+
+
+@pytest.mark.usefixtures("home")
+def test_easyedits_zsre_run(caplog: pytest.LogCaptureFixture) -> None:
+    from easyeditor import BaseEditor, FTHyperParams, IKEHyperParams, ROMEHyperParams
+
+    assert all((FTHyperParams, IKEHyperParams))
+    editor = BaseEditor.from_hparams(ROMEHyperParams.from_hparams("./hparams/ROME/tiny"))
+    hop = {"one_hop": {"prompt": ["Where is that?"] * 3, "ground_truth": ["Europe"] * 3}}
+    metrics, _, _ = editor.edit(
+        **columns(RECORDS),
+        portability_inputs=hop,
+        train_ds=None,
+        keep_original_weight=True,
+        pre_file=None,
+        pre_edit=None,
+        test_generation=True,
+        eval_metric="ppl",
+        target_neg=["France"] * 3,
+    )
+    edit_shapes(metrics, 3)
+    (message,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
+    assert all(name in message for name in ("test_generation", "eval_metric", "target_neg"))
+    assert "train_ds" not in message
+    with pytest.raises(TypeError, match="no argument 'promts'"):
+        editor.edit(**columns(RECORDS), promts=["x"])
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("sequential", [True, False])
+def test_easyedits_alphaedit_like_run(sequential: bool) -> None:
+    from easyeditor import (
+        BaseEditor,
+        FTHyperParams,
+        GraceHyperParams,
+        ROMEHyperParams,
+        WISEHyperParams,
+        summary_metrics,
+    )
+
+    assert all((FTHyperParams, GraceHyperParams, WISEHyperParams))
+    editor = BaseEditor.from_hparams(ROMEHyperParams.from_hparams("./hparams/ROME/tiny"))
+    before = states(editor.model)
+    several = {**columns(RECORDS), "locality_inputs": {"neighborhood": {"prompt": [["The sea is", "I"]] * 3}}}
+    several["locality_inputs"]["neighborhood"]["ground_truth"] = [["blue", "am"]] * 3
+    metrics, edited_model, _ = editor.edit(
+        **several, keep_original_weight=True, sequential_edit=sequential, test_generation=True
+    )
+    assert same(edited_model, before) != sequential
+    found = summary_metrics(metrics)
+    wanted = sum(record["post"]["rewrite_acc"][0] for record in metrics) / 3
+    assert found["post"]["rewrite_acc"] == pytest.approx(wanted)
+    near = [value for record in metrics for value in record["post"]["locality"]["neighborhood_acc"]]
+    assert found["post"]["locality"]["neighborhood_acc"] == pytest.approx(sum(near) / 6)
+
+
+@pytest.mark.parametrize("name", ["IKEHyperParams", "LoRAHyperParams", "SERACTrainingHparams", "SafetyDataset"])
+def test_what_is_not_here_says_so_at_the_call(name: str) -> None:
+    absent = getattr(easyeditor, name)
+    uses: list[Callable[[], Any]] = [
+        absent,
+        lambda: absent.from_hparams("./hparams/IKE/gpt2-xl"),
+        lambda: absent("x", size=3),
+    ]
+    for use in uses:
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert str(caught.value).startswith(f"{name} is not here; there are: ")
+        assert "ROMEHyperParams" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert name not in dir(easyeditor)
+    with pytest.raises(AttributeError, match="no attribute 'ROMEHyperParam'"):
+        easyeditor.ROMEHyperParam  # noqa: B018
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("prompt", ["Bay is in", "Bay {} is in"])
+def test_a_method_that_does_not_use_the_subject_needs_none(prompt: str) -> None:
+    hparams = load_hparams({**FT, "model_name": (build("llama"), tokenizer())})
+    editor = BaseEditor.from_hparams(hparams)
+    metrics, _, _ = editor.edit([prompt, "The sea is"], ["Italy", "red"], sequential_edit=False)
+    assert [record["requested_rewrite"]["subject"] for record in metrics] == ["", ""]
+    assert metrics[0]["requested_rewrite"]["prompt"] == prompt
+    named, _, _ = editor.edit("The sea is", "red", subject="sea", keep_original_weight=True)
+    assert named[0]["trace"] == metrics[1]["trace"]
+
+
+def test_a_method_that_uses_the_subject_asks_for_it() -> None:
+    editor = BaseEditor(rome_hparams((build("llama"), tokenizer()), **FEW))
+    request = easyeditor.EditRequest.make("Bay is in", subject=None, target_new="Italy")
+    for call in (lambda: editor.edit("Bay is in", "Italy"), lambda: editor.compute(request)):
+        with pytest.raises(DataError, match="ROME needs the subject"):
+            call()
+
+
+def test_verbose_logs_every_record(caplog: pytest.LogCaptureFixture) -> None:
+    editor = BaseEditor(rome_hparams((build("llama"), tokenizer()), **FEW))
+    for verbose, count in ((True, 2), (False, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="easyeditor.easyedit"):
+            editor.edit(**columns(RECORDS[:2]), keep_original_weight=True, verbose=verbose)
+        shown = [r.getMessage() for r in caplog.records if r.name == "easyeditor.easyedit"]
+        assert len(shown) == count
+        assert all("Arun Nehru is a citizen of → Italy" in message for message in shown[:1])
+        assert all('"rewrite_acc"' in message for message in shown)
+
+
+def test_me_ppl_is_found_in_the_working_directory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official = tmp_path / "data" / OFFICIAL[50]
+    official.parent.mkdir(parents=True)
+    official.write_text(json.dumps([{"Text": f"Sentence {n}."} for n in range(50)]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    beside = tmp_path / "package-data"
+    assert load_sentences(50, beside).name == "ME-PPL_50"
+    with pytest.raises(DataError, match=r"ME-PPL_1k\.json"):
+        load_sentences(1000, beside)
