@@ -9,11 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from easyeditor.errors import ConfigError
 from easyeditor.methods.table import METHODS
 
 if TYPE_CHECKING:
     from easyeditor.dataset.training import CounterFactDataset as CounterFactDataset
+    from easyeditor.dataset.training import KnowEditDataset as KnowEditDataset
     from easyeditor.dataset.training import ZsreDataset as ZsreDataset
+    from easyeditor.easyedit import summary_metrics as summary_metrics
     from easyeditor.editor import BaseEditor as BaseEditor
     from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.registry import load_hparams as load_hparams
@@ -28,11 +31,33 @@ _HOMES = {
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",
     "EditTrainer": "easyeditor.trainer.editor",
+    "KnowEditDataset": "easyeditor.dataset.training",
     "MENDTrainingHparams": "easyeditor.methods.mend.hparams",
     "WeightDelta": "easyeditor.records",
     "ZsreDataset": "easyeditor.dataset.training",
     "load_hparams": "easyeditor.methods.registry",
+    "summary_metrics": "easyeditor.easyedit",
 }
+
+
+_UPSTREAM = ("HyperParams", "Hparams", "Hparam", "Dataset")
+"""How EasyEdit's names end that its examples import; one that is not here fails when it is used, not at the import."""
+
+
+class Absent:
+    """A name of EasyEdit's that is not here: any use of it is an error that lists what there is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        listed = ", ".join(name for name in sorted(_homes()) if name.endswith(_UPSTREAM))
+        raise ConfigError(f"{self._name} is not here; there are: {listed}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self()
 
 
 def _homes() -> dict[str, str]:
@@ -46,6 +71,8 @@ __all__ = sorted(_homes())
 
 def __getattr__(name: str) -> Any:
     homes = _homes()
+    if name not in homes and name.endswith(_UPSTREAM):
+        return Absent(name)
     if name not in homes:
         raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(sorted(homes))}")
     return getattr(import_module(homes[name]), name)

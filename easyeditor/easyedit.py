@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +12,22 @@ import torch
 from transformers import PreTrainedModel
 
 from easyeditor.dataset.columns import requests_from_columns
+from easyeditor.errors import DataError
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.record import Examined
+from easyeditor.files import to_json
 from easyeditor.lm import weights
 from easyeditor.methods.base import EditMethod
 from easyeditor.records import EditRequest, EditResult
 
 LOG = logging.getLogger(__name__)
+
+SHOWN = ("pre", "just_before", "post", "probabilities", "collapse", "time")
+"""The entries of a record that `verbose` logs."""
+UNUSED = ("test_generation", "train_ds", "eval_metric", "target_neg", "loc_prompts", "pre_file", "pre_edit")
+"""Arguments of EasyEdit's that are accepted and not used; a warning names those that ask for something."""
+SAME_METRIC = ("exact match", "token em", "token_em")
+"""Values of `eval_metric` that name what is measured anyway: the share of tokens that are right."""
 
 
 class EasyEditCalls(ABC):
@@ -55,6 +65,7 @@ class EasyEditCalls(ABC):
         keep_original_weight: bool | None = None,
         sequential_edit: bool | None = None,
         verbose: bool = True,
+        **others: Any,
     ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
         """Edit a list of facts one after another and measure each; returns (metrics, model, original weights).
 
@@ -64,10 +75,13 @@ class EasyEditCalls(ABC):
         `locality_inputs` / `portability_inputs` are ``{key: {"prompt": […], "ground_truth": […]}}``, one entry per
         prompt.
         The third value holds the weights the edits touched as they were before, empty when they are back already.
+        `verbose` shows progress and logs each record. `others` may be EasyEdit's arguments in `UNUSED`.
 
         Raises:
             DataError: lists of unequal length or a bad request (found before anything is edited).
+            TypeError: an argument that is neither ours nor EasyEdit's.
         """
+        _check_others("edit", others)
         requests = requests_from_columns(
             prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
         )
@@ -89,6 +103,7 @@ class EasyEditCalls(ABC):
         keep_original_weight: bool | None = None,
         sequential_edit: bool | None = None,
         verbose: bool = True,
+        **others: Any,
     ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
         """Edit facts `batch_size` (the hyper-parameter) at a time, each batch as one edit, and measure each fact with
         its batch in the model; arguments and values as `edit`'s.
@@ -96,6 +111,7 @@ class EasyEditCalls(ABC):
         Each batch is taken back before the next, as upstream; `sequential_edit=True` (or `keep_original_weight=False`)
         keeps them.
         """
+        _check_others("batch_edit", others)
         requests = requests_from_columns(
             prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
         )
@@ -106,10 +122,21 @@ class EasyEditCalls(ABC):
         chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
         return self._edited(chunks, restore is not False, verbose)
 
+    def _check_subjects(self, requests: Sequence[EditRequest]) -> None:
+        """Raise DataError for a request without the subject that the method needs."""
+        for request in requests:
+            if self.method.needs_subject and not request.subject:
+                raise DataError(
+                    f"request {request.case_id!r}: {self.method.title} needs the subject: give subject=, the words in "
+                    "the prompt whose fact is changed"
+                )
+
     def _edited(
         self, chunks: Sequence[Sequence[EditRequest]], restore: bool, verbose: bool
     ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
         """One edit for each chunk, measured, and kept unless `restore`."""
+        for chunk in chunks:
+            self._check_subjects(chunk)
         copy = {} if restore else weights.snapshot(self.model, self.method.weight_names)
         records: list[dict[str, Any]] = []
         before: PerplexityReport | None = None
@@ -122,7 +149,51 @@ class EasyEditCalls(ABC):
             before = examined.ppl_before if restore else examined.ppl_after
             base = examined.ppl_base
             records += examined.records
+            for record in examined.records if verbose else ():
+                request = record["requested_rewrite"]
+                shown = to_json({key: record[key] for key in SHOWN})
+                LOG.info("%s: %s → %s %s", request["case_id"], request["prompt"], request["target_new"], shown)
         return records, self.model, copy
+
+
+def summary_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the records of `edit`, as EasyEdit's function of this name: under `pre` and `post` the accuracies and
+    `ppl`, those of `locality` and `portability` by key. Logged, and returned."""
+    found: dict[str, Any] = {}
+    for state in ("pre", "post"):
+        records = [record[state] for record in metrics]
+        rooms = {room: _means([record[room] for record in records]) for room in ("locality", "portability")}
+        found[state] = {**_means(records), **rooms}
+    LOG.info("means over %d records: %s", len(metrics), to_json(found))
+    return found
+
+
+def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each accuracy, over all prompts, and of `ppl`."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for key, value in record.items():
+            if value is not None and (key.endswith("_acc") or key == "ppl"):
+                values.setdefault(key, []).extend(value if isinstance(value, list) else [value])
+    return {key: statistics.fmean(listed) for key, listed in values.items()}
+
+
+def _check_others(call: str, others: Mapping[str, Any]) -> None:
+    """One warning for EasyEdit's arguments that ask for what is not done here. Raises TypeError for any other name."""
+    strange = sorted(others.keys() - set(UNUSED))
+    if strange:
+        raise TypeError(f"{call}() has no argument {strange[0]!r}")
+    asked = [
+        name
+        for name, value in others.items()
+        if value is not None and value is not False and not (name == "eval_metric" and value in SAME_METRIC)
+    ]
+    if asked:
+        LOG.warning(
+            "%s(): %s: accepted as EasyEdit's, not used here; BaseEditor(hparams, metrics=…) measures more "
+            "(docs/metrics.md)",
+            *(call, ", ".join(asked)),
+        )
 
 
 def _restores(keep_original_weight: bool | None, sequential_edit: bool | None) -> bool | None:

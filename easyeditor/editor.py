@@ -84,13 +84,15 @@ class BaseEditor(Measuring, EasyEditCalls):
         A repeated request is edited once, and requests that share a subject are edited and noted (both as a warning).
 
         Raises:
-            DataError: no request, a bad one, or two that contradict each other.
+            DataError: no request, a bad one, one without the subject the method needs, or two that contradict each
+                other.
         """
         listed = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
         if not listed:
             raise DataError("no requests to edit")
         made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i) for i, r in enumerate(listed)]
         kept, notes = reconcile(made)
+        self._check_subjects(kept)
         for note in notes:
             LOG.warning(note)
         with progress_bar(f"{label} {self.method.title}", verbose) as show:
@@ -99,6 +101,7 @@ class BaseEditor(Measuring, EasyEditCalls):
 
     def compute_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
         """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
+        self._check_subjects(requests)
         hparams, model = self.hparams.to_dict(), self.fingerprint()
         results = self.method.edit_each(requests, progress)
         return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]

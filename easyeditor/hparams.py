@@ -1,10 +1,11 @@
-"""Hyper-parameters: YAML to a typed dataclass. Unknown or duplicate keys and wrong types are errors with the near
-name."""
+"""Hyper-parameters: YAML to a typed dataclass. Unknown keys, keys given twice with two values, and wrong types are
+errors with the near name."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easyeditor.errors import ConfigError
 from easyeditor.files import parse_json
+
+LOG = logging.getLogger(__name__)
 
 H = TypeVar("H", bound="HyperParams")
 # What building a YAML document can raise: its own errors, values it cannot make (a 13th month), nesting without end.
@@ -65,7 +68,7 @@ class HyperParams:
         """Read one YAML file; `.yaml` is appended unless the name ends in it.
 
         Raises:
-            ConfigError: missing, empty or binary file; unknown, duplicate or missing key; wrong type.
+            ConfigError: missing, empty or binary file; unknown or missing key, one with two values; wrong type.
         """
         path = yaml_path(name)
         return cls.from_dict(read_yaml(path), where=str(path))
@@ -158,7 +161,7 @@ def yaml_path(name: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping; a duplicate key is an error rather than the last one winning."""
+    """Parse a YAML mapping; a key given twice is a warning where its values agree, else an error."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -166,9 +169,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
     try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader subclass
+        loader = _UniqueKeyLoader(text)
+        values = loader.get_single_data()
     except _YAML_ERRORS as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
+    for note in loader.repeated:
+        LOG.warning("%s: %s", path, note)
     if values is None:
         raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -225,18 +231,27 @@ def read_json_list(path: Path, what: str) -> list[Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice."""
+    """SafeLoader that refuses a key with two values, and notes in `repeated` those that say the same twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[str] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
+        seen: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain text", key_node.start_mark)
+            value = self.construct_object(value_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}, again in line {line}")
-            seen.add(key)
+                if (type(value), value) != (type(seen[key]), seen[key]):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"duplicate key {key!r}, again in line {line} with another value"
+                    )
+                self.repeated.append(f"key {key!r} again in line {line}, with the same value")
+            seen[key] = value
         return super().construct_mapping(node, deep)
 
 

@@ -49,7 +49,7 @@ class EditRequest:
     def make(
         prompt: str,
         *,
-        subject: str,
+        subject: str | None,
         target_new: str,
         ground_truth: str | None = None,
         rephrase_prompts: str | Sequence[str] | None = None,
@@ -60,23 +60,27 @@ class EditRequest:
     ) -> EditRequest:
         """Check one request and give it a definite subject position; `texts` are the fields in `TEXT_FIELDS`.
 
+        A `subject` of None is for methods that use none: it is "" then, at the start of the prompt as it stands.
+
         Raises:
             DataError: empty or non-text fields, two ``{}``, subject not in the prompt, probes of unequal length.
         """
         where = f"request {case_id!r}"
         for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
+            if name == "subject" and value is None:
+                continue
             if not isinstance(value, str):
                 raise DataError(f"{where}: {name} must be text, found {type(value).__name__} ({value!r})")
             _check_encodable(value, f"{where}: {name}")
             if not value.strip():
                 raise DataError(f"{where}: {name} is empty; give it at least one visible character")
-        text, start = _place_subject(prompt, subject, where)
+        text, start = (prompt, 0) if subject is None else _place_subject(prompt, subject, where)
         if unknown := texts.keys() - set(TEXT_FIELDS):
             raise TypeError(f"EditRequest.make() has no argument {min(unknown)!r}")
         rephrase = _listed_texts(rephrase_prompts, f"{where}: rephrase_prompts")
         return EditRequest(
             prompt=text,
-            subject=subject,
+            subject=subject or "",
             target_new=target_new,
             subject_start=start,
             ground_truth=_optional_text(ground_truth, f"{where}: ground_truth"),
@@ -159,7 +163,7 @@ def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[
             )
         notes.append(f"request {request.case_id!r} repeats {first.case_id!r}; edited once")
     for subject, cases in prompts_of.items():
-        if len(cases) > 1:
+        if subject and len(cases) > 1:
             listed = ", ".join(map(repr, cases))
             notes.append(f"requests {listed} share the subject {subject!r}, and with it nearly the same key")
     return list(kept.values()), notes

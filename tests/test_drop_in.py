@@ -1,17 +1,17 @@
-"""EasyEdit's and the papers' users: their scripts' calls, imports untouched, on tiny models; what docs/compat.md says is
-the same."""
+"""EasyEdit's and the papers' users: their scripts' calls, imports untouched, on tiny models; their arguments."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import build, rome_hparams, same, states, tokenizer
+from conftest import ROOT, build, rome_hparams, same, states, tokenizer
 from script_runs import save_tiny, write_yaml
 
 import easyeditor
@@ -19,6 +19,7 @@ from easyeditor import BaseEditor
 from easyeditor.dataset.sentences import OFFICIAL, load_sentences
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.methods.registry import load_hparams
+from easyeditor.stats.store import StatsKey
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 0}
 FT: dict[str, Any] = {
@@ -104,14 +105,14 @@ def test_the_papers_single_case_script() -> None:
 def test_the_papers_mass_script_keeps_every_edit() -> None:
     from easyeditor import BaseEditor, ROMEHyperParams
 
-    test_data = json.load(open("./data/records.json", encoding="utf-8"))
+    test_data = json.loads(Path("./data/records.json").read_text(encoding="utf-8"))
     hparams = ROMEHyperParams.from_hparams("./hparams/ROME/tiny")
     editor = BaseEditor.from_hparams(hparams)
     before = states(editor.model)
     metrics, edited_model, _ = editor.edit(**columns(test_data), keep_original_weight=False)
     edit_shapes(metrics, 3)
     assert not same(edited_model, before)
-    json.dump(metrics, open("./results.json", "w"), indent=4)
+    Path("./results.json").write_text(json.dumps(metrics, indent=4), encoding="utf-8")
 
 
 def test_the_papers_mend_script(home: Path) -> None:
@@ -322,3 +323,32 @@ def test_me_ppl_is_found_in_the_working_directory_too(tmp_path: Path, monkeypatc
     assert load_sentences(50, beside).name == "ME-PPL_50"
     with pytest.raises(DataError, match=r"ME-PPL_1k\.json"):
         load_sentences(1000, beside)
+
+
+# docs/compat.md
+
+
+def test_statistics_are_found_under_either_spelling_of_the_folder(tmp_path: Path) -> None:
+    named = {"model_name": "./hugging_cache/gpt2-xl", "module": "transformer.h.17.mlp.c_proj", "dataset": "wikipedia"}
+    key = StatsKey(stats_dir=str(tmp_path), dtype="float32", samples=100, **named)
+    assert len(key.paths) == len({path.parent for path in key.paths}) == 2
+    for path in key.paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert key.find() == path
+        path.unlink()
+
+
+def test_each_line_of_what_is_the_same_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/compat.md").read_text(encoding="utf-8")
+    same_part = text.partition("## What is the same")[2].partition("\n## ")[0]
+    bullets = re.split(r"\n- ", same_part)[1:]
+    assert len(bullets) > 10
+    for bullet in bullets:
+        named = re.findall(r"`(tests/test_\w+\.py)`:\s((?:\s*`test_\w+`,?)+)", bullet)
+        assert named, f"no test is named: {bullet}"
+        assert bullet.rstrip().endswith(").")
+        for file, names in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            for name in re.findall(r"test_\w+", names):
+                assert f"def {name}(" in source, f"{file} has no {name}"

@@ -21,10 +21,8 @@ def requests_from_columns(
     """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ."""
     listed = _listed(prompts)
     count = len(listed)
-    if subject is None:
-        raise DataError("edit() needs subject= (one per prompt): the words in the prompt whose fact is changed")
     columns: dict[str, list[Any]] = {
-        "subject": _listed(subject),
+        "subject": [None] * count if subject is None else _listed(subject),
         "target_new": _listed(target_new),
         "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth),
         "rephrase_prompts": [None] * count if rephrase_prompts is None else _listed(rephrase_prompts),
@@ -53,13 +51,15 @@ def _spread(inputs: Mapping[str, Any] | None, count: int, where: str) -> list[di
         if not isinstance(probe, Mapping) or not {"prompt", "ground_truth"} <= probe.keys():
             raise DataError(f"{where}[{key!r}] must have 'prompt' and 'ground_truth', found {probe!r}")
         prompts, answers = _listed(probe["prompt"]), _listed(probe["ground_truth"])
+        if prompts == answers == []:  # as EasyEdit's examples pass a kind of probe that the data does not have
+            continue
         if len(prompts) != count or len(answers) != count:
             raise DataError(
                 f"{where}[{key!r}] has {len(prompts)} prompts and {len(answers)} ground truths for {count} edits; "
                 "give one for each edit (None where there is none)"
             )
         for i in range(count):
-            if prompts[i] is not None:
+            if prompts[i] not in (None, ""):
                 spread[i][key] = {"prompt": prompts[i], "ground_truth": answers[i]}
     return spread
 

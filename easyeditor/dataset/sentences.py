@@ -34,7 +34,8 @@ class Sentences:
 def load_sentences(count: int, data: Path = DATA) -> Sentences:
     """The first `count` sentences of the smallest set that holds as many.
 
-    Up to 50: the papers' ME-PPL_50 when it is in `data/`, else our own fifty. More: the papers' files only.
+    Up to 50: the papers' ME-PPL_50 when it is in `data/` (this project's, or that of the working directory, where the
+    papers' scripts have it), else our own fifty. More: the papers' files only.
 
     Raises:
         DataError: a file is needed that is not there (says how to get it), or is damaged.
@@ -42,7 +43,8 @@ def load_sentences(count: int, data: Path = DATA) -> Sentences:
     if not 0 < count <= max(OFFICIAL):
         raise DataError(f"{count} sentences asked for; allowed: 1 to {max(OFFICIAL)}")
     size = min(n for n in OFFICIAL if n >= count)
-    path = data / OFFICIAL[size]
+    places = [folder / OFFICIAL[size] for folder in (data, Path("data"))]
+    path = next((place for place in places if place.exists()), places[0])
     if not path.exists():
         if size > 50:
             raise DataError(

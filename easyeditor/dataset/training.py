@@ -1,10 +1,10 @@
-"""Datasets as EasyEdit names them, for training MEND: a file of records, read as checked requests."""
+"""Datasets as EasyEdit names them: a file of records, as checked requests for training MEND; KnowEdit's as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from easyeditor.dataset.formats import parse
 from easyeditor.errors import DataError
@@ -60,3 +60,50 @@ class CounterFactDataset(RequestDataset):
 
 class ZsreDataset(RequestDataset):
     """ZsRE as MEND uses it: `src`, `alt`, `rephrase`, `loc`, `loc_ans`."""
+
+
+class KnowEditDataset(Sequence[dict[str, Any]]):
+    """KnowEdit's records as EasyEdit's example reads them.
+
+    A row has `prompt`, `subject`, `target_new`, `ground_truth`, and under the keys of `KINDS` the lists of its probes,
+    None where the record has none.
+    """
+
+    KINDS: ClassVar[dict[str, tuple[str, str]]] = {
+        "portability_r": ("portability", "Reasoning"),
+        "portability_s": ("portability", "Subject_Aliasing"),
+        "portability_l": ("portability", "Logical_Generalization"),
+        "locality_rs": ("locality", "Relation_Specificity"),
+        "locality_f": ("locality", "Forgetfulness"),
+    }
+
+    def __init__(self, data_dir: str | Path, size: int | None = None, config: Any = None) -> None:
+        """`data_dir` is a JSON file, `size` takes the first so many. `config` is EasyEdit's; nothing is read from it.
+
+        Raises:
+            DataError: missing or unreadable file, or a record without one of the three texts.
+        """
+        raw = read_json(Path(data_dir))
+        if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
+            raise DataError(f"{data_dir}: expected a JSON list of records")
+        self.rows = [self._row(item, f"{data_dir}: record {n}") for n, item in enumerate(raw[:size])]
+
+    def _row(self, item: dict[str, Any], where: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"ground_truth": item.get("ground_truth")}
+        for key, other in (("subject", "concept"), ("prompt", "text"), ("target_new", "labels")):
+            if key not in item and other not in item:
+                raise DataError(f"{where}: neither {key!r} nor {other!r} in it")
+            row[key] = item.get(key, item.get(other))
+        return row | {key: (item.get(room) or {}).get(kind) for key, (room, kind) in self.KINDS.items()}
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)

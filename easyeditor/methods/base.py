@@ -31,6 +31,9 @@ class EditMethod(ABC, Generic[H]):
     screens: ClassVar[bool] = False
     """Has the method a denominator that `screen` can compute without editing?"""
 
+    needs_subject: ClassVar[bool] = True
+    """Does the method look the subject up in the prompt? False: requests may be without one."""
+
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
         self.generator = torch.Generator().manual_seed(hparams.seed)

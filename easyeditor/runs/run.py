@@ -190,6 +190,8 @@ def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
         before = read_json(path)
         if before["model_fingerprint"] != editor.fingerprint():
             raise ConfigError(f"{folder}: was begun with other weights than {what.hparams.model_name} has now")
+        if _texts(before["sentences"]) != _texts(None if editor.sentences is None else editor.sentences.to_json()):
+            raise ConfigError(f"{folder}: was begun with other perplexity sentences than are found now")
         editor.method.use_contexts(before["context_templates"])
         editor.method.prepare()
         return
@@ -210,6 +212,11 @@ def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
         "config_sha256": _sha256(config),
     }
     write_json(path, manifest)
+
+
+def _texts(sentences: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """What identifies a perplexity set, wherever its file lies."""
+    return None if sentences is None else (sentences["sha256"], sentences["sentences"])
 
 
 def _sha256(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import difflib
 import math
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +29,8 @@ class FT(EditMethod[FTHyperParams]):
     at its own position. Each row's own length counts, whatever the batch; a BOS is never among the targets, a pad never
     scored.
     """
+
+    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: FTHyperParams) -> None:
         super().__init__(model, tok, hparams)

@@ -121,6 +121,8 @@ class MENDHyperParams(MethodHyperParams):
     """Upstream's key."""
     debug: bool = False
     """Upstream's key."""
+    max_output_length: int | None = None
+    """EasyEdit's key, of its detoxifying experiment; not used."""
     save: bool = False
     """Upstream's key; checkpoints are always saved."""
 

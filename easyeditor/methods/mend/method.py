@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ class MEND(EditMethod[MENDHyperParams]):
     (x, delta) to (x~, delta~); the edit is lr * sum of delta~ x~^T, lr learned for each weight. An edit of several
     requests is the sum of their single edits.
     """
+
+    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)
