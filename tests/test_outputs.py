@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import build, tokenizer
+from script_runs import Ran, awaited, call, forked, save_tiny, write_yaml
+from test_mend_training import WEIGHTS
 
-from easyeditor.errors import OutputError
+import mass_edit
+import ppl
+import pretrain_mend
+import single_case_edit
+from easyeditor.analysis import __main__ as analysis
+from easyeditor.errors import ModelError, OutputError
+from easyeditor.evaluate import __main__ as evaluate
 from easyeditor.files import whole_file, write_json, write_tensors, write_text
 from easyeditor.lm.loading import save
+from easyeditor.report import __main__ as report
+from easyeditor.stats import __main__ as stats
+from easyeditor.trainer import __main__ as convert
 
+MEND = {"alg_name": "MEND", "device": "cpu", "inner_params": WEIGHTS, "rank": 8, "edit_lr": -0.02, "max_iters": 2}
 WRITERS = [
     pytest.param(lambda place: write_text(place, "x"), id="text"),
     pytest.param(lambda place: write_tensors(place, {"a": torch.ones(1)}), id="tensors"),
@@ -86,3 +102,141 @@ def test_a_saved_model_is_as_readable_as_other_files(tmp_path: Path, mask: int) 
         os.umask(old)
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "folder").stat().st_mode
     assert {p.stat().st_mode for p in (tmp_path / "new").iterdir()} == {(tmp_path / "folder/file").stat().st_mode}
+
+
+# Places
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model `m`, `h.yaml`, `data.json`, `request.json`, `two.txt`, an edit `saved`, a finished run `run`."""
+    root = tmp_path_factory.mktemp("source")
+    save_tiny(root / "m")
+    quick = {"v_num_grad_steps": 2, "ppl_sentence_num": 2, "context_templates": ["{}"]}
+    write_yaml(root / "h.yaml", "./m", **quick)
+    record = {"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}
+    (root / "request.json").write_text(json.dumps(record))
+    (root / "data.json").write_text(json.dumps([record, {**record, "target_new": "Rome"}]))
+    (root / "two.txt").write_text("The first sentence.\nAnd the second.\n")
+    (root / "corpus.txt").write_text("The sea is blue.\n")
+    (root / "mend.yaml").write_text(yaml.safe_dump({"alg_name": "MEND", "model_name": "./m", "device": "cpu"}))
+    (root / "site").mkdir()
+    (root / "site/index.html").write_text("<html>my own page</html>")
+    old = os.getcwd()
+    os.chdir(root)
+    try:
+        flags = ["--hparams", "h.yaml", "--data", "data.json", "--mode", "sequential", "--output", "run"]
+        assert awaited(forked(mass_edit, flags)) == 0
+    finally:
+        os.chdir(old)
+    shutil.copytree(root / "run/deltas/000001", root / "saved")
+    return root
+
+
+Script = Callable[..., Ran]
+
+
+@pytest.fixture
+def script(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """script(main's module, *flags) -> Ran, in a copy of `source`; a model that is loaded fails the test."""
+    shutil.copytree(source, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was done before the places were refused")
+
+    monkeypatch.setattr("easyeditor.lm.loading.load", refuse)
+    monkeypatch.setattr("easyeditor.editor.load", refuse)
+    monkeypatch.setattr("easyeditor.trainer.editor.load", refuse)
+    return lambda module, *flags: call(module, list(flags), monkeypatch, capsys)
+
+
+EDIT, MASS = ["--hparams", "h.yaml", "--request", "request.json"], ["--hparams", "h.yaml", "--data", "data.json"]
+EVALUATE = ["--model", "./m", "--edit", "saved"]
+CONVERT = ["convert", "--archive", "two.txt", "--hparams", "mend.yaml"]
+TRAIN = ["--hparams", "mend-training.yaml", "--train", "data.json"]
+COLLECT = [*MASS, "--collect-collapsed"]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "parts"),
+    [
+        # a target is an input
+        (ppl, ["--model", "./m", "--data", "two.txt", "--output", "two.txt"], ["--output", "--data"]),
+        (ppl, ["--model", "./m", "--data", "two.txt", "--output", "./m/../two.txt"], ["--output", "--data"]),
+        (ppl, ["--model", "./m", "--data", "two.txt", "--output", "link.txt"], ["--output", "--data"]),
+        (mass_edit, [*COLLECT, "data.json"], ["--collect-collapsed", "data"]),
+        (mass_edit, [*COLLECT, "h.yaml"], ["--collect-collapsed", "--hparams"]),
+        (mass_edit, ["--union", "data.json", "--collect-collapsed", "data.json"], ["--union"]),
+        (evaluate, [*EVALUATE, "--data", "data.json", "--output", "data.json"], ["--output", "--data"]),
+        # a target lies in an input
+        (ppl, ["--model", "./m", "--edit", "saved", "--output", "saved/edit.json"], ["--edit"]),
+        (ppl, ["--model", "./m", "--output", "m/config.json"], ["--model"]),
+        (ppl, ["--model", "./m", "--output", "m/new.json"], ["--model"]),
+        (single_case_edit, [*EDIT, "--save-model", "m/edited"], ["--save-model", "model_name"]),
+        (single_case_edit, [*EDIT, "--save-edit", "m/new/edit"], ["--save-edit", "model_name"]),
+        (single_case_edit, [*EDIT, "--output", "m/run"], ["--output", "model_name"]),
+        (mass_edit, [*MASS, "--output", "m/run"], ["--output", "model_name"]),
+        (evaluate, [*EVALUATE, "--output", "saved/scores.json"], ["--edit"]),
+        (report, ["run", "--output", "run/deltas/000001/report"], ["lies in"]),
+        (analysis, ["diagnose", "run", "--output", "run/diagnosed"], ["--output", "lies in"]),
+        (stats, ["--model", "./m", "--layers", "1", "--corpus", "corpus.txt", "--output", "."], ["--output"]),
+        (convert, [*CONVERT, "--output", "m/archive"], ["--output", "model_name"]),
+        # a target is in another target
+        (single_case_edit, [*EDIT, "--save-edit", "new", "--save-model", "new"], ["--save-edit", "--save-model"]),
+        (single_case_edit, [*EDIT, "--save-edit", "new/edit", "--save-model", "new"], ["--save-edit", "--save-model"]),
+        (single_case_edit, [*EDIT, "--output", "run2", "--save-model", "run2/m"], ["--output", "--save-model"]),
+        (single_case_edit, [*EDIT, "--output", "new/run", "--save-edit", "new"], ["--output", "--save-edit"]),
+        (mass_edit, [*COLLECT, "run2/results.jsonl", "--output", "run2"], ["--collect-collapsed", "--output"]),
+        (mass_edit, [*COLLECT, "run2/config.json", "--output", "run2"], ["--collect-collapsed", "--output"]),
+        (mass_edit, ["--resume", "run", "--collect-collapsed", "run/results.jsonl"], ["--collect-collapsed"]),
+        # a target holds something that is not its kind
+        (single_case_edit, [*EDIT, "--output", "m"], ["m: "]),
+        (single_case_edit, [*EDIT, "--output", "saved"], ["saved: ", "empty"]),
+        (mass_edit, [*MASS, "--output", "saved"], ["saved: ", "empty"]),
+        (analysis, ["keys", "--hparams", "h.yaml", "--output", "saved"], ["saved: ", "empty"]),
+        (report, ["run", "--output", "site"], ["site", "index.html"]),
+        (pretrain_mend, [*TRAIN, "--output", "saved"], ["saved: "]),
+        (pretrain_mend, [*TRAIN, "--output", "saved", "--resume"], ["saved: "]),
+        (pretrain_mend, [*TRAIN, "--output", "m/mend"], ["--output", "model_name"]),
+    ],
+)
+def test_a_place_that_would_cost_something_is_refused_before_the_work(
+    module: Any, flags: list[str], parts: list[str], script: Script
+) -> None:
+    Path("link.txt").symlink_to("two.txt")
+    Path("mend-training.yaml").write_text(yaml.safe_dump({**MEND, "model_name": "./m"}))
+    before = content(Path())
+    ran = script(module, *flags)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert [part for part in parts if part not in ran.err.splitlines()[-1]] == [], ran.err
+    assert content(Path()) == before
+
+
+@pytest.mark.parametrize("made", ["new/deep/run", "results"])
+def test_a_run_that_fails_leaves_no_folder(made: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ModelError("not loadable")
+
+    monkeypatch.setattr("easyeditor.editor.load", broken)
+    before = content(Path())
+    place = [] if made == "results" else ["--output", made]
+    for module, flags in ((single_case_edit, EDIT), (mass_edit, MASS), (analysis, ["keys", "--hparams", "h.yaml"])):
+        assert script(module, *flags, *place).code == 2
+        assert content(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ([*COLLECT, "new.json", "--set", "ppl_sentence_num=0"], "ppl_sentence_num"),
+        ([*MASS, "--screen", "--screen-threshold", "inf"], "screen_threshold"),
+        ([*MASS, "--screen", "--screen-threshold", "nan"], "screen_threshold"),
+    ],
+)
+def test_what_cannot_end_well_is_not_begun(flags: list[str], part: str, script: Script) -> None:
+    before = content(Path())
+    ran = script(mass_edit, *flags)
+    assert (ran.code, ran.out) == (2, "")
+    assert part in ran.err
+    assert content(Path()) == before
