@@ -27,13 +27,14 @@ import argparse
 import functools
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import check_place, to_json, write_json
-from easyeditor.hparams import HyperParams
+from easyeditor.files import to_json, write_json
+from easyeditor.hparams import HyperParams, yaml_path
 from easyeditor.runs.settings import SCREEN_THRESHOLD, RunSettings
 from easyeditor.runs.shard import Rank, rank_of
 
@@ -107,18 +108,33 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     return hparams.override([*args.set, *flags]), RunSettings.from_dict(given, "flags")
 
 
+def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings) -> None:
+    """Raise before anything is computed if what is to be written has no place of its own, or will not be known."""
+    from easyeditor.outputs import check_outputs
+
+    yaml = yaml_path(args.hparams or DEFAULT_HPARAMS)
+    check_outputs(
+        files={"--collect-collapsed": args.collect_collapsed},
+        shared={"--resume": args.resume, "--output": None if args.resume else args.output},
+        reads={"--hparams": yaml, "--data": settings.data, **hparams.reads()},
+    )
+    if args.collect_collapsed is None:
+        return
+    if settings.mode != "single" or settings.screen:
+        raise ConfigError("--collect-collapsed needs mode single, where each collapse is one request's doing")
+    if not hparams.ppl_sentence_num:
+        raise ConfigError("--collect-collapsed needs perplexity to know a collapse, and ppl_sentence_num is 0")
+
+
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
-    from easyeditor.runs.run import CONFIG, begin, check_same, check_world, execute, plan
+    from easyeditor.runs.run import CONFIG, begun, check_same, check_world, execute, plan
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
         args.resume = args.output  # torchrun starts the same command again when a process has died
     hparams, settings = wanted(args, rank)
     check_world(settings, rank, args.resume or args.output)
     what = plan(hparams, settings)
-    if args.collect_collapsed is not None:
-        check_place(Path(args.collect_collapsed))
-        if settings.mode != "single" or settings.screen:
-            raise ConfigError("--collect-collapsed needs mode single, where each collapse is one request's doing")
+    check_targets(args, hparams, settings)
     if args.resume is not None:
         check_same(Path(args.resume), what)
     if args.dry_run:
@@ -126,15 +142,12 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         return 0
 
     from easyeditor.editor import BaseEditor
-    from easyeditor.runs.folder import run_folder
     from easyeditor.runs.mine import collapsing
 
     quiet_transformers()
-    folder = Path(args.resume or args.output or "")
-    if args.resume is None and rank.first:
-        with run_folder(args.output, f"mass-{hparams.alg_name.lower()}-{settings.mode}", holds=CONFIG) as folder:
-            begin(folder, what)
-    with resumable(f"go on with --resume {folder}"):
+    there = args.resume if rank.first else args.resume or args.output
+    run_at = begun(args.output, what) if there is None else nullcontext(Path(there))
+    with run_at as folder, resumable(f"go on with --resume {folder}"):
         editor = functools.partial(BaseEditor, metrics=settings.metrics)
         summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
     if summary is None:
@@ -165,9 +178,10 @@ def main() -> int:
     if args.union is None:
         return mass_edit(args, rank_of(os.environ))
 
+    from easyeditor.outputs import check_outputs
     from easyeditor.runs.mine import union
 
-    check_place(Path(args.collect_collapsed))
+    check_outputs(files={"--collect-collapsed": args.collect_collapsed}, reads={"--union": args.union})
     records = union([Path(file) for file in args.union])
     write_json(Path(args.collect_collapsed), records)
     print(f"{len(records)} requests: {args.collect_collapsed}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import check_place, to_json, write_json
+from easyeditor.files import to_json, write_json
 
 LOG = logging.getLogger("ppl")
 
@@ -53,9 +53,10 @@ def main() -> int:
     args = arguments()
 
     from easyeditor.dataset.sentences import load_sentences, read_sentences
+    from easyeditor.outputs import check_outputs
 
-    if args.output is not None:
-        check_place(Path(args.output))
+    reads = {"--model": args.model, "--edit": args.edit, "--data": args.data}
+    check_outputs(files={"--output": args.output}, reads=reads)
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
 
     from easyeditor.evaluate.perplexity import PerplexityProbe

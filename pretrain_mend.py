@@ -22,6 +22,7 @@ from pathlib import Path
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
+from easyeditor.hparams import yaml_path
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
@@ -54,6 +55,7 @@ def main() -> int:
     args = arguments()
 
     from easyeditor import CounterFactDataset, MENDTrainingHparams
+    from easyeditor.outputs import check_outputs
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -61,6 +63,8 @@ def main() -> int:
     device = args.device if args.device is not None else (rank if grouped else None)
     flags += [] if device is None else [f"device={device}"]
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override([*args.set, *flags])
+    reads = {"--train": args.train, "--val": args.val, "--hparams": yaml_path(args.hparams), **hparams.reads()}
+    check_outputs(shared={"--output": args.output}, reads=reads)
     if (args.train is None) != (args.val is None) and args.train is None:
         raise ConfigError("--val without --train; give both, or neither for data/facts.json")
     train = CounterFactDataset(args.train or FACTS, split=None if args.train else "train")
@@ -91,12 +95,12 @@ def main() -> int:
         options = {"folder": args.output, "resume": args.resume, "store_dtype": args.store_dtype}
         trainer = EditTrainer(hparams, train, val, **options)
         if trainer.rank == 0:
-            write_json(trainer.folder / "config.json", hparams.to_dict())
             data = {
                 "train": [str(train.path), len(train)],
                 "validation": None if val is None else [str(val.path), len(val)],
             }
             write_json(trainer.folder / "manifest.json", {**environment(), **data})
+            write_json(trainer.folder / "config.json", hparams.to_dict())
         else:
             logging.getLogger().setLevel(logging.WARNING)
         with resumable("go on with --resume"):

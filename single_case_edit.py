@@ -20,7 +20,7 @@ from typing import Any
 from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json
-from easyeditor.hparams import HyperParams
+from easyeditor.hparams import HyperParams, yaml_path
 from easyeditor.records import EditRequest
 
 ROOT = Path(__file__).resolve().parent
@@ -95,16 +95,15 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     return load_hparams(args.hparams).override([*args.set, *flags])
 
 
-def check_targets(args: argparse.Namespace) -> None:
-    """Raise before anything is computed if what is to be saved has no place, or two of them have the same."""
-    from easyeditor.files import check_free
+def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
+    """Raise before anything is computed if what is to be written has no place of its own."""
+    from easyeditor.outputs import check_outputs
 
-    saved = [Path(value) for value in (args.save_edit, args.save_model) if value is not None]
-    for place in saved:
-        check_free(place)
-    places = saved if args.output is None else [*saved, Path(args.output)]
-    if len({place.resolve() for place in places}) < len(places):
-        raise ConfigError("--save-edit, --save-model and --output need places of their own, and two are the same")
+    check_outputs(
+        folders={"--save-edit": args.save_edit, "--save-model": args.save_model},
+        shared={"--output": args.output},
+        reads={"--hparams": yaml_path(args.hparams), "--request": args.request, **hparams.reads()},
+    )
 
 
 def main() -> int:
@@ -122,7 +121,7 @@ def main() -> int:
     from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()
-    check_targets(args)
+    check_targets(args, hparams)
     with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
         editor = BaseEditor(hparams)
         examined = editor.examine(request, verbose=True)

@@ -131,6 +131,23 @@ def check_free(folder: Path) -> None:
     check_parent(folder)
 
 
+def check_new(folder: Path) -> None:
+    """Raise OutputError unless `folder` is absent, or holds nothing but hidden files: what is there stays."""
+    if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; returns the ones that were not there, deepest first."""
+    made = []
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            break
+        made.append(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
 def check_parent(path: Path) -> None:
     """Raise OutputError if the nearest existing place above `path` is not a folder, or `path` has no name."""
     if not path.name:

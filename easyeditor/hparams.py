@@ -128,6 +128,10 @@ class HyperParams:
         """Most tokens of a perplexity sentence; None leaves it to the model's positions."""
         return self.max_length
 
+    def reads(self) -> dict[str, Any]:
+        """What is read beside the YAML, by key: the model; files and folders, for the check of what is written."""
+        return {"model_name": self.model_name}
+
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():

@@ -312,7 +312,7 @@ def test_place_to_save_is_refused_before_anything_is_computed(edit: Any, work: P
 @pytest.mark.usefixtures("nothing_computed")
 @pytest.mark.parametrize(("one", "other"), [("--save-model", "--save-edit"), ("--save-model", "--output")])
 def test_two_things_saved_to_one_place_are_refused_before_anything_is_computed(edit: Any, one: str, other: str) -> None:
-    refusal(edit(one, "new", other, "new"), "two are the same")
+    refusal(edit(one, "new", other, "new"), "is the place of", one, other)
 
 
 @pytest.mark.parametrize("place", ["h.yaml", "h.yaml/below"])

@@ -36,7 +36,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("easyedit", "measuring"),
     ("editor",),
     ("report", "analysis"),
-    ("cli", "scripts"),
+    ("cli", "outputs", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SHARED_BY_METHODS = ("base", "hparams", "memory", "registry", "table", "locate")

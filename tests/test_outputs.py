@@ -191,7 +191,7 @@ COLLECT = [*MASS, "--collect-collapsed"]
         (mass_edit, [*COLLECT, "run2/config.json", "--output", "run2"], ["--collect-collapsed", "--output"]),
         (mass_edit, ["--resume", "run", "--collect-collapsed", "run/results.jsonl"], ["--collect-collapsed"]),
         # a target holds something that is not its kind
-        (single_case_edit, [*EDIT, "--output", "m"], ["m: "]),
+        (single_case_edit, [*EDIT, "--output", "m"], ["--output m", "model_name"]),
         (single_case_edit, [*EDIT, "--output", "saved"], ["saved: ", "empty"]),
         (mass_edit, [*MASS, "--output", "saved"], ["saved: ", "empty"]),
         (analysis, ["keys", "--hparams", "h.yaml", "--output", "saved"], ["saved: ", "empty"]),

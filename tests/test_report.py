@@ -452,10 +452,9 @@ def test_latex_escapes(written: Path) -> None:
 
 def test_a_second_report_replaces_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     run = write_run(tmp_path / "run", screen_lines(six_edits()))
+    assert run_script(monkeypatch, run) == 0
     stale = run / "report" / "figures" / "old.png"
-    stale.parent.mkdir(parents=True)
     stale.touch()
-    (run / "report" / "index.html").touch()
     assert run_script(monkeypatch, run) == 0
     assert not stale.exists()
     assert "report/index.html" in capsys.readouterr().out

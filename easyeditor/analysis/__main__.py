@@ -103,8 +103,15 @@ def main() -> int:
 
     from rich.console import Console
 
+    from easyeditor.analysis.lab import hparams_of
+    from easyeditor.outputs import check_outputs
     from easyeditor.runs.folder import run_folder
 
+    names = ("run", "hparams", "collapse", "normal", "encoder_decoder")
+    reads = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
+    if hasattr(args, "hparams"):
+        reads |= hparams_of(args).reads()
+    check_outputs(shared={"--output": args.output, "--values": getattr(args, "values", None)}, reads=reads)
     quiet_transformers()
     with run_folder(args.output, name) as folder:
         outcome = module.experiment(args, folder)

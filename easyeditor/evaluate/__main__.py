@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import check_place, to_json, write_json
+from easyeditor.files import to_json, write_json
 
 if TYPE_CHECKING:
     from easyeditor.evaluate.metric import Settings
@@ -69,15 +69,16 @@ def main() -> int:
     if args.list:
         _print_metrics()
         return 0
-    if args.output is not None:
-        check_place(Path(args.output))
     names = [name.strip() for name in args.metrics.split(",") if name.strip()]
 
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen
+    from easyeditor.outputs import check_outputs
     from easyeditor.records import EditResult
 
+    reads = {"--model": args.model, "--base-model": args.base_model, "--edit": args.edit, "--data": args.data}
+    check_outputs(files={"--output": args.output}, reads=reads)
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:

@@ -49,10 +49,13 @@ def main() -> int:
 
     from rich.console import Console
 
+    from easyeditor.outputs import check_outputs
     from easyeditor.report.build import check_output, describe, make_report, write_report
     from easyeditor.report.load import load_runs
     from easyeditor.report.render import rich_table
 
+    inputs = [run for run in args.runs if output.resolve() != (run / "report").resolve()]
+    check_outputs(shared={"--output": output}, reads={"RUN": inputs})
     runs = load_runs(args.runs, args.label)
     check_output(output)
     report = make_report(runs, args.worst)

@@ -13,7 +13,7 @@ from easyeditor.files import check_parent, write_bytes, write_text
 from easyeditor.report import curves, facts, scatter, tables
 from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.load import Run
-from easyeditor.report.page import html_page
+from easyeditor.report.page import html_page, is_page
 from easyeditor.report.render import to_csv, to_latex, without_run
 from easyeditor.report.tables import Table
 
@@ -69,8 +69,8 @@ def check_output(folder: Path) -> None:
     check_parent(folder / PAGE)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is there already and not a folder; choose another --output")
-    if folder.is_dir() and not (folder / PAGE).is_file() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: holds other files and no {PAGE}; choose an empty or new folder with --output")
+    if folder.is_dir() and any(folder.iterdir()) and not is_page(folder / PAGE):
+        raise OutputError(f"{folder}: holds other files and no {PAGE} of ours; choose an empty or new folder")
     above = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     if not os.access(above, os.W_OK):
         raise OutputError(f"{folder}: cannot be written; choose another place with --output DIR")

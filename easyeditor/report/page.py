@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from easyeditor.report.canvas import Drawn
 from easyeditor.report.render import NUMERIC, cut, shown
@@ -64,6 +65,18 @@ document.querySelectorAll("table.sortable").forEach(table => {
 """
 
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def is_page(path: Path) -> bool:
+    """Is this file a page that `html_page` made (known by its content policy)?"""
+    try:
+        with open(path, "rb") as source:
+            return _POLICY.encode() in source.read(1000)
+    except OSError:
+        return False
+
+
 def html_page(
     title: str, tables: Sequence[Table], figures: Sequence[Drawn], notes: Sequence[str], commands: Sequence[str]
 ) -> str:
@@ -73,11 +86,10 @@ def html_page(
     links = [(table.name, table.title) for table in tables[:2]] + [(f.name, f.title) for f in figures]
     links += [(table.name, table.title) for table in tables[2:]] + [("again", "How to run it again")]
     nav = " ".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in links)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{_CSS}</style></head>\n<body>",
             f"<h1>{escape(title)}</h1>\n<nav>{nav}</nav>",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import OutputError
-from easyeditor.files import write_json
+from easyeditor.files import check_new, make_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
@@ -26,33 +26,39 @@ def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> 
     """The run's folder: `output` as given, or a new `results/<name>-<time>`. Never overwrites a run, known by
     the file it `holds`.
 
-    If the block fails before anything is written, the empty folder goes again.
+    If the block fails before anything is written, the empty folders made for it go again.
 
     Raises:
-        OutputError: the folder cannot be made, or already holds a result.
+        OutputError: the folder cannot be made, or holds something already.
     """
-    folder = _new_folder(output, name, holds)
+    made: list[Path] = []
+    folder = _new_folder(output, name, holds, made)
     try:
         yield folder
     except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
         raise
 
 
-def _new_folder(output: str | None, name: str, holds: str) -> Path:
+def _new_folder(output: str | None, name: str, holds: str, made: list[Path]) -> Path:
+    """Make it; those that were not there are added to `made`, deepest first."""
     try:
         if output is not None:
             folder = Path(output)
             if (folder / holds).exists():
                 raise OutputError(f"{folder}: already holds a result; choose another --output")
-            folder.mkdir(parents=True, exist_ok=True)
+            check_new(folder)
+            made += make_folder(folder)
             return folder
+        above = make_folder(Path("results"))
         stamp = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80].strip('.')}-{datetime.now():%Y%m%d-%H%M%S}"
         for attempt in range(1000):
             folder = Path("results") / (stamp + (f"-{attempt}" if attempt else ""))
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
+                made += [folder, *above]
                 return folder
             except FileExistsError:
                 if not folder.is_dir():

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import chosen
-from easyeditor.files import read_json, to_json, write_json
+from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class, method_class
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
-from easyeditor.runs.folder import environment
+from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.journal import Journal
 from easyeditor.runs.sequence import run_sequence
 from easyeditor.runs.settings import RunSettings
@@ -124,6 +125,21 @@ def check_same(folder: Path, now: Plan) -> None:
 def begin(folder: Path, what: Plan) -> None:
     """Write `config.json`: from now on the folder is a run that can be resumed."""
     write_json(folder / CONFIG, what.config())
+
+
+@contextmanager
+def begun(output: str | None, what: Plan) -> Iterator[Path]:
+    """A new run folder that is begun; if the block fails before the manifest is written (no such model), it goes;
+    one that was interrupted stays."""
+    name = f"mass-{what.hparams.alg_name.lower()}-{what.settings.mode}"
+    with run_folder(output, name, holds=CONFIG) as folder:
+        begin(folder, what)
+        try:
+            yield folder
+        except Exception:
+            if not (folder / MANIFEST).exists():
+                discard(folder / CONFIG)
+            raise
 
 
 def execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ class RunSettings:
         require(self.start >= 0, where, "start", self.start, "0 or more")
         require(self.limit is None or self.limit > 0, where, "limit", self.limit, "1 or more")
         require(self.together > 0, where, "together", self.together, "1 or more")
-        require(self.screen_threshold > 0, where, "screen_threshold", self.screen_threshold, "a number above 0")
+        require(
+            0 < self.screen_threshold < math.inf, where, "screen_threshold", self.screen_threshold, "a number above 0"
+        )
         if self.mode != "batch" and self.batch_size != 1:
             raise ConfigError(
                 f"{where}: batch_size is {self.batch_size} with mode {self.mode}; it belongs to mode batch"

@@ -25,6 +25,7 @@ from typing import Any
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.hparams import read_yaml, yaml_path
+from easyeditor.outputs import check_outputs
 
 _YAML_KEYS = {
     "model": "model_name",
@@ -81,6 +82,12 @@ def main() -> int:
     """Collect or check."""
     args = arguments()
     wanted = settings_of(args)
+    if not args.check:
+        yaml = None if args.hparams is None else yaml_path(args.hparams)
+        check_outputs(
+            shared={"--output": Path(wanted["output"]) / Path(str(wanted["model"])).name},
+            reads={"--hparams": yaml, "--model": wanted["model"], "--corpus": wanted["corpus"]},
+        )
     if wanted["samples"] < 1:
         raise ConfigError(f"--samples is {wanted['samples']}; allowed: 1 or more")
 

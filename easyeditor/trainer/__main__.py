@@ -14,7 +14,8 @@ import argparse
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, run
-from easyeditor.files import check_free
+from easyeditor.hparams import yaml_path
+from easyeditor.outputs import check_outputs
 
 
 def arguments() -> argparse.Namespace:
@@ -42,7 +43,10 @@ def main() -> int:
     if args.device is not None:
         hparams = hparams.override([f"device={args.device}"])
     output = Path(args.output)
-    check_free(output)
+    check_outputs(
+        folders={"--output": output},
+        reads={"--archive": args.archive, "--hparams": yaml_path(args.hparams), **hparams.reads()},
+    )
     quiet_transformers()
     model, _ = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype, fp16=hparams.fp16)
     parts = anatomy(model)

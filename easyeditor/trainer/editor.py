@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from easyeditor.errors import ConfigError, NumericalError, OutputError
+from easyeditor.errors import ConfigError, NumericalError
 from easyeditor.files import to_json
 from easyeditor.lm.architectures import anatomy, max_positions
 from easyeditor.lm.loading import load
@@ -27,12 +27,11 @@ from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
 from easyeditor.trainer import log, measure
 from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
-from easyeditor.trainer.state import Progressed, read_state, write_state
+from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, write_state
 from easyeditor.trainer.tasks import Tasks
 
 LOG = logging.getLogger(__name__)
 
-STATE = "last.safetensors"
 LAST = "last"
 VALIDATED_TOGETHER = 8  # requests whose head rows are computed together; each is an edit of its own
 FREE: tuple[str, ...] = (
@@ -98,10 +97,8 @@ class EditTrainer:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.folder = _folder(h, folder)
         self._store_dtype = store_dtype
-        if not resume and self.rank == 0 and (self.folder / STATE).exists():
-            raise OutputError(
-                f"{self.folder}: holds a training run already; --resume goes on with it, or choose another"
-            )
+        if self.rank == 0:
+            check_place(self.folder, resume)
         self.model, self.tok = load(
             h.model_name, device=h.device, dtype=h.dtype, fp16=h.fp16, model_parallel=h.model_parallel
         )

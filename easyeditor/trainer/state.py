@@ -11,9 +11,30 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.files import write_tensors
+from easyeditor.errors import ConfigError, DataError, OutputError
+from easyeditor.files import check_new, read_json, write_tensors
 from easyeditor.methods.mend.hypernet import Hypernetwork
+from easyeditor.trainer import log
+
+STATE = "last.safetensors"
+
+
+def check_place(folder: Path, resume: bool) -> None:
+    """Raise OutputError where training would write over what is no training run, or over one that is not resumed."""
+    if (folder / STATE).exists():
+        if not resume:
+            raise OutputError(f"{folder}: holds a training run already; --resume goes on with it, or choose another")
+    elif not (resume and _begun(folder)):
+        check_new(folder)
+
+
+def _begun(folder: Path) -> bool:
+    """Does the folder hold a training run that was cut short before its first state?"""
+    manifest = folder / "manifest.json"
+    if (folder / log.NAME).exists():
+        return True
+    found = read_json(manifest) if manifest.is_file() else None
+    return isinstance(found, dict) and "train" in found
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
@@ -125,6 +125,9 @@ class MENDHyperParams(MethodHyperParams):
     """EasyEdit's key, of its detoxifying experiment; not used."""
     save: bool = False
     """Upstream's key; checkpoints are always saved."""
+
+    def reads(self) -> dict[str, Any]:
+        return {**super().reads(), "archive": self.archive}
 
     def validate(self, where: str) -> None:
         super().validate(where)
