@@ -315,7 +315,7 @@ def test_two_things_saved_to_one_place_are_refused_before_anything_is_computed(e
     refusal(edit(one, "new", other, "new"), "is the place of", one, other)
 
 
-@pytest.mark.parametrize("place", ["h.yaml", "h.yaml/below"])
+@pytest.mark.parametrize("place", ["two.txt", "two.txt/below"])
 def test_run_folder_at_or_below_a_file(edit: Any, place: str) -> None:
     refusal(edit("--output", place), f"{place}: ")
 

@@ -454,6 +454,7 @@ def test_a_second_report_replaces_the_first(tmp_path: Path, monkeypatch: pytest.
     run = write_run(tmp_path / "run", screen_lines(six_edits()))
     assert run_script(monkeypatch, run) == 0
     stale = run / "report" / "figures" / "old.png"
+    stale.parent.mkdir(exist_ok=True)
     stale.touch()
     assert run_script(monkeypatch, run) == 0
     assert not stale.exists()
@@ -531,7 +532,7 @@ def broken(tmp_path: Path, what: str) -> list[Any]:
         ("twice", r"run: given twice"),
         ("labels", r"--label names 2 runs, and 1 are given"),
         ("other files", r"full: holds other files and no index.html"),
-        ("output is a file", r"results.jsonl: is there already and not a folder|is not a folder"),
+        ("output is a file", r"results.jsonl lies in RUN"),
         ("[]", r"config.json: expected a JSON object, found list"),
         ("{", r"config.json: not readable as JSON"),
     ],
