@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from easyeditor import BaseEditor, EditRequest, MENDHyperParams
 from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.architectures import Anatomy, anatomy
+from easyeditor.lm.scored import Batch, line, nll, scored_logits
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.mend.archive import read_archive, write_archive
 from easyeditor.methods.mend.convert import Inert, load_tensors, read_upstream
 from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, edited_weights
 from easyeditor.methods.mend.method import MEND
 from easyeditor.methods.mend.network import NetworkSpec
-from easyeditor.methods.mend.passes import Batch, line, nll, read_factors, scored_logits
+from easyeditor.methods.mend.passes import read_factors
 from easyeditor.trainer.passes import PlainPasses, SharedPasses
 from easyeditor.trainer.tasks import Tasks
 
@@ -173,13 +174,14 @@ def test_many_requests_come_as_one_matrix_rather_than_larger_factors(archived: A
 
 def test_the_traced_losses_are_those_of_the_model_before_and_after(archived: Any) -> None:
     pair, folder = archived()
-    parts = anatomy(pair[0])
     result = MEND(*pair, hparams(model_name=pair, archive=str(folder))).edit(requests()[:1])
     batch = Batch.of([line(pair[1], FACTS[0][0], FACTS[0][2])], torch.device("cpu"), mean=True)
     with torch.no_grad():
-        assert result.trace[2].loss_first == pytest.approx(float(nll(scored_logits(parts, batch), batch)), rel=1e-5)
+        assert result.trace[2].loss_first == pytest.approx(float(nll(scored_logits(pair[0], batch), batch)), rel=1e-5)
         with applied(pair[0], result.deltas):
-            assert result.trace[2].loss_last == pytest.approx(float(nll(scored_logits(parts, batch), batch)), rel=1e-5)
+            assert result.trace[2].loss_last == pytest.approx(
+                float(nll(scored_logits(pair[0], batch), batch)), rel=1e-5
+            )
 
 
 def test_lr_scale_scales_the_edit(archived: Any) -> None:

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import max_positions
-from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.tokens import check_length, encode, model_inputs, target_ids, token_batches
+from easyeditor.lm.scored import Batch, line, scored_logits
+from easyeditor.lm.tokens import check_length, token_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +51,22 @@ def score(
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
     """
-    prompts = [encode(tok, prompt) for prompt, _ in pairs]
-    targets = [target_ids(tok, prompt, target) for prompt, target in pairs]
-    rows = [prompt + target[:-1] for prompt, target in zip(prompts, targets, strict=True)]
-    if rows:
-        check_length(rows, max_positions(model), "the longest prompt with its target")
+    lines = [line(tok, prompt, target) for prompt, target in pairs]
+    if lines:
+        check_length([x.ids for x in lines], max_positions(model), "the longest prompt with its target")
     scored: list[Scored | None] = [None] * len(pairs)
-    for chunk in token_batches([len(row) for row in rows], batch_tokens):
-        chosen = [targets[i] for i in chunk]
-        where = [(place, len(prompts[i]) - 1 + t) for place, i in enumerate(chunk) for t in range(len(targets[i]))]
-        at = torch.tensor(where)
-        with selected_head(model, at[:, 0], at[:, 1]):
-            logits_NV = model(**model_inputs([rows[i] for i in chunk], input_device(model)), use_cache=False).logits[0]
-        logs_NV = logits_NV.float().log_softmax(1)
-        labels_N = torch.tensor([t for target in chosen for t in target], device=logs_NV.device)
+    for chunk in token_batches([len(x.ids) for x in lines], batch_tokens):
+        batch = Batch.of([lines[i] for i in chunk], input_device(model))
+        logs_NV = scored_logits(model, batch).float().log_softmax(1)
         said_N = logs_NV.argmax(1).tolist()
-        log_N = logs_NV.gather(1, labels_N.unsqueeze(1)).squeeze(1).double().tolist()
+        log_N = logs_NV.gather(1, batch.labels_N.to(logs_NV.device).unsqueeze(1)).squeeze(1).double().tolist()
         place = 0
-        for i, target in zip(chunk, chosen, strict=True):
+        for i in chunk:
+            target = lines[i].labels
             end = place + len(target)
             scored[i] = Scored(
                 said=tuple(said_N[place:end]),
-                target=tuple(target),
+                target=target,
                 mean_log_probability=sum(log_N[place:end]) / len(target),
             )
             place = end

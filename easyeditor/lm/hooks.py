@@ -1,6 +1,7 @@
 """Watch and change what flows through modules: context managers, undone in `finally`, always (batch, time, width).
 
     tapped(module, on_input=, on_output=)   see or replace a module's hidden-state input or output
+    captured(module, stop=)                 keep a module's last hidden-state input and output; end the forward there
     watched(block)                          collect what a block is given
     skipped(modules)                        let modules pass their input on unchanged
     replaced(module, forward)               let another function stand for a module's forward
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +49,32 @@ def tapped(module: nn.Module, *, on_input: Tap | None = None, on_output: Tap | N
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass
+class Captured:
+    """The hidden states (batch, time, width) a module was given and gave in its last forward, detached."""
+
+    given: Tensor = field(init=False)
+    gave: Tensor = field(init=False)
+
+
+@contextmanager
+def captured(module: nn.Module, *, stop: bool = False) -> Iterator[Captured]:
+    """Keep what `module` is given and gives inside the block; with `stop` each forward ends there, and with it the
+    block."""
+    found = Captured()
+
+    def on_input(states_BTD: Tensor) -> None:
+        found.given = states_BTD.detach()
+
+    def on_output(states_BTD: Tensor) -> None:
+        found.gave = states_BTD.detach()
+        if stop:
+            raise StopForward
+
+    with stopping(), tapped(module, on_input=on_input, on_output=on_output):
+        yield found
 
 
 @dataclass(frozen=True)

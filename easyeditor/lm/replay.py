@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.attention import short_attention
-from easyeditor.lm.hooks import Passage, StopForward, selected_head, skipped, stopping, tapped, watched
+from easyeditor.lm.hooks import Passage, captured, selected_head, skipped, tapped, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.tokens import Row, model_inputs, token_batches
 
@@ -71,15 +71,9 @@ class PlainForward:
         return PlainForward(parts, module, layer, [rows[i] for i in kept])
 
     def _read_initial(self) -> Tensor:
-        found: list[Tensor] = []
-
-        def read(output_BTD: Tensor) -> None:
-            found.append(_at(output_BTD, self._lookup_B).detach().clone())
-            raise StopForward
-
-        with torch.no_grad(), stopping(), tapped(self._module, on_output=read):
+        with torch.no_grad(), captured(self._module, stop=True) as found:
             self._model(**self._inputs, use_cache=False)
-        return found[0]
+        return picked(found.gave, self._lookup_B)
 
 
 class ReplayForward:
@@ -146,7 +140,7 @@ class ReplayForward:
             at_b = lookup_B[batch]
             with (
                 watched(self._blocks[self._start]) as passages,
-                tapped(self._module, on_output=lambda states, at=at_b, out=outputs: out.append(_at(states, at))),  # type: ignore[misc]
+                tapped(self._module, on_output=lambda states, at=at_b, out=outputs: out.append(picked(states, at))),  # type: ignore[misc]
             ):
                 inputs = model_inputs([rows[i].ids for i in batch], self._device)
                 self._model.base_model(**inputs, past_key_values=cache, use_cache=True)
@@ -272,6 +266,7 @@ def _adder(position_B: Tensor, offset_BD: Tensor) -> Any:
     return add
 
 
-def _at(states_BTD: Tensor, position_B: Tensor) -> Tensor:
+def picked(states_BTD: Tensor, position_B: Tensor) -> Tensor:
+    """The states (B, D) at one position of each row."""
     rows = torch.arange(len(position_B), device=states_BTD.device)
     return states_BTD[rows, position_B.to(states_BTD.device)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import Passage, StopForward, selected_head, stopping, tapped, watched
+from easyeditor.lm.hooks import Passage, captured, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import Row, model_inputs
@@ -48,11 +48,7 @@ class TunedForward:
     @torch.no_grad()
     def _record(self) -> Passage:
         """What block `first` is given: no trained weight lies below it."""
-
-        def end(_output: Tensor) -> None:
-            raise StopForward
-
         block = self._blocks[self._first]
-        with watched(block) as passages, stopping(), tapped(block, on_output=end):
+        with watched(block) as passages, captured(block, stop=True):
             self._model(**self._inputs, use_cache=False)
         return passages[0]

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import Passage, StopForward, selected_head, stopping, tapped, watched
+from easyeditor.lm.hooks import Passage, StopForward, captured, selected_head, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
+from easyeditor.lm.scored import Batch, Line, nll, scored_logits
 from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero
-from easyeditor.methods.mend.passes import Batch, Line, nll, read_factors, scored_logits
+from easyeditor.methods.mend.passes import read_factors
 from easyeditor.trainer.patched import PatchedBlocks
 
 
@@ -117,7 +118,7 @@ class PlainPasses:
         return outcome(outer, outer_SV, locality, before_SV, after_SV)
 
     def _logits(self, batch: Batch) -> Tensor:
-        return scored_logits(self._parts, batch, whole=True)
+        return scored_logits(self._parts.model, batch, whole=True)
 
 
 class SharedPasses:
@@ -204,18 +205,16 @@ class SharedPasses:
         if found is not None:
             return found
         batch = Batch.of(pool.lines, self._device, mean=False)
-        seen: list[Tensor] = []
         with (
             torch.no_grad(),
             watched(self._parts.block(self._start)) as passages,
-            stopping(),
             selected_head(self._parts.model, batch.rows_N, batch.positions_N),
-            tapped(self._head, on_input=_stop_with(seen)),
+            captured(self._head, stop=True) as head_input,
         ):
             self._parts.model(**batch.inputs, use_cache=False)
         self._tuple_output = passages[0].tuple_output
         hidden = [passages[0].hidden_BTD[row, : len(x.ids)].clone() for row, x in enumerate(pool.lines)]
-        head = [part.clone() for part in torch.split(seen[0][0], [len(x.labels) for x in pool.lines])]
+        head = [part.clone() for part in torch.split(head_input.given[0], [len(x.labels) for x in pool.lines])]
         with self._resumed(hidden[:1]):
             edit = Batch.of(pool.lines[:1], self._device, mean=False)
             raw, _ = read_factors(self._parts, self._hypernet.weights, edit)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import DataError
+from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import check_length
-from easyeditor.methods.mend.passes import line
 from easyeditor.records import EditRequest
 from easyeditor.trainer.passes import Draw, Pool, Task
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import StopForward, stopping, tapped
+from easyeditor.lm.hooks import captured
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.replay import picked
 from easyeditor.lm.tokens import Row, model_inputs, token_batches
 
 
@@ -55,21 +56,8 @@ def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]],
 
 
 def _one_batch(parts: Anatomy, module: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    lookup_B = torch.tensor([row.lookup for row in rows])
-    found: dict[str, Tensor] = {}
-
-    def at_lookup(states_BTD: Tensor) -> Tensor:
-        index = torch.arange(len(rows), device=states_BTD.device)
-        return states_BTD[index, lookup_B.to(states_BTD.device)].detach().clone()
-
-    def on_input(states_BTD: Tensor) -> None:
-        found["inputs"] = at_lookup(states_BTD)
-
-    def on_output(states_BTD: Tensor) -> None:
-        found["outputs"] = at_lookup(states_BTD)
-        raise StopForward
-
     inputs = model_inputs([row.ids[: row.lookup + 1] for row in rows], input_device(parts.model))
-    with stopping(), tapped(module, on_input=on_input, on_output=on_output):
+    with captured(module, stop=True) as found:
         parts.model(**inputs, use_cache=False)
-    return found["inputs"], found["outputs"]
+    lookup_B = torch.tensor([row.lookup for row in rows])
+    return picked(found.given, lookup_B), picked(found.gave, lookup_B)

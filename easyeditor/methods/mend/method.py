@@ -18,13 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import NumericalError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
 from easyeditor.lm.tokens import check_length, token_batches
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero
-from easyeditor.methods.mend.passes import Batch, Line, line, nll, read_factors, scored_logits
+from easyeditor.methods.mend.passes import read_factors
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
@@ -149,7 +150,7 @@ class MEND(EditMethod[MENDHyperParams]):
         with applied(self.model, deltas):
             for members in batches:
                 batch = self._batch([lines[i] for i in members])
-                for i, loss in zip(members, nll(scored_logits(self.parts, batch), batch).tolist(), strict=True):
+                for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
                     losses[i] = loss
         return losses
 

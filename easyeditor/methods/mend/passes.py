@@ -1,85 +1,17 @@
-"""Forwards MEND needs: the factors of an edit's gradient, and the logits at scored positions.
-
-Axes: B rows, T tokens, N scored positions, V vocabulary, K width of x, D width of delta.
-"""
+"""The factors of an edit's gradient. Axes: B rows, T tokens, K width of x, D width of delta."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import selected_head, tapped
-from easyeditor.lm.tokens import encode, model_inputs, target_ids
+from easyeditor.lm.hooks import tapped
+from easyeditor.lm.scored import Batch, nll, scored_logits
 from easyeditor.methods.mend.hypernet import EditedWeight, Factors
-
-
-@dataclass(frozen=True)
-class Line:
-    """One text: its ids, the positions that are scored, the ids that should come out there."""
-
-    ids: tuple[int, ...]
-    scored: tuple[int, ...]
-    labels: tuple[int, ...]
-
-
-def line(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> Line:
-    """A prompt continued by a target, every target token scored where it is predicted.
-
-    The target's ids are those it has in the text, with one space before it: what the model reads is what is scored.
-    """
-    head, tail = encode(tok, prompt), target_ids(tok, prompt, target)
-    return Line((*head, *tail[:-1]), tuple(range(len(head) - 1, len(head) + len(tail) - 1)), tuple(tail))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows ready for the model: inputs (B, T), and what is scored: row, position, label and weight in the loss (N)."""
-
-    inputs: dict[str, Tensor]
-    rows_N: Tensor
-    positions_N: Tensor
-    labels_N: Tensor
-    weights_N: Tensor
-
-    @staticmethod
-    def of(lines: Sequence[Line], device: torch.device, *, mean: bool) -> Batch:
-        """A line's loss is the mean over its labels; the batch's the sum over lines, or their mean."""
-        share = 1 / len(lines) if mean else 1.0
-        flat = [(i, p, label, share / len(x.labels)) for i, x in enumerate(lines) for p, label in _scored(x)]
-        return Batch(
-            inputs=model_inputs([x.ids for x in lines], device),
-            rows_N=torch.tensor([i for i, _, _, _ in flat], device=device),
-            positions_N=torch.tensor([p for _, p, _, _ in flat], device=device),
-            labels_N=torch.tensor([label for _, _, label, _ in flat], device=device),
-            weights_N=torch.tensor([w for _, _, _, w in flat], device=device),
-        )
-
-
-def _scored(x: Line) -> list[tuple[int, int]]:
-    return list(zip(x.scored, x.labels, strict=True))
-
-
-def scored_logits(parts: Anatomy, batch: Batch, *, whole: bool = False) -> Tensor:
-    """Logits (N, V) at the scored positions; only those go through the output head, unless `whole`."""
-    if whole:
-        logits_BTV = parts.model(**batch.inputs, use_cache=False).logits
-        return logits_BTV[batch.rows_N.to(logits_BTV.device), batch.positions_N.to(logits_BTV.device)]
-    with selected_head(parts.model, batch.rows_N, batch.positions_N):
-        return parts.model(**batch.inputs, use_cache=False).logits[0]
-
-
-def nll(logits_NV: Tensor, batch: Batch) -> Tensor:
-    """Weighted negative log-likelihood of the labels of each row (B), in nats."""
-    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    nll_N = torch.nn.functional.cross_entropy(wide, batch.labels_N.to(wide.device), reduction="none")
-    rows_N = batch.rows_N.to(wide.device)
-    return wide.new_zeros(len(batch.inputs["input_ids"])).index_add(0, rows_N, nll_N * batch.weights_N.to(nll_N))
 
 
 def read_factors(
@@ -94,7 +26,7 @@ def read_factors(
     with torch.enable_grad(), ExitStack() as taps:
         for weight in weights:
             taps.enter_context(_recorded(parts, weight, seen, added))
-        losses_B = nll(scored_logits(parts, batch, whole=whole), batch)
+        losses_B = nll(scored_logits(parts.model, batch, whole=whole), batch)
         deltas = torch.autograd.grad(losses_B.sum(), [added[w.name] for w in weights])
     pairs = {w.name: Factors(seen[w.name], delta) for w, delta in zip(weights, deltas, strict=True)}
     return pairs, losses_B.detach().tolist()
