@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
 from easyeditor.evaluate.counterfact import COUNTERFACT
+from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
 from easyeditor.evaluate.perplexity import PerplexityProbe
@@ -29,6 +30,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "counterfact": (*COUNTERFACT, *TEXTS),
     "zsre": ZSRE,
     "generation": GENERATION,
+    "first_place": FIRST_PLACE,
 }
 METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() for metric in group}
 
@@ -65,7 +67,7 @@ class Evaluation:
 
 
 def chosen(names: Iterable[str]) -> list[Metric]:
-    """Metrics by name or group (`easyedit`, `counterfact`, `zsre`, `generation`, `all`), each once.
+    """Metrics by name or group (`easyedit`, `counterfact`, `zsre`, `generation`, `first_place`, `all`), each once.
 
     A metric made of others brings them along.
 

@@ -146,19 +146,29 @@ def _add_window(
     longest = settings.max_length if limit is None else min(settings.max_length, limit)
     rows = [encode(tok, text)[:longest] for text in texts if text.strip()]
     rows = [row for row in rows if row]
+    add_rows(parts, rows, settings, totals)
+    totals.documents += len(texts)
+
+
+def add_rows(
+    parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, totals: Totals, *, skipped: int = 0
+) -> None:
+    """Add the keys of all tokens of `rows` (token ids) to `totals`, the first `skipped` of each row left out."""
     window: dict[int, Tensor] = {}
     for batch in token_batches([len(row) for row in rows], settings.batch_tokens):
-        _add_batch(parts, [rows[i] for i in batch], settings, window)
+        _add_batch(parts, [rows[i] for i in batch], settings, window, skipped)
     for layer, sum_KK in window.items():
         total = totals.sums.setdefault(layer, torch.zeros_like(sum_KK, dtype=torch.float64))
         total.add_(sum_KK.triu() + sum_KK.triu(1).T)
-    totals.documents += len(texts)
-    totals.tokens += sum(map(len, rows))
+    totals.tokens += sum(len(row) - skipped for row in rows)
 
 
-def _add_batch(parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, window: dict[int, Tensor]) -> None:
+def _add_batch(
+    parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, window: dict[int, Tensor], skipped: int
+) -> None:
     inputs = model_inputs(rows, input_device(parts.model))
     real_BT = inputs["attention_mask"].bool()
+    real_BT[:, :skipped] = False
     deepest = max(settings.layers)
     with ExitStack() as taps:
         taps.enter_context(stopping())
