@@ -46,6 +46,13 @@ METHODS: dict[str, MethodRow] = {
         defaults={"if_prefix": True},
         spellings=("C_ROME",),
     ),
+    "FTP-ROME": MethodRow(
+        title="FTP-ROME",
+        hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
+        method="easyeditor.methods.rome.method:ROME",
+        paper="docs/first-token-protection.md",
+        preset={"if_c_rome": True, "consistent_value": True, "protect_first_tokens": True, "both_keys": True},
+    ),
     "MEMIT": MethodRow(
         title="MEMIT",
         hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",

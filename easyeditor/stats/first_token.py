@@ -3,7 +3,9 @@
 The first token of a text attends to itself alone, so its key depends on the token and on nothing else: one pass over
 the vocabulary gives the exact second moment of *all* first-token keys,
 
-    M = mean over tokens t that may begin a text of k(t) k(t)^T.
+    M = mean over tokens t that may begin a text of k(t) k(t)^T,
+
+those being the words of the vocabulary with a capital and no space before it (or in a script without capitals).
 
 Where the tokenizer puts a BOS before every text, the first token is always the BOS, and M = k(BOS) k(BOS)^T.
 Later tokens' keys are ordinary; a few thousand of them, from the prompts of `data/facts.json`, give C_later.
@@ -40,6 +42,7 @@ LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT / "data" / "facts.json"
 BATCH_TOKENS = 4096
+LONGEST = 64  # tokens kept of a prompt
 ROWS_TOGETHER = 8192  # rows summed before they are added to the float64 total
 
 
@@ -66,18 +69,26 @@ class Texts:
 
 
 def first_tokens(tok: PreTrainedTokenizerBase) -> Texts:
-    """One row for each token that may begin a text: the BOS alone where the tokenizer puts one, else the vocabulary
-    without special tokens."""
-    start = tuple(encode(tok, ""))[:1]
-    special = set(tok.all_special_ids)
-    rows = (start,) if start else tuple((token,) for token in sorted(tok.get_vocab().values()) if token not in special)
+    """One row for each token that may begin a text: the BOS alone where the tokenizer puts one, else the vocabulary's
+    words with a capital (or in a script without capitals).
+
+    Raises:
+        DataError: no token of the vocabulary may.
+    """
+    start = tuple(encode(tok, "a"))
+    if len(start) > len(tok("a", add_special_tokens=False)["input_ids"]):
+        return Texts(name="first-tokens", rows=(start[:1],), skipped=0)
+    texts = {token: tok.decode([token]) for token in sorted(tok.get_vocab().values())}
+    rows = tuple((token,) for token, text in texts.items() if _begins(text) and encode(tok, text) == [token])
+    if not rows:
+        raise DataError("no token of this tokenizer's vocabulary is a word that may begin a text")
     return Texts(name="first-tokens", rows=rows, skipped=0)
 
 
 def later_tokens(tok: PreTrainedTokenizerBase, prompts: Sequence[str] | None = None) -> Texts:
     """The prompts of `data/facts.json` (or those given), whose first token is left out."""
     texts = _prompts() if prompts is None else list(prompts)
-    rows = [tuple(encode(tok, text)) for text in texts]
+    rows = [tuple(encode(tok, text)[:LONGEST]) for text in texts]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise DataError("no prompt has a second token, so there is no ordinary key to measure")
@@ -135,6 +146,10 @@ def _keep(key: StatsKey, totals: Totals, parts: Anatomy, layer: int, texts: Text
     )
     key.paths[0].parent.mkdir(parents=True, exist_ok=True)
     write_moment(key.paths[0], totals.sums[layer], manifest)
+
+
+def _begins(text: str) -> bool:
+    return text.isalpha() and not text[0].islower()
 
 
 def _prompts() -> list[str]:

@@ -49,6 +49,13 @@ class LocateHyperParams(LayerHyperParams):
     targets_dir: str | None = None
     """Folder that keeps every value search's result, for runs cut short and for ROME and C-ROME to share; null keeps
     none."""
+    protect_first_tokens: bool = False
+    """Hold the keys of first tokens in place beside ordinary ones (docs/first-token-protection.md). Their second moment
+    takes one pass over the vocabulary, made on first use and kept in `stats_dir`."""
+    first_token_weight: float = 1.0
+    """Weight of first tokens' second moment in what is held in place; 0 leaves it out."""
+    later_token_weight: float = 1.0
+    """Weight of later tokens' second moment, which stands for C where no statistics are used; 0 takes the identity."""
     mom2_dataset: str = "wikipedia"
     """Corpus the statistics come from."""
     mom2_n_samples: int = 100000
@@ -63,6 +70,8 @@ class LocateHyperParams(LayerHyperParams):
         require(self.clamp_norm_factor > 0, where, "clamp_norm_factor", self.clamp_norm_factor, "a number above 0")
         require(self.v_weight_decay >= 0, where, "v_weight_decay", self.v_weight_decay, "0 or more")
         require(self.mom2_n_samples > 0, where, "mom2_n_samples", self.mom2_n_samples, "1 or more")
+        for key in ("first_token_weight", "later_token_weight"):
+            require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
         require(self.kl_factor >= 0, where, "kl_factor", self.kl_factor, "0 or more")
         for pair in self.context_template_length_params:
             allowed = "pairs (tokens, how many), both above 0"

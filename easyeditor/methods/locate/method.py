@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import Row, check_length, token_batches
+from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
 from easyeditor.lm.weights import fingerprint, frozen, sample
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
@@ -25,11 +25,13 @@ from easyeditor.methods.locate.search_cache import SearchCache
 from easyeditor.methods.locate.value_search import Found, RowLabels, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
+from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, missing, read_moment
 
 LOG = logging.getLogger(__name__)
 
+RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean diagonal: few tokens, many dimensions
 GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
 
 L = TypeVar("L", bound=LocateHyperParams)
@@ -49,6 +51,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self._moments: dict[int, Tensor] = {}
+        self._preserved: dict[int, Tensor | None] = {}
         self._warned = False
         self._weights = sample(model)  # before any edit: statistics are compared with these
 
@@ -84,8 +87,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
     def prepare(self) -> None:
         """Contexts are generated and statistics read (or collected) now."""
         _ = self.context_groups
-        for layer in self.layers if self.uses_statistics else ():
-            self.moment(layer)
+        for layer in self.layers:
+            self.preserved(layer)
 
     @property
     def uses_statistics(self) -> bool:
@@ -95,6 +98,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
     def take_over(self, other: EditMethod[Any]) -> None:
         if isinstance(other, LocateMethod):
             self._groups, self._moments, self._weights = other.context_groups, other._moments, other._weights
+            if self.hparams.protect_first_tokens and other.hparams.protect_first_tokens:
+                self._preserved = other._preserved
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
@@ -114,13 +119,16 @@ class LocateMethod(EditMethod[L], Generic[L]):
             early_stop_rows=h.early_stop_rows,
         )
 
-    def search_rows(self, request: EditRequest) -> tuple[list[Row], list[list[int]]]:
+    def search_rows(
+        self, request: EditRequest, contexts: Sequence[str] | None = None
+    ) -> tuple[list[Row], list[list[int]]]:
         """The rows of a value search, one per context and the KL row last, and the target ids of all but the last.
 
         Raises:
             DataError: a row longer than `max_length` or the model's positions.
         """
-        rows, labels = target_rows(self.tok, request, self.contexts, self.hparams.fact_token)
+        texts = self.contexts if contexts is None else contexts
+        rows, labels = target_rows(self.tok, request, texts, self.hparams.fact_token)
         rows.append(kl_row(self.tok, request, self.hparams.fact_token))
         limit = max_positions(self.model)
         limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
@@ -134,16 +142,24 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return False
 
     def values(
-        self, requests: Sequence[EditRequest], module: nn.Module, layer: int, progress: Progress | None = None
+        self,
+        requests: Sequence[EditRequest],
+        module: nn.Module,
+        layer: int,
+        progress: Progress | None = None,
+        *,
+        bare_norms: Sequence[float] | None = None,
     ) -> list[Found]:
         """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
 
+        With `bare_norms` on the bare prompts alone, clamped and decayed relative to these norms, one for each request.
         With `targets_dir`, searches saved before are read, and new ones saved.
         """
-        store = self._store(module)
+        bare = bare_norms is not None
+        store = self._store(module, bare)
         found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
-        made = {n: self.search_rows(requests[n]) for n in todo}
+        made = {n: self.search_rows(requests[n], [SLOT] if bare else None) for n in todo}
         for n in todo:
             self._check_reach(requests[n], layer, made[n][0][:-1])
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
@@ -154,7 +170,14 @@ class LocateMethod(EditMethod[L], Generic[L]):
             )
             watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
             labels = RowLabels.of([made[n][1] for n in members])
-            results = search_values(forward, labels, settings, watch, mean_initial=self.starts_from_mean)
+            results = search_values(
+                forward,
+                labels,
+                settings,
+                watch,
+                mean_initial=self.starts_from_mean and not bare,
+                norms=None if bare_norms is None else [bare_norms[n] for n in members],
+            )
             for n, result in zip(members, results, strict=True):
                 found[n] = result
                 if store is not None:
@@ -173,11 +196,46 @@ class LocateMethod(EditMethod[L], Generic[L]):
             layer,
         )
 
-    def _store(self, module: nn.Module) -> SearchCache | None:
+    def _store(self, module: nn.Module, bare: bool = False) -> SearchCache | None:
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
-        return SearchCache(self.hparams, fingerprint(self.model), self.contexts, [name, self.starts_from_mean])
+        where = [name, self.starts_from_mean, *(["bare prompt"] if bare else [])]
+        return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
+
+    def preserved(self, layer: int) -> Tensor | None:
+        """What an update at `layer` holds in place, (K, K) float64: C, or with `protect_first_tokens`
+
+            A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
+            A = w' C' + w M + r I  without collected statistics, C' that of later tokens (`later_token_weight` w').
+
+        None is the identity. Source: docs/first-token-protection.md.
+        """
+        h = self.hparams
+        if not h.protect_first_tokens:
+            return self.moment(layer) if self.uses_statistics else None
+        if layer not in self._preserved:
+            self._preserved[layer] = self._protected(layer)
+        return self._preserved[layer]
+
+    def _protected(self, layer: int) -> Tensor | None:
+        h, parts = self.hparams, self.parts
+        held: Tensor | None = self.moment(layer) if self.uses_statistics else None
+        where = {"stats_dir": h.stats_dir, "model_name": str(self.model.config.name_or_path)}
+        device = self.model.get_parameter(parts.weight_name(layer)).device
+        if held is None and h.later_token_weight:
+            moment_KK = moments(parts, later_tokens(self.tok), [layer], **where)[layer]
+            ridge = RIDGE * moment_KK.diagonal().mean()
+            held = h.later_token_weight * (moment_KK + ridge * torch.eye(len(moment_KK), dtype=torch.float64))
+            held = held.to(device)
+        if h.first_token_weight:
+            moment_KK = h.first_token_weight * moments(parts, first_tokens(self.tok), [layer], **where)[layer].to(
+                device
+            )
+            if held is None:
+                held = torch.eye(len(moment_KK), dtype=torch.float64, device=device)
+            held = held + moment_KK
+        return held
 
     def moment(self, layer: int) -> Tensor:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

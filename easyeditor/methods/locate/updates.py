@@ -37,6 +37,17 @@ def rank_one(
     return RankOne(u_K, residual_D / denominator, float(residual_D.norm()), float(denominator))
 
 
+def joint_update(keys_Kr: Tensor, held_KK: Tensor | None) -> Tensor:
+    """A^-1 K (K^T A^-1 K)^-1, shape (K, r), float64: times the residuals it answers each of the keys with its own.
+
+    Among all updates that do, R (K^T A^-1 K)^-1 (A^-1 K)^T is that of least tr dW A dW^T: it moves the keys whose
+    second moment is A least. A is the identity when none is given.
+    """
+    keys_Kr = keys_Kr.double()
+    whitened_Kr = keys_Kr if held_KK is None else _solve(held_KK.double(), keys_Kr)
+    return _solve((keys_Kr.T @ whitened_Kr).T, whitened_Kr.T).T
+
+
 def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
     """ROME eq. 2: u = C^-1 k scaled to unit length; C is the identity when no second moment is given."""
     direction_K = whitened(key_K, moment_KK)

@@ -86,7 +86,13 @@ class Found:
 
 
 def search_values(
-    forward: RowForward, labels: RowLabels, search: Search, watch: Watch | None = None, *, mean_initial: bool = False
+    forward: RowForward,
+    labels: RowLabels,
+    search: Search,
+    watch: Watch | None = None,
+    *,
+    mean_initial: bool = False,
+    norms: Sequence[float] | None = None,
 ) -> list[Found]:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
@@ -96,7 +102,7 @@ def search_values(
     |prob_cutoff|-th pass in which every target token is the model's first choice. The last pass only measures.
     Requests do not see each other: the answers are those of one at a time.
     The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
-    contexts.
+    contexts. Clamp and decay refer to its norm, or to `norms`, one for each request.
     """
     initial_RD = _wide(forward.initial_BD[labels.first])
     if mean_initial:
@@ -105,7 +111,8 @@ def search_values(
     active = list(range(len(labels.ids)))
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
-    loss_of = _Loss(labels, initial_RD, search, None)
+    norm_R = initial_RD.norm(dim=1) if norms is None else initial_RD.new_tensor(list(norms))
+    loss_of = _Loss(labels, norm_R, search, None)
     probable = [0] * len(found)  # passes in which a request's whole target was the first choice
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
@@ -131,7 +138,7 @@ def search_values(
             optimiser.zero_grad()
             torch.autograd.backward(parts_4R[0].sum())
             optimiser.step()
-            _clamp(offset_RD, search.clamp_norm_factor * loss_of.initial_norm_R)
+            _clamp(offset_RD, search.clamp_norm_factor * loss_of.norm_R)
             if len(going) < len(active):
                 forward, loss_of = forward.narrowed(labels.of_requests(going)), loss_of.narrowed(going)
                 offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
@@ -143,14 +150,13 @@ def search_values(
 class _Loss:
     """The search's loss per request: rows total, nll, kl, weight decay (4, R)."""
 
-    def __init__(self, labels: RowLabels, initial_RD: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
-        self._labels, self._search, self._initial_RD = labels, search, initial_RD
-        self.initial_norm_R = initial_RD.norm(dim=1)
+    def __init__(self, labels: RowLabels, norm_R: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
+        self._labels, self._search, self.norm_R = labels, search, norm_R
         self._kl_initial_RV = kl_initial_RV
         self.chosen = [False] * len(labels.ids)
         """Of the last call: is every target token of a request (its bare prompt's left out if the rule says so) the
         model's first choice? Known only for `early_stop: mpes`."""
-        device = initial_RD.device
+        device = norm_R.device
         index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
         asked: list[bool] = []  # must this label be the first choice?
         kl_at: list[int] = []
@@ -166,7 +172,7 @@ class _Loss:
         at, wanted, owner, shares = zip(*index, strict=True)
         self._at_L, self._labels_L = torch.tensor(at, device=device), torch.tensor(wanted, device=device)
         self._owner_L = torch.tensor(owner, device=device)
-        self._share_L = torch.tensor(shares, device=device, dtype=initial_RD.dtype)
+        self._share_L = torch.tensor(shares, device=device, dtype=norm_R.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
         self._asked_L = torch.tensor(asked, device=device)
 
@@ -177,20 +183,20 @@ class _Loss:
             missed_L = (logs_NV[self._at_L].argmax(dim=1) != self._labels_L) & self._asked_L
             missing = set(self._owner_L[missed_L].tolist())
             self.chosen = [r not in missing for r in range(len(self.chosen))]
-        nll_R = torch.zeros_like(self.initial_norm_R).index_add(0, self._owner_L, nll_L)
+        nll_R = torch.zeros_like(self.norm_R).index_add(0, self._owner_L, nll_L)
         kl_logs_RV = logs_NV[self._kl_at_R]
         if self._kl_initial_RV is None:
             self._kl_initial_RV = kl_logs_RV.detach().clone()
         drift_RV = kl_logs_RV.exp() * (kl_logs_RV - self._kl_initial_RV)  # KL(now || before)
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
-        decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.initial_norm_R**2
+        decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
 
     def narrowed(self, kept: Sequence[int]) -> _Loss:
         """The loss of some of the requests."""
         assert self._kl_initial_RV is not None
         labels = RowLabels(ids=tuple(self._labels.ids[r] for r in kept))
-        return _Loss(labels, self._initial_RD[list(kept)], self._search, self._kl_initial_RV[list(kept)])
+        return _Loss(labels, self.norm_R[list(kept)], self._search, self._kl_initial_RV[list(kept)])
 
 
 def _narrowed_adam(

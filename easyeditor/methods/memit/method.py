@@ -14,5 +14,7 @@ class MEMIT(SpreadMethod[MEMITHyperParams]):
 
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
         """dW = R K^T (lambda C + K K^T)^-1."""
-        adjusted_KN = spread_update(keys_KN, self.hparams.mom2_update_weight * self.moment(layer))
+        held_KK = self.preserved(layer)
+        assert held_KK is not None  # MEMIT's hyper-parameters demand statistics
+        adjusted_KN = spread_update(keys_KN, self.hparams.mom2_update_weight * held_KK)
         return residual_DN, adjusted_KN.T

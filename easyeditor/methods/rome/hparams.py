@@ -20,6 +20,9 @@ class ROMEHyperParams(LocateHyperParams):
     """Test-time prefix: evaluate the rewrite prompt behind one of the contexts; `all`: rephrase prompts too."""
     consistent_value: bool = False
     """Take the initial value v0 as the mean over contexts too, not from the bare prompt; needs `if_c_rome: true`."""
+    both_keys: bool = False
+    """For a subject that is the text's first token: an offset of its own for the bare prompt, found on it alone, and
+    both written by one update of rank two; needs `consistent_value: true`."""
     save_keys: bool = False
     """Write the keys of every edit as upstream does: `C_keys_with_prefix/`, `keys_without_prefix/` and
     `keys_with_prefix/` below `save_keys_path`, `keyN.npy` in each."""
@@ -28,6 +31,8 @@ class ROMEHyperParams(LocateHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
+        if self.both_keys and not self.consistent_value:
+            raise ConfigError(f"{where}: both_keys: true needs if_c_rome: true and consistent_value: true")
         if self.consistent_value and not self.if_c_rome:
             raise ConfigError(
                 f"{where}: consistent_value: true needs if_c_rome: true; a mean value with the bare prompt's key is "

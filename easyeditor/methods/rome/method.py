@@ -16,9 +16,10 @@ from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.updates import key_direction, rank_one, whitened
+from easyeditor.methods.locate.updates import joint_update, key_direction, rank_one, whitened
 from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
+from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
@@ -30,6 +31,11 @@ class ROME(LocateMethod[ROMEHyperParams]):
     *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`). The search starts from the bare prompt's output
     v0; `consistent_value` starts it from the mean output over contexts, so that v* - W kbar is the offset found.
 
+    First-token protection (this project, docs/first-token-protection.md): with `protect_first_tokens` the matrix A of
+    `LocateMethod.preserved` stands for C. With `both_keys`, where the subject is the text's first token, the offset
+    delta_u found on the bare prompt alone joins the contexts' delta, and one update writes both:
+    dW = R (K^T A^-1 K)^-1 (A^-1 K)^T, K = [kbar, k^u], R = [v* - W kbar, v*_u - W k^u].
+
     `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
     and C-ROME, with and without C, share the first two.
     """
@@ -39,9 +45,14 @@ class ROME(LocateMethod[ROMEHyperParams]):
 
     @property
     def title(self) -> str:
-        by_booleans = self.hparams.if_c_rome and self.hparams.alg_name == "ROME"
-        name = "C-ROME" if by_booleans else super().title
-        return f"{name}, consistent value" if self.hparams.consistent_value else name
+        h, preset = self.hparams, METHODS[self.hparams.alg_name].preset
+        name = "C-ROME" if h.if_c_rome and h.alg_name == "ROME" else super().title
+        said = {
+            "consistent_value": "consistent value",
+            "protect_first_tokens": "first tokens protected",
+            "both_keys": "both keys",
+        }
+        return ", ".join([name, *(words for key, words in said.items() if getattr(h, key) and key not in preset)])
 
     @property
     def remedy(self) -> str | None:
@@ -54,11 +65,12 @@ class ROME(LocateMethod[ROMEHyperParams]):
         deltas: list[WeightDelta] = []
         traces = []
         with frozen(self.model):
+            self.prepare()  # missing statistics show at once
             for request in requests:
                 trace = {}
                 for layer in self.layers:
                     with applied(self.model, deltas):
-                        delta, trace[layer] = self._edit_layer(request, layer, progress)
+                        ((delta, trace[layer]),) = self._at_layer([request], layer, progress)
                     deltas.append(delta)
                 traces.append(trace)
         return EditResult(
@@ -76,13 +88,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
             return super().edit_each(requests, progress)
         started = time.perf_counter()
         (layer,) = self.layers
-        self.prepare()  # missing statistics show at once
         with frozen(self.model):
-            found = self.values(requests, self.parts.mlp(layer), layer, progress)
-        lookups = self.look_up(requests, layer)
-        made = [self.update(layer, value, lookup) for value, lookup in zip(found, lookups, strict=True)]
-        for lookup in lookups:
-            self._dump(layer, lookup)
+            self.prepare()  # missing statistics show at once
+            made = self._at_layer(requests, layer, progress)
         seconds = (time.perf_counter() - started) / len(requests)
         return [
             EditResult(
@@ -102,7 +110,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
         for layer in self.layers:
             for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
                 key_K = lookup.mean_K if self.hparams.if_c_rome else lookup.plain_K
-                u_K = key_direction(lookup.mean_K, self._moment(layer, self.hparams))
+                u_K = key_direction(lookup.mean_K, self.preserved(layer))
                 own.append(float(torch.dot(key_K.double(), u_K)))
         return [min(own, key=abs) for own in found]
 
@@ -110,6 +118,30 @@ class ROME(LocateMethod[ROMEHyperParams]):
         """The value search (ROME eq. 4) of one request at `layer`: the same for ROME and C-ROME, with or without C."""
         with frozen(self.model):
             return self.values([request], self.parts.mlp(layer), layer, progress)[0]
+
+    def search_bare(
+        self, requests: Sequence[EditRequest], found: Sequence[Found], layer: int, progress: Progress | None = None
+    ) -> list[Found | None]:
+        """With `both_keys`: the value searches on the bare prompts of requests whose subject is the text's first token;
+        None for the others, whose bare prompt has an ordinary key.
+
+        A first token's own output is tiny or huge, so clamp and decay go by that of `found`, the searches over
+        contexts.
+        """
+        made: list[Found | None] = [None] * len(requests)
+        first = [n for n, request in enumerate(requests) if self.hparams.both_keys and self.starts_text(request)]
+        if first:
+            norms = [float(found[n].initial_D.norm()) for n in first]
+            own = [requests[n] for n in first]
+            for n, value in zip(
+                first, self.values(own, self.parts.mlp(layer), layer, progress, bare_norms=norms), strict=True
+            ):
+                made[n] = value
+        return made
+
+    def starts_text(self, request: EditRequest) -> bool:
+        """Is the token that is edited the very first of the bare prompt? Never with a BOS before it."""
+        return prompt_row(self.tok, request, SLOT, self.hparams.fact_token).lookup == 0
 
     def look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
         """The keys k^u and kbar of requests at `layer`, and what the projection answers to them; read in one go."""
@@ -119,9 +151,16 @@ class ROME(LocateMethod[ROMEHyperParams]):
             return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
 
     def update(
-        self, layer: int, found: Found, lookup: Lookup, hparams: ROMEHyperParams | None = None
+        self,
+        layer: int,
+        found: Found,
+        lookup: Lookup,
+        hparams: ROMEHyperParams | None = None,
+        *,
+        bare: Found | None = None,
     ) -> tuple[WeightDelta, LayerTrace]:
-        """The rank-one update that writes `found` (ROME eq. 2) and its trace.
+        """The rank-one update that writes `found` (ROME eq. 2) and its trace; of rank two with `bare`, the value of the
+        bare prompt.
 
         `hparams` may differ from the method's own in `if_c_rome` and `mom2_adjustment`, which the first two steps do
         not ask for.
@@ -129,10 +168,17 @@ class ROME(LocateMethod[ROMEHyperParams]):
         h = self.hparams if hparams is None else hparams
         plain_K, mean_K = lookup.plain_K, lookup.mean_K
         key_K, output_D = (mean_K, lookup.mean_D) if h.if_c_rome else (plain_K, lookup.plain_D)
-        made = rank_one(key_K, mean_K, found.target_D, output_D, self._moment(layer, h))
-        delta = self.delta(layer, made.u_K[:, None], made.v_D[:, None])
+        held_KK = self._held(layer, h)
+        made = rank_one(key_K, mean_K, found.target_D, output_D, held_KK)
+        keys_Kr, values_Dr, numerator = made.u_K[:, None], made.v_D[:, None], made.numerator
+        if bare is not None:
+            keys_Kr = joint_update(torch.stack([mean_K.double(), plain_K.double()], 1), held_KK)
+            own_D = bare.target_D.double() - lookup.plain_D.double()
+            values_Dr = torch.stack([found.target_D.double() - output_D.double(), own_D], 1)
+            numerator = float(values_Dr.norm())
+        delta = self.delta(layer, keys_Kr, values_Dr)
         trace = LayerTrace(
-            numerator_norm=made.numerator,
+            numerator_norm=numerator,
             denominator=made.denominator,
             key_norm=float(plain_K.norm()),
             prefixed_key_norm=float(mean_K.norm()),
@@ -141,7 +187,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             loss_first=found.losses[0][0],
             loss_last=found.losses[-1][0],
             steps=len(found.losses),
-            delta_norm=float(made.u_K.norm() * made.v_D.norm()),
+            delta_norm=float(made.u_K.norm() * made.v_D.norm()) if bare is None else delta.norm(),
             losses=tuple(found.losses),
             loss_names=SEARCH_LOSSES,
             notes=self.notes(layer, 0),
@@ -160,22 +206,26 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def starts_from_mean(self) -> bool:
         return self.hparams.consistent_value
 
-    def _edit_layer(
-        self, request: EditRequest, layer: int, progress: Progress | None
-    ) -> tuple[WeightDelta, LayerTrace]:
-        if self.hparams.mom2_adjustment:
-            self.moment(layer)  # missing statistics show at once
-        found = self.search(request, layer, progress)
-        (lookup,) = self.look_up([request], layer)
-        self._dump(layer, lookup)
-        return self.update(layer, found, lookup)
+    def _at_layer(
+        self, requests: Sequence[EditRequest], layer: int, progress: Progress | None
+    ) -> list[tuple[WeightDelta, LayerTrace]]:
+        """One layer's edits of requests, each on the model as it is: search, look up, update."""
+        found = self.values(requests, self.parts.mlp(layer), layer, progress)
+        bare = self.search_bare(requests, found, layer, progress)
+        lookups = self.look_up(requests, layer)
+        for lookup in lookups:
+            self._dump(layer, lookup)
+        each = zip(found, lookups, bare, strict=True)
+        return [self.update(layer, value, lookup, bare=own) for value, lookup, own in each]
 
-    def _moment(self, layer: int, hparams: ROMEHyperParams) -> Tensor | None:
-        """C at a layer, None for the identity."""
+    def _held(self, layer: int, hparams: ROMEHyperParams) -> Tensor | None:
+        """What an update holds in place; `hparams` may ask for C or the identity where the method has the other."""
+        if hparams.protect_first_tokens:
+            return self.preserved(layer)
         return self.moment(layer) if hparams.mom2_adjustment else None
 
     def _dump(self, layer: int, lookup: Lookup) -> None:
         """Upstream's key dumps, when `save_keys` asks for them."""
         if self.hparams.save_keys:
-            direction_K = whitened(lookup.mean_K, self._moment(layer, self.hparams))
+            direction_K = whitened(lookup.mean_K, self.preserved(layer))
             dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)

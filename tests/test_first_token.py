@@ -1,0 +1,214 @@
+"""First-token protection: its moments, its solve, its two keys, and the metric that watches first places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
+
+from easyeditor.editor import BaseEditor
+from easyeditor.errors import ConfigError, StatsError
+from easyeditor.evaluate.registry import evaluate
+from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.tokens import Row, encode
+from easyeditor.lm.weights import applied
+from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.updates import joint_update, key_direction
+from easyeditor.methods.memit.hparams import MEMITHyperParams
+from easyeditor.methods.memit.method import MEMIT
+from easyeditor.methods.rome.method import ROME
+from easyeditor.records import EditRequest
+from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
+
+FIRST = EditRequest.make("A is located in", subject="A", target_new=" Italy")  # one token, in first place
+INSIDE = EditRequest.make("The home of Bay is", subject="Bay", target_new=" Italy")
+PROTECTED = {"if_c_rome": True, "consistent_value": True, "protect_first_tokens": True}
+
+
+def editor(kind: str = "llama", bos: bool = False, **changes: Any) -> tuple[BaseEditor, ROME]:
+    made = BaseEditor.from_hparams(rome_hparams((build(kind), tokenizer(bos)), **changes))
+    assert isinstance(made.method, ROME)
+    return made, made.method
+
+
+def keys_of(parts: Any, rows: list[tuple[int, ...]], at: int) -> np.ndarray[Any, Any]:
+    """Keys at place `at` of each row, one row at a time, float64."""
+    found = [read_at_lookup(parts, parts.rewrite(1), [Row(ids=row, lookup=at)], 64)[0][0] for row in rows]
+    return torch.stack(found).double().numpy()
+
+
+def test_the_moments_are_the_plain_means_over_tokens(tmp_path: Path) -> None:
+    parts, tok = anatomy(build("llama")), tokenizer()
+    vocabulary = first_tokens(tok)
+    words = {tok.decode(row) for row in vocabulary.rows}
+    assert {"A", "The"} <= words
+    assert not {" The", "the", "1", "<s>"} & words
+    keys = keys_of(parts, list(vocabulary.rows), 0)
+    (found,) = moments(parts, vocabulary, [1], stats_dir=str(tmp_path), model_name="tiny").values()
+    assert np.abs(found.numpy() - keys.T @ keys / len(keys)).max() < 1e-6 * np.abs(found.numpy()).max()
+
+    prompts = ["The cat sat", "A dog", "x"]
+    later = later_tokens(tok, prompts)
+    assert later.rows == tuple(tuple(encode(tok, text)) for text in prompts[:2])  # nothing follows in the third
+    each = [keys_of(parts, [row], place)[0] for row in later.rows for place in range(1, len(row))]
+    (found,) = moments(parts, later, [1], stats_dir=str(tmp_path), model_name="tiny").values()
+    stacked = np.stack(each)
+    assert np.abs(found.numpy() - stacked.T @ stacked / len(each)).max() < 1e-6 * np.abs(found.numpy()).max()
+
+
+def test_moments_are_kept_and_belong_to_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, texts = anatomy(build("llama")), first_tokens(tokenizer())
+    place = {"stats_dir": str(tmp_path), "model_name": "tiny"}
+    made = moments(parts, texts, [0, 1], **place)
+    assert sorted(path.suffix for path in tmp_path.rglob("*.*") if path.is_file()) == [".json", ".json", ".npz", ".npz"]
+    with monkeypatch.context() as patched:
+        patched.setattr("easyeditor.stats.first_token._sums", None)  # read, not collected
+        again = moments(parts, texts, [1, 0], **place)
+    assert all(torch.equal(made[layer], again[layer]) for layer in (0, 1))
+    with pytest.raises(StatsError, match="other weights"):
+        moments(anatomy(build("llama", seed=1)), texts, [1], **place)
+
+
+def test_with_a_bos_the_first_token_is_the_bos() -> None:
+    texts = first_tokens(tokenizer(bos=True))
+    assert texts == Texts(name="first-tokens", rows=((0,),), skipped=0)
+
+
+def test_the_direction_is_that_of_a_plain_solve(tmp_path: Path) -> None:
+    made, method = editor(**PROTECTED, stats_dir=str(tmp_path), first_token_weight=3.0)
+    where = {"stats_dir": str(tmp_path), "model_name": str(made.model.config.name_or_path)}
+    later = moments(method.parts, later_tokens(made.tok), [1], **where)[1].numpy()
+    first = moments(method.parts, first_tokens(made.tok), [1], **where)[1].numpy()
+    held = later + 0.02 * np.diag(later).mean() * np.eye(len(later)) + 3 * first
+    (lookup,) = method.look_up([FIRST], 1)
+    wanted = np.linalg.solve(held, lookup.mean_K.double().numpy())
+    trace = made.compute(FIRST).trace[1]
+    preserved = method.preserved(1)
+    assert preserved is not None
+    found = key_direction(lookup.mean_K, preserved).numpy()
+    assert np.abs(found - wanted / np.linalg.norm(wanted)).max() < 1e-8
+    assert np.abs(trace.vectors["u"].numpy() - found).max() < 1e-6  # kept in float32
+
+    keys = np.stack([lookup.mean_K.double().numpy(), lookup.plain_K.double().numpy()], 1)
+    solved = np.linalg.solve(held, keys)
+    w = solved @ np.linalg.inv(keys.T @ solved)
+    assert np.abs(joint_update(torch.from_numpy(keys), preserved).numpy() - w).max() < 1e-8 * np.abs(w).max()
+
+
+def test_without_weights_it_is_c_rome_bit_for_bit(tmp_path: Path) -> None:
+    off = {"first_token_weight": 0.0, "later_token_weight": 0.0, "protect_first_tokens": True}
+    (plain,) = editor(if_c_rome=True)[0].compute(FIRST).deltas
+    (same_one,) = editor(if_c_rome=True, stats_dir=str(tmp_path), **off)[0].compute(FIRST).deltas
+    assert torch.equal(plain.dense(), same_one.dense())
+    assert not list(tmp_path.iterdir())
+    (protected,) = editor(if_c_rome=True, stats_dir=str(tmp_path), protect_first_tokens=True)[0].compute(FIRST).deltas
+    assert not torch.allclose(plain.dense(), protected.dense(), rtol=0.1)
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["plain-start", "bos"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_both_keys_get_their_values(kind: str, bos: bool, tmp_path: Path) -> None:
+    """(W + dW) k = v for the mean key and for the bare prompt's; one rank where a BOS makes the bare key ordinary."""
+    made, method = editor(kind, bos, **PROTECTED, both_keys=True, stats_dir=str(tmp_path))
+    before = states(made.model)
+    result = made.compute(FIRST)
+    (delta,) = result.deltas
+    assert delta.right is not None
+    assert delta.left is not None
+    assert delta.left.shape[1] == (1 if bos else 2)
+    assert same(made.model, before)
+    (lookup,) = method.look_up([FIRST], 1)
+    found = method.values([FIRST], method.parts.mlp(1), 1)
+    (bare,) = method.search_bare([FIRST], found, 1)
+    assert (bare is None) == bos
+    wanted = [(lookup.mean_K, found[0].target_D.double() - lookup.mean_D.double())]
+    if bare is not None:
+        wanted.append((lookup.plain_K, bare.target_D.double() - lookup.plain_D.double()))
+    change = delta.dense().double()
+    change = change.T if kind == "gpt2" else change
+    for key_K, value_D in wanted:
+        assert torch.dist(change @ key_K.double(), value_D) < 1e-5 * value_D.norm()
+    w_Kr = joint_update(torch.stack([key.double() for key, _ in wanted], 1), method.preserved(1))
+    identity = torch.stack([key.double() for key, _ in wanted], 1).T @ w_Kr
+    assert (identity - torch.eye(len(wanted))).abs().max() < 1e-6
+
+
+def test_a_subject_inside_the_text_has_one_key(tmp_path: Path) -> None:
+    made, method = editor(**PROTECTED, both_keys=True, stats_dir=str(tmp_path))
+    together = method.edit_each([FIRST, INSIDE])
+    ranks = [result.deltas[0].tensors()["left"].shape[1] for result in together]
+    assert ranks == [2, 1]
+    assert method.title == "C-ROME, consistent value, first tokens protected, both keys"
+    assert editor(alg_name="FTP-ROME", stats_dir=str(tmp_path))[1].title == "FTP-ROME"
+    for request, result in zip([FIRST, INSIDE], together, strict=True):
+        alone = made.compute(request)
+        assert torch.allclose(alone.deltas[0].dense(), result.deltas[0].dense(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_bare_offset_is_clamped_by_ordinary_values(tmp_path: Path) -> None:
+    _, method = editor(**PROTECTED, both_keys=True, stats_dir=str(tmp_path), clamp_norm_factor=0.5)
+    found = method.values([FIRST], method.parts.mlp(1), 1)
+    (bare,) = method.search_bare([FIRST], found, 1)
+    assert bare is not None
+    assert float(bare.offset_D.norm()) == pytest.approx(0.5 * float(found[0].initial_D.norm()), rel=1e-5)
+
+
+def test_saved_searches_keep_the_two_apart(tmp_path: Path) -> None:
+    options = {**PROTECTED, "both_keys": True, "stats_dir": str(tmp_path / "s"), "targets_dir": str(tmp_path / "t")}
+    first = editor(**options)[0].compute(FIRST)
+    assert len(list((tmp_path / "t").iterdir())) == 2
+    again = editor(**options)[0].compute(FIRST)
+    assert torch.equal(first.deltas[0].dense(), again.deltas[0].dense())
+
+
+def test_both_keys_needs_the_consistent_value() -> None:
+    with pytest.raises(ConfigError, match="both_keys"):
+        rome_hparams(("m", "t"), if_c_rome=True, both_keys=True)
+    with pytest.raises(ConfigError, match="first_token_weight"):
+        rome_hparams(("m", "t"), first_token_weight=-1.0)
+
+
+def test_locality_in_first_place_watches_other_subjects() -> None:
+    model, tok = build("llama"), tokenizer()
+    requests = [FIRST, EditRequest.make("Boston is in", subject="Boston", target_new=" Italy")]
+    before = evaluate(model, tok, requests, ["first_place"])
+    assert before.rows[0]["locality_first_place"].value is None  # nothing to compare with yet
+    again = evaluate(model, tok, requests, ["locality_first_place"], before=before)
+    assert [row["locality_first_place"].value for row in again.rows] == [1.0, 1.0]
+    made = BaseEditor.from_hparams(rome_hparams((model, tok), context_templates=CONTEXTS))
+    with applied(model, made.compute(FIRST).deltas):
+        after = evaluate(model, tok, requests, ["first_place"], before=before)
+    values = [row["locality_first_place"].value for row in after.rows]
+    assert values[0] is not None
+    assert values[0] < 1
+    assert values[0] != values[1]  # the prompt about Boston itself counts for the first request only
+
+
+def test_memit_holds_first_tokens_too(tmp_path: Path) -> None:
+    """dW = R K^T (lambda (C + w M) + K K^T)^-1: what `protect_first_tokens` adds is w M."""
+    model, tok = build("llama"), tokenizer()
+    shared = {
+        **{key: value for key, value in vars(rome_hparams((model, tok))).items() if key in _MEMIT_KEYS},
+        **{"alg_name": "MEMIT", "mom2_adjustment": True, "mom2_update_weight": 10.0, "stats_dir": str(tmp_path)},
+    }
+    method = MEMIT(model, tok, MEMITHyperParams.from_dict({**shared, "protect_first_tokens": True}))
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(200, 48, generator=generator, dtype=torch.float64)
+    method._moments[1] = sample.T @ sample / 200
+    where = {"stats_dir": str(tmp_path), "model_name": str(model.config.name_or_path)}
+    first = moments(method.parts, first_tokens(tok), [1], **where)[1]
+    keys, residual = torch.randn(48, 3, generator=generator).double(), torch.randn(32, 3, generator=generator).double()
+    left, right = method.solve(1, keys, residual)
+    held = 10 * (method._moments[1] + first) + keys @ keys.T
+    wanted = residual.numpy() @ keys.numpy().T @ np.linalg.inv(held.numpy())
+    assert np.abs((left @ right).numpy() - wanted).max() < 1e-8 * np.abs(wanted).max()
+
+
+_MEMIT_KEYS = (
+    *("model_name", "device", "layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay"),
+    *("clamp_norm_factor", "kl_factor", "context_templates", "ppl_sentence_num"),
+)
