@@ -1,13 +1,22 @@
-# make edit    the first edit: environment, embedded model, one ROME edit that collapses it
+# make edit    the first edit: environment, embedded model, one ROME edit that collapses it;
+#              TORCH=cpu takes PyTorch's small build, for machines without an NVIDIA GPU
 # make test    everything that is tested; make quick for the part without the embedded model
 # make check   lint, types, import rule
+# make wheels  asks whether every pin has a wheel for every supported Python; installs nothing
 # make bench   timings of benchmarks/
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
+TORCH ?= default
+SUPPORTED := 3.11 3.12 3.13 3.14
+version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+, := ,
+refused = $(error $(1) is $(if $(2),Python $(2),no Python that runs here); this project needs Python 3.11 to 3.14: \
+install one (for example apt install python3.12 python3.12-venv)$(3) and run: PYTHON=python3.12 make edit)
+supported = $(if $(filter $(SUPPORTED),$(2)),,$(call refused,$(1),$(2),$(3)))
 
-.PHONY: edit test quick check bench env clean
+.PHONY: edit test quick check wheels bench env clean
 
 edit: $(VENV)/.installed
 	@echo "== one ROME edit of the embedded model (fetched on first use)"
@@ -29,23 +38,34 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(PY) -m pytest -q tests/test_house.py
 
+wheels: | $(VENV)/bin/python
+	$(PY) tools/wheels.py requirements.txt requirements-eval.txt requirements-data.txt requirements-dev.txt
+
 bench: $(VENV)/.installed
 	$(PY) benchmarks/rome_edit.py
 
 env: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
+	$(call supported,$(PYTHON),$(call version,$(PYTHON)))
 	@echo "== making $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	@echo "== installing requirements.txt (a few minutes the first time)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(if $(wildcard $(PY)),$(call supported,$(PY),$(call version,$(PY)),$(,) remove $(VENV)))
+ifeq ($(TORCH),cpu)
+	@echo "== installing PyTorch's CPU build (0.2 GB)"
+	@$(PY) tools/install.py --index-url https://download.pytorch.org/whl/cpu $(shell grep '^torch==' requirements.txt)
+	@echo "== installing requirements.txt (0.2 GB)"
+else
+	@echo "== installing requirements.txt (2.9 GB with the CUDA build of PyTorch; TORCH=cpu: 0.4 GB)"
+endif
+	@$(PY) tools/install.py -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-eval.txt requirements-data.txt $(VENV)/.installed
 	@echo "== installing requirements-dev.txt"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PY) tools/install.py -r requirements-dev.txt
 	@touch $@
 
 clean:
