@@ -1,0 +1,67 @@
+"""Progress: a bar on a terminal; in a log file plain lines, few of them."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from easyeditor import progress
+from easyeditor.progress import progress_bar
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_file_gets_a_line_every_ten_seconds_and_one_at_the_end(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress_bar("edits ", True, initial=20) as show:
+        assert show is not None
+        for done in range(21, 51):
+            clock[0] += 1.0
+            show(done, 50, f"edit {done}")
+    assert capsys.readouterr().err.splitlines() == [
+        "edits: 30/50, 10 s, about 20 s left, edit 30",
+        "edits: 40/50, 20 s, about 10 s left, edit 40",
+        "edits: 50/50, 30 s, edit 50",
+    ]
+
+
+def test_what_is_short_is_one_line_and_what_stops_early_is_whole(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress_bar("search", True) as show:
+        assert show is not None
+        for done in range(1, 4):
+            show(done, 25, "")
+    with progress_bar("nothing to do", True), progress_bar("hidden", False) as none:
+        assert none is None
+    with pytest.raises(KeyboardInterrupt):
+        _cut_short()
+    assert capsys.readouterr().err == "search: 3/3, 0 s\ncut: 7/25, 0 s, about 0 s left\n"
+
+
+def _cut_short() -> None:
+    with progress_bar("cut", True) as show:
+        assert show is not None
+        show(7, 25, "")
+        raise KeyboardInterrupt
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("edits", True) as show:
+        assert show is not None
+        for done in range(1, 4):
+            show(done, 3, "")
+    assert "100%" in terminal.getvalue()
+    assert "\r" in terminal.getvalue()
