@@ -13,13 +13,26 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, of, note): what a progress bar needs."""
 
 
+EVERY_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+
 @contextmanager
 def progress_bar(title: str, shown: bool, *, initial: int = 0) -> Iterator[Progress | None]:
-    """A bar with time left on stderr, or None when it is not to be shown; `initial` were done in an earlier run."""
+    """Progress on stderr: a bar on a terminal, else a plain line at most every 10 s and one at the end.
+
+    None when it is not to be shown; `initial` were done in an earlier run.
+    """
     if not shown:
         yield None
         return
-    with tqdm(desc=title.strip(), initial=initial, leave=True, dynamic_ncols=True, file=sys.stderr) as bar:
+    with _bar(title.strip(), initial) if sys.stderr.isatty() else _lines(title.strip(), initial) as show:
+        yield show
+
+
+@contextmanager
+def _bar(title: str, initial: int) -> Iterator[Progress]:
+    with tqdm(desc=title, initial=initial, leave=True, dynamic_ncols=True, file=sys.stderr) as bar:
 
         def show(done: int, of: int, note: str) -> None:
             bar.total = of
@@ -31,6 +44,35 @@ def progress_bar(title: str, shown: bool, *, initial: int = 0) -> Iterator[Progr
         if bar.total is not None and bar.n < bar.total:  # stopped early: the rest was not needed
             bar.total = bar.n
             bar.refresh()
+
+
+@contextmanager
+def _lines(title: str, initial: int) -> Iterator[Progress]:
+    started = said = time.monotonic()
+    held: tuple[int, int, str] | None = None
+
+    def say(done: int, of: int, note: str) -> None:
+        took = time.monotonic() - started
+        left = f", about {(of - done) * took / (done - initial):.0f} s left" if initial < done < of else ""
+        sys.stderr.write(f"{title}: {done}/{of}, {took:.0f} s{left}{', ' + note if note else ''}\n")
+        sys.stderr.flush()
+
+    def show(done: int, of: int, note: str) -> None:
+        nonlocal said, held
+        held = done, of, note
+        if time.monotonic() - said >= EVERY_SECONDS:
+            said = time.monotonic()
+            say(done, of, note)
+            held = None
+
+    try:
+        yield show
+    except BaseException:
+        if held:
+            say(*held)
+        raise
+    if held:  # stopped early: the rest was not needed
+        say(held[0], held[0], held[2])
 
 
 class Stopwatch:

@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from easyeditor.errors import DataError, OutputError
 from easyeditor.fetch import WheelFile, file_sha256, obtain
 from easyeditor.files import write_text
+from easyeditor.progress import progress_bar
 
 LOG = logging.getLogger(__name__)
 
@@ -162,7 +161,12 @@ def _excerpt() -> Path:
             articles = list(_articles(dump))
     except OSError as error:
         raise OutputError(f"{EXCERPT_FILE}: cannot be written ({error})") from error
-    documents = [p for a in tqdm(articles, desc="cleaning Wikipedia articles") for p in passages(plain_text(a))]
+    documents: list[str] = []
+    with progress_bar("cleaning Wikipedia articles", True) as show:
+        for number, article in enumerate(articles, 1):
+            documents += passages(plain_text(article))
+            if show is not None:
+                show(number, len(articles), "")
     text = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
     write_text(EXCERPT_FILE, text)
     return EXCERPT_FILE
