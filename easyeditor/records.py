@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import DataError
-from easyeditor.files import parse_json, write_json, write_tensors
+from easyeditor.files import parse_json, to_json, write_json, write_tensors
 from easyeditor.request import EditRequest as EditRequest
 from easyeditor.request import Probe as Probe
 
@@ -158,6 +159,18 @@ class EditResult:
     def trace_json(self) -> list[dict[str, dict[str, Any]]]:
         """Traces with layer numbers as text, as they stand in result files."""
         return [{str(layer): t.to_json() for layer, t in trace.items()} for trace in self.traces]
+
+    def sha256(self) -> str:
+        """Hash of the change itself: every delta's weight, factors and bits, and the memory; not of time or texts."""
+        import torch
+
+        named = [(f"{d.name} {key}", value) for d in self.deltas for key, value in sorted(d.tensors().items())]
+        named += [(f"memory {key}", value) for key, value in sorted(self.memory.items())]
+        digest = hashlib.sha256()
+        for name, tensor in named:
+            digest.update(to_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
         """Write the edit as `edit.safetensors` + `edit.json`; loadable with `load`, revertible with `editor.revert`."""

@@ -15,7 +15,7 @@ from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class
 from easyeditor.records import EditRequest, EditResult, WeightDelta
 from easyeditor.runs.journal import read_journal
-from easyeditor.runs.sequence import delta_folder
+from easyeditor.runs.sequence import delta_folder, saved_edit
 
 LOG = logging.getLogger(__name__)
 SAME = 1e-3  # a recomputed denominator may differ this much, relatively, before it is reported
@@ -68,7 +68,7 @@ class Finished:
             saved = delta_folder(self.folder, first)
             if (record["guard"] is None or record["guard"]["kept"]) and saved.exists():
                 if record["index"] == first:
-                    standing += EditResult.load(saved).deltas
+                    standing += saved_edit(self.folder, first, [record]).deltas
                 yield record, standing
 
     def editor(self) -> BaseEditor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def run_sequence(work: Work) -> None:
         else:
             made, ppl = known, None  # measured again when it is needed
             if any(stands(line) for line in made.values()):
-                work.editor.commit(EditResult.load(delta_folder(work.folder, first)))
+                work.editor.commit(saved_edit(work.folder, first, made.values()))
         lines |= {n: _kept(line) for n, line in made.items() if stands(line)}
         done = first + len(chunk)
         every = work.settings.eval_every
@@ -82,6 +82,19 @@ def delta_folder(folder: Path, first: int) -> Path:
     return folder / "deltas" / f"{first + 1:06d}"
 
 
+def saved_edit(folder: Path, first: int, lines: Iterable[Mapping[str, Any]]) -> EditResult:
+    """The edit that was saved when `lines` were recorded. Raises DataError: missing, damaged, or another one."""
+    place = delta_folder(folder, first)
+    saved = EditResult.load(place)
+    recorded = {line.get("saved_sha256") for line in lines} - {None}
+    if recorded and saved.sha256() not in recorded:
+        raise DataError(
+            f"{place}: is not the edit that was recorded (its sha256 is {saved.sha256()[:12]}…); the run cannot go on "
+            "without it: put the right files there, or start a new run"
+        )
+    return saved
+
+
 def _step(
     work: Work,
     chunk: list[int],
@@ -103,12 +116,14 @@ def _step(
     if examined is None:
         return {}, ppl
     outcome = guarded(work, requests, examined, chunk[0], base)
+    saved = None
     if outcome.kept is not None:
         outcome.kept.save(delta_folder(work.folder, chunk[0]))
+        saved = outcome.kept.sha256()
     seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
     made: dict[int, Mapping[str, Any]] = {}
     for n, record, guard in zip(chunk, examined.records, outcome.entries, strict=True):
-        line = edit_line(record, n, work, result=examined.result, seconds=seconds, guard=guard)
+        line = edit_line(record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved)
         made[n] = line
         if n not in known:
             work.record(line)

@@ -167,8 +167,10 @@ def edit_line(
     result: EditResult,
     seconds: Mapping[str, float],
     guard: Mapping[str, Any] | None,
+    saved: str | None = None,
 ) -> dict[str, Any]:
-    """The line of one edit: its record, its place, its time (s), the guard's action, the norms of its update."""
+    """The line of one edit: its record, its place, its time (s), the guard's action, the norms of its update, the hash
+    of the `saved` edit if it stays in the model."""
     spent = {name: seconds.get(name, 0.0) for name in ("edit", "metrics", "perplexity")}
     norms: dict[str, float] = {}
     for delta in result.deltas:
@@ -182,6 +184,7 @@ def edit_line(
         "seconds": {**spent, "total": sum(spent.values())},
         "guard": guard,
         "delta": norms,
+        "saved_sha256": saved,
     }
 
 
@@ -262,6 +265,7 @@ def brief(line: Mapping[str, Any], sequence: bool) -> dict[str, Any]:
                 "the original model, so its records and new ones would not mean the same; start a new run"
             )
         kept = {key: line[key] for key in ("case_id", "test_prefix", "pre", "just_before")}
+        kept["saved_sha256"] = line.get("saved_sha256")  # null in runs begun before it was recorded
     elif guard is not None:
         guard = {key: value for key, value in guard.items() if key != "record"}
     return {**kept, "kind": "edit", "collapse": line["collapse"], "post": {"ppl": line["post"]["ppl"]}, "guard": guard}
