@@ -3,8 +3,7 @@
   python single_case_edit.py                                     the default request, ROME: collapses the embedded model
   python single_case_edit.py --set alg_name=C-ROME               the same request with C-ROME: does not
   python single_case_edit.py --prompt "The capital of France is" --subject France --target-new Rome
-  python single_case_edit.py --request FILE.json                 one record: CounterFact, EasyEdit, ZsRE, HardCF or
-  question/answer
+  python single_case_edit.py --request FILE.json                 one record: CounterFact, EasyEdit, ZsRE, HardCF …
   python single_case_edit.py --hparams hparams/ROME/gpt2-xl.yaml --device cuda:0
 
 Needs no GPU with the embedded model (about half a minute on two CPU cores). Writes a run folder under results/:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from easyeditor import EditRequest
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
+from easyeditor.lm import architectures
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.attention import NAME, short_attention
 from easyeditor.lm.replay import PlainForward, ReplayForward, row_forward
@@ -43,6 +44,13 @@ SENTENCES = [
     "Three of the ships were never seen again, and nobody asked.",
 ]
 PAIRS = [("Bay is in", "Italy"), ("The mother tongue of Danielle Darrieux is", "a language of France"), ("I", "am")]
+
+
+def test_every_architecture_has_a_tiny_model() -> None:
+    """A row in the table without one would be compared with nothing."""
+    assert set(TINY) == set(architectures.ARCHITECTURES)
+
+
 SLIDING = [kind for kind in ARCHITECTURES if "sliding_window" in TINY[kind]]
 
 

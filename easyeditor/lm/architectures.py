@@ -1,5 +1,4 @@
-"""Every model-specific fact, keyed by `config.model_type` and by layer class. Nothing elsewhere knows a model's
-name."""
+"""Every model-specific fact, keyed by `config.model_type` and by layer class; no other file has any."""
 
 from __future__ import annotations
 
@@ -147,8 +146,7 @@ def anatomy(
 
 
 def weight_is_transposed(module: nn.Module) -> bool:
-    """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs). By class, never by
-    shape."""
+    """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs)."""
     if isinstance(module, Conv1D):
         return True
     if isinstance(module, nn.Linear):
@@ -159,8 +157,7 @@ def weight_is_transposed(module: nn.Module) -> bool:
 
 
 def encoder_projections(model: PreTrainedModel) -> list[nn.Module]:
-    """The MLP output projections of an encoder-decoder's encoder, first layer to last. Raises ConfigError: unknown
-    type."""
+    """The MLP output projections of an encoder-decoder's encoder, first to last. Raises ConfigError: unknown type."""
     kind = model.config.model_type
     if kind not in ENCODERS:
         raise ConfigError(f"encoder of model type {kind!r} is not known; {', '.join(sorted(ENCODERS))} are")

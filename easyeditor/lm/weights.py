@@ -1,5 +1,4 @@
-"""The only writer of parameters: apply an edit and take it back bit-exactly, commit it; run with trained copies;
-fingerprint."""
+"""The only writer of parameters: apply an edit, commit it, take it back bit-exactly; trained copies; fingerprint."""
 
 from __future__ import annotations
 
@@ -138,8 +137,7 @@ class Ledger:
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """The weights before the first commit inside the block; the present ones bit-exactly after it, also on
-        error."""
+        """The weights before the first commit inside the block; the present ones after it, also on error."""
         present = snapshot(self._model, list(self._originals))
         try:
             restore(self._model, self._originals)
@@ -199,8 +197,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def sample(model: nn.Module) -> str:
-    """A thousand evenly spaced weights rounded to bfloat16, as hexadecimal: the same model in another dtype looks
-    alike."""
+    """A thousand evenly spaced weights in bfloat16, as hexadecimal: the same model in another dtype looks alike."""
     total = sum(p.numel() for p in model.parameters())
     step = max(1, total // 1000)
     values: list[Tensor] = []

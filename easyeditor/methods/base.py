@@ -78,8 +78,7 @@ class EditMethod(ABC, Generic[H]):
 
     @property
     def remedy(self) -> str | None:
-        """Settings (`key=value …`) that prevent a collapse caused by a small denominator; None when they are on
-        already."""
+        """Settings (`key=value …`) that prevent a collapse by a small denominator; None when they are on already."""
         return None
 
     @abstractmethod

@@ -47,8 +47,7 @@ class LocateHyperParams(LayerHyperParams):
     collect_stats: Literal["off", "auto"] = "off"
     """What to do when statistics are missing: `off` says how to collect them, `auto` collects them first."""
     targets_dir: str | None = None
-    """Folder that keeps every value search's result, for runs cut short and for ROME and C-ROME to share; null keeps
-    none."""
+    """Folder that keeps every value search's result, for runs cut short and for variants to share; null: none."""
     protect_first_tokens: bool = False
     """Hold the keys of first tokens in place beside ordinary ones (docs/first-token-protection.md). Their second moment
     takes one pass over the vocabulary, made on first use and kept in `stats_dir`."""

@@ -43,8 +43,7 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
 
 
 def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[Lookup]:
-    """Read all requests' rows in one go; each request's first row is its bare prompt, the others stand behind
-    contexts."""
+    """Read all requests' rows in one go; a request's first row is its bare prompt, the others have contexts."""
     flat = [row for own in rows for row in own]
     keys_BK, outputs_BD = read_at_lookup(parts, module, flat, batch_tokens)
     found, place = [], 0

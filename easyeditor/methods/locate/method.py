@@ -1,5 +1,7 @@
-"""What ROME, MEMIT and their kin share: parts, contexts, statistics, deltas. Axes: K key width, D model width, r
-rank."""
+"""What ROME, MEMIT and their kin share: parts, contexts, statistics, deltas.
+
+Axes: K key width, D model width, r rank.
+"""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ def prompt_row(tok: PreTrainedTokenizerBase, request: EditRequest, context: str,
 def target_rows(
     tok: PreTrainedTokenizerBase, request: EditRequest, contexts: Sequence[str], fact_token: str
 ) -> tuple[list[Row], list[list[int]]]:
-    """One row per context, prompt and all target tokens but the last; and each row's target ids, which its last
-    positions predict."""
+    """One row per context, prompt and all target tokens but the last; and the target ids its last positions predict."""
     rows, labels = [], []
     for context in contexts:
         row = prompt_row(tok, request, context, fact_token)

@@ -106,8 +106,7 @@ class Hypernetwork(nn.Module):
         return out
 
     def factors_of(self, weight: EditedWeight, transformed: Factors) -> tuple[Tensor, Tensor]:
-        """The update of `weight` as (left, right), whose product has the weight's own layout: step size times sum of
-        delta~ x~^T."""
+        """The update of `weight` as (left, right) in the weight's own layout: step size times sum of delta~ x~^T."""
         lr = self.edit_lrs[[w.name for w in self.weights].index(weight.name)]
         scaled_ND = lr * transformed.delta_ND
         if weight.transposed:
