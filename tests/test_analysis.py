@@ -196,6 +196,22 @@ def test_sweep_over_layers(run: Any, tmp_path: Path) -> None:
     assert result["layers"] == [0, 2]
 
 
+@pytest.mark.slow
+def test_protection_goes_on_where_it_was(run: Any, tmp_path: Path) -> None:
+    flags = ("--kept", tmp_path / "rows.jsonl", "--limit", 1, "--set", f"stats_dir={tmp_path / 'stats'}")
+    result = whole(run("protection", "--layers", 0, *flags, sets=("collapse",)), tmp_path / "run")
+    ways = ["ROME", "C-ROME", "consistent value", "protected", "both keys"]
+    assert [row["way"] for row in result["tables"]["edits"]] == ways
+    assert all(0 <= row["locality_first_place"] <= 1 for row in result["tables"]["edits"])
+    assert len({row["|dW|"] for row in result["tables"]["edits"]}) == 4  # "Bay" is three tokens here: one key
+
+    before = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "run").rename(tmp_path / "first")
+    result = whole(run("protection", "--layers", 0, 2, *flags, sets=("collapse",)), tmp_path / "run", "protection")
+    assert [row["layer"] for row in result["tables"]["edits"]] == [0] * 5 + [2] * 5
+    assert (tmp_path / "rows.jsonl").read_text().startswith(before)
+
+
 @pytest.mark.slow  # importing lm-evaluation-harness takes longer than all the rest
 def test_downstream_in_memory_and_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

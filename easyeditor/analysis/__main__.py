@@ -7,6 +7,7 @@
   python -m easyeditor.analysis prefix-test     C-ROME measured with and without a prefix before the prompt
   python -m easyeditor.analysis downstream      edited models through lm-evaluation-harness, against their perplexity
   python -m easyeditor.analysis hard-edit       build a set of requests that collapse the model
+  python -m easyeditor.analysis protection      first-token protection against ROME and C-ROME, layer by layer
   python -m easyeditor.analysis diagnose RUN    the four known causes of collapse for every edit of a finished run
 
 Each has its own --help. They run on the embedded model as they are, on any other with --hparams, on your requests with
@@ -67,6 +68,12 @@ def _hard_edit() -> ModuleType:
     return hard_edit
 
 
+def _protection() -> ModuleType:
+    from easyeditor.analysis import protection
+
+    return protection
+
+
 def _diagnose() -> ModuleType:
     from easyeditor.analysis import diagnose
 
@@ -84,6 +91,7 @@ EXPERIMENTS: dict[str, Callable[[], ModuleType]] = {
     "prefix-test": _prefix_test,
     "downstream": _downstream,
     "hard-edit": _hard_edit,
+    "protection": _protection,
     "diagnose": _diagnose,
 }
 
