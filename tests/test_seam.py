@@ -68,7 +68,7 @@ def test_every_row_leads_somewhere(name: str) -> None:
     row = METHODS[name]
     assert issubclass(method_class(name), easyeditor.methods.base.EditMethod)
     assert getattr(easyeditor, hparams_class(name).__name__) is hparams_class(name)
-    assert row.paper.startswith("https://")
+    assert row.paper.startswith(("https://", "docs/"))
     assert {*row.preset, *row.defaults} <= set(hparams_class(name).__dataclass_fields__)
 
 
