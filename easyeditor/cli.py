@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from easyeditor.errors import EasyEditorError, OutputError
+from easyeditor.errors import ConfigError, EasyEditorError, OutputError
+from easyeditor.files import check_encodable
 
+LONGEST_LINE = 500
 EXIT_ERROR = 2
 EXIT_COLLAPSED = 3
 EXIT_INTERRUPTED = 130
@@ -28,8 +30,22 @@ class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(EXIT_ERROR)
+        fail(f"{message} (see --help)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, for flags that can be printed and that files can be named by.
+
+        Raises:
+            ConfigError: a flag that is not UTF-8, or holds a NUL.
+        """
+        for flag in sys.argv[1:] if args is None else args:
+            try:
+                check_encodable(flag)
+            except ValueError as error:
+                raise ConfigError(f"a flag cannot be read: {error}; rename the file, or write the text anew") from error
+            if "\0" in flag:
+                raise ConfigError(f"the flag {flag[:80]!r} holds a NUL character")
+        return super().parse_args(args, namespace)
 
 
 def parser(doc: str) -> Parser:
@@ -101,6 +117,10 @@ def quiet_transformers() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    """One line of at most 500 characters on stderr, exit 2; of a longer one the middle is left out."""
+    line = "error: " + " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        half = (LONGEST_LINE - 3) // 2
+        line = f"{line[:half]} … {line[-half:]}"
+    print(line, file=sys.stderr)
     raise SystemExit(EXIT_ERROR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SCRATCH = ".part-"
 """What is being written lies under this prefix and random digits, created exclusively: nobody else's file."""
+
+LARGEST = 2**63 - 1
+"""The largest integer read from a file or a flag: what torch and numpy can hold."""
 
 
 @contextmanager
@@ -196,9 +200,43 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not readable as JSON ({error})") from error
 
 
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\d{19}")  # what a lone surrogate or an integer beyond 63 bits has in it
+
+
 def parse_json(text: str) -> Any:
-    """JSON text to a value. Raises ValueError, also for nesting without end."""
+    """JSON text to a value. Raises ValueError, also for nesting without end and for what `check_value` refuses."""
+    value = parse_unchecked(text)
+    if _SUSPECT.search(text):
+        check_value(value)
+    return value
+
+
+def parse_unchecked(text: str) -> Any:
+    """As `parse_json` for a list of records, each of which its reader gives to `check_value`."""
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def check_value(value: Any) -> None:
+    """Raise ValueError if a value read from outside holds a text that UTF-8 cannot, or an integer beyond 63 bits."""
+    if isinstance(value, str):
+        check_encodable(value)
+    elif isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise ValueError("it holds an integer beyond 63 bits")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_value(key)
+            check_value(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_value(item)
+
+
+def check_encodable(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, or a byte of the command line that is not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {text[:80]!r} is not UTF-8") from error

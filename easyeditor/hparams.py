@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easyeditor.errors import ConfigError
-from easyeditor.files import parse_json
+from easyeditor.files import check_value, parse_json
+from easyeditor.plain_yaml import parse_yaml
 
 LOG = logging.getLogger(__name__)
 
 H = TypeVar("H", bound="HyperParams")
-# What building a YAML document can raise: its own errors, values it cannot make (a 13th month), nesting without end.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+MAX_SEED = 2**62  # draws are numbered from the seed on, and generators take 63 bits
 
 
 @dataclass(kw_only=True)
@@ -106,8 +105,8 @@ class HyperParams:
             if key not in known:
                 raise ConfigError(f"--set {setting}: {unknown_key(key, known, type(self))}")
             try:
-                changed[key] = yaml.safe_load(text) if text.strip() else None
-            except _YAML_ERRORS as error:
+                changed[key] = parse_yaml(text)[0] if text.strip() else None
+            except ValueError as error:
                 raise ConfigError(f"--set {setting}: the value is not readable as YAML ({_one_line(error)})") from error
         return type(self).from_dict({**self.checked()._values(), **changed}, where="--set")
 
@@ -136,6 +135,8 @@ class HyperParams:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():
             require(not isinstance(value, float) or math.isfinite(value), where, key, value, "a finite number")
+        require(is_model_name(self.model_name), where, "model_name", self.model_name, "a text, or a loaded pair")
+        check_seed(self.seed, where)
         require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
         require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")
         require(self.batch_tokens > 0, where, "batch_tokens", self.batch_tokens, "1 or more")
@@ -173,17 +174,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
     try:
-        loader = _UniqueKeyLoader(text)
-        values = loader.get_single_data()
-    except _YAML_ERRORS as error:
+        values, repeated = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
-    for note in loader.repeated:
+    for note in repeated:
         LOG.warning("%s: %s", path, note)
     if values is None:
         raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values
+
+
+def is_model_name(value: Any) -> bool:
+    """A text with something in it; or an object from Python, which the loader looks at."""
+    plain = (int, float, bool, list, dict, type(None))  # what YAML has beside texts
+    return bool(value.strip()) if isinstance(value, str) else not isinstance(value, plain)
+
+
+def check_seed(seed: int, where: str) -> None:
+    """Raise ConfigError for a seed that generators cannot count on from."""
+    require(-MAX_SEED < seed < MAX_SEED, where, "seed", seed, "a whole number of less than 62 bits")
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -194,13 +205,19 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def coerce(value: Any, declared: Any, key: str) -> Any:
     """Bring a YAML value to its declared type. Raises ConfigError naming the key, the value and what is allowed."""
+    try:
+        check_value(value)
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("it holds a NUL character")
+    except ValueError as error:
+        raise ConfigError(f"{key} cannot be used: {error}; allowed: {describe_type(declared)}") from error
     if declared is Any:
         return value
     if _holds_bool(value) and not _allows_bool(declared):
         raise ConfigError(f"{key} is {value!r} (bool); allowed: {describe_type(declared)}")
     try:
         return TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
+    except (ValidationError, RecursionError) as error:
         wanted = describe_type(declared)
         raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); allowed: {wanted}") from error
 
@@ -232,31 +249,6 @@ def read_json_list(path: Path, what: str) -> list[Any]:
     if not isinstance(values, list):
         raise ConfigError(f"{path}: {what} must be a JSON list, found {type(values).__name__}")
     return values
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key with two values, and notes in `repeated` those that say the same twice."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.repeated: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain text", key_node.start_mark)
-            value = self.construct_object(value_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                if (type(value), value) != (type(seen[key]), seen[key]):
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"duplicate key {key!r}, again in line {line} with another value"
-                    )
-                self.repeated.append(f"key {key!r} again in line {line}, with the same value")
-            seen[key] = value
-        return super().construct_mapping(node, deep)
 
 
 def _holds_bool(value: Any) -> bool:

@@ -62,7 +62,6 @@ def refusal(ran: Ran, *parts: str) -> None:
         (f"a: [1, -{2**63}]\n", "63 bits"),
         ('a: "\\ud800"\n', "UTF-8"),
         ('"\\ud800": 1\n', "UTF-8"),
-        ('a: "x\\0y"\n', "NUL"),
         ("a: " + "x" * 300_000 + "\n", "characters"),
     ],
     ids=lambda value: repr(value[:20]),
@@ -85,7 +84,6 @@ def test_a_date_in_yaml_is_a_text(tmp_path: Path) -> None:
         f"seed={2**63}",
         f"seed=-{2**63}",
         "model_name=!!binary aGVsbG8=",
-        "model_name=2020-01-01T00:00:00 &a",
         "model_name=&a [*a]",
         'stats_dir="a\\0b"',
         'stats_dir="\\ud800"',
@@ -94,7 +92,6 @@ def test_a_date_in_yaml_is_a_text(tmp_path: Path) -> None:
         "model_name=''",
         "layers=" + "[" * 400,
         "layers=[" + "1, " * 100_000 + "1]",
-        "seed=1:1:1",
     ],
     ids=lambda value: repr(value[:24]),
 )
@@ -150,7 +147,7 @@ def test_json_that_only_looks_like_it_is_read(text: str) -> None:
     ids=lambda changes: ascii(changes)[:40],
 )
 def test_a_record_holds_texts_and_a_case_id(changes: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="^here: "):
+    with pytest.raises(DataError, match=r"^here: "):
         parse({**REQUEST, **changes}, "here")
     (tmp_path / "d.json").write_text(json.dumps([{**REQUEST, **changes}, REQUEST]), encoding="utf-8")
     read = read_dataset(str(tmp_path / "d.json"), skip_bad=True)  # a bad record, not a bad file
