@@ -56,11 +56,11 @@ def main() -> int:
 
     from easyeditor import CounterFactDataset, MENDTrainingHparams
     from easyeditor.outputs import check_outputs
+    from easyeditor.runs.shard import process_group, rank_of
 
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    rank = rank_of(os.environ)
     flags = [] if args.max_iters is None else [f"max_iters={args.max_iters}"]
-    device = args.device if args.device is not None else (rank if grouped else None)
+    device = args.device if args.device is not None else (rank.local if rank.world > 1 else None)
     flags += [] if device is None else [f"device={device}"]
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override([*args.set, *flags])
     reads = {"--train": args.train, "--val": args.val, "--hparams": yaml_path(args.hparams), **hparams.reads()}
@@ -82,16 +82,11 @@ def main() -> int:
         print(to_json({"hparams": hparams.to_dict(), "requests": counts}, indent=1))
         return 0
 
-    import torch
-    import torch.distributed as dist
-
     from easyeditor import EditTrainer
     from easyeditor.runs.folder import environment
 
     quiet_transformers()
-    if grouped:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
+    with process_group(rank):
         options = {"folder": args.output, "resume": args.resume, "store_dtype": args.store_dtype}
         trainer = EditTrainer(hparams, train, val, **options)
         if trainer.rank == 0:
@@ -105,10 +100,7 @@ def main() -> int:
             logging.getLogger().setLevel(logging.WARNING)
         with resumable("go on with --resume"):
             trained = trainer.run()
-    finally:
-        if grouped:
-            dist.destroy_process_group()
-    if rank == 0:
+    if rank.first:
         print(f"{trained.steps} steps ({trained.reason}); best: {to_json(trained.best)}; archive: {trained.folder}")
     return 0
 

@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easyeditor.errors import DataError
+from easyeditor.files import check_value
 
+MAX_TEXT = 100_000
+"""Most characters of a text: a prompt has at most a few thousand tokens, and one long word takes a tokenizer long."""
 TEXT_FIELDS = ("generation_prompts", "attribute_prompts", "reference_texts", "essence_texts")
+
+
+SAVED = (
+    *("case_id", "prompt", "subject", "subject_start", "target_new", "ground_truth", "rephrase_prompt"),
+    *("locality", "portability"),
+)
+"""What `to_json` always writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,35 +66,35 @@ class EditRequest:
         locality: Mapping[str, Any] | None = None,
         portability: Mapping[str, Any] | None = None,
         case_id: int | str = 0,
+        subject_start: int | None = None,
         **texts: str | Sequence[str] | None,
     ) -> EditRequest:
-        """Check one request and give it a definite subject position; `texts` are the fields in `TEXT_FIELDS`.
+        """Check one request and give it a definite subject position, unless `subject_start` gives it; `texts` are the
+        fields in `TEXT_FIELDS`.
 
         A `subject` of None is for methods that use none: it is "" then, at the start of the prompt as it stands.
 
         Raises:
-            DataError: empty or non-text fields, two ``{}``, subject not in the prompt, probes of unequal length.
+            DataError: empty, non-text or endless fields, two ``{}``, subject not in the prompt, probes of unequal
+            length.
         """
-        where = f"request {case_id!r}"
-        for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
-            if name == "subject" and value is None:
-                continue
-            if not isinstance(value, str):
-                raise DataError(f"{where}: {name} must be text, found {type(value).__name__} ({value!r})")
-            _check_encodable(value, f"{where}: {name}")
-            if not value.strip():
-                raise DataError(f"{where}: {name} is empty; give it at least one visible character")
-        text, start = (prompt, 0) if subject is None else _place_subject(prompt, subject, where)
         if unknown := texts.keys() - set(TEXT_FIELDS):
             raise TypeError(f"EditRequest.make() has no argument {min(unknown)!r}")
-        rephrase = _listed_texts(rephrase_prompts, f"{where}: rephrase_prompts")
+        where = f"request {_case_id(case_id)!r}"
+        for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
+            if name != "subject" or value is not None:
+                _required_text(value, f"{where}: {name}")
+        text, start = prompt, 0 if subject_start is None else subject_start
+        if subject is not None and subject_start is None:
+            text, start = _place_subject(prompt, subject, where)
+        _check_start(text, subject or "", start, where)
         return EditRequest(
             prompt=text,
             subject=subject or "",
             target_new=target_new,
             subject_start=start,
             ground_truth=_optional_text(ground_truth, f"{where}: ground_truth"),
-            rephrase_prompts=rephrase,
+            rephrase_prompts=_listed_texts(rephrase_prompts, f"{where}: rephrase_prompts"),
             locality=_probes(locality, f"{where}: locality"),
             portability=_probes(portability, f"{where}: portability"),
             case_id=case_id,
@@ -123,19 +133,19 @@ class EditRequest:
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> EditRequest:
-        """Inverse of `to_json`."""
-        return EditRequest(
-            prompt=raw["prompt"],
-            subject=raw["subject"],
-            target_new=raw["target_new"],
-            subject_start=raw["subject_start"],
-            ground_truth=raw["ground_truth"],
-            rephrase_prompts=tuple(raw["rephrase_prompt"]),
-            locality=_probes(raw["locality"], "locality"),
-            portability=_probes(raw["portability"], "portability"),
-            case_id=raw["case_id"],
-            **{name: tuple(raw.get(name, ())) for name in TEXT_FIELDS},
-        )
+        """Inverse of `to_json`, checked like a new request. Raises DataError."""
+        if not isinstance(raw, Mapping):
+            raise DataError(f"a saved request must be a JSON object, found {type(raw).__name__}")
+        if lacking := [key for key in SAVED if key not in raw]:
+            raise DataError(f"a saved request lacks {', '.join(lacking)}")
+        lists = {"rephrase_prompts": raw["rephrase_prompt"], **{n: raw[n] for n in TEXT_FIELDS if n in raw}}
+        for name, value in lists.items():
+            if not isinstance(value, list):
+                raise DataError(f"a saved request's {name} must be a list, found {type(value).__name__}")
+        if raw["subject_start"] is None:
+            raise DataError("a saved request's subject_start is null")
+        same = {key: raw[key] for key in SAVED if key != "rephrase_prompt"}
+        return EditRequest.make(**{**same, "subject": None if raw["subject"] == "" else raw["subject"]}, **lists)
 
 
 def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[str]]:
@@ -185,19 +195,51 @@ def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
     return prompt, start
 
 
+def _check_start(prompt: str, subject: str, start: Any, where: str) -> None:
+    whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    if not whole or not prompt.startswith(subject, start):
+        raise DataError(f"{where}: subject_start is {start!r}, but {subject!r} does not stand there in {prompt!r}")
+
+
+def _case_id(value: Any) -> int | str:
+    try:
+        check_value(value)
+    except ValueError as error:
+        raise DataError(f"a case_id cannot be used: {error}") from error
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise DataError(f"case_id must be a number or a text, found {type(value).__name__} ({value!r})")
+    return value
+
+
+def _required_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+    if not value.strip():
+        raise DataError(f"{where} is empty; give it at least one visible character")
+    if not is_text(value):
+        raise DataError(f"{where} {_NO_TEXT} ({value!r})")
+
+
 def _optional_text(value: Any, where: str) -> str | None:
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
-    if value is None or isinstance(value, str):
-        _check_encodable(value or "", where)
-        return value or None
-    raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+    if value.strip() and not is_text(value):
+        raise DataError(f"{where} {_NO_TEXT} ({value!r})")
+    return value
 
 
-def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
+def _probes(raw: Any, where: str) -> dict[str, Probe]:
     """Read EasyEdit's `{key: {"prompt": …, "ground_truth": …}}`, either value a text or a list of texts."""
+    if raw is not None and not isinstance(raw, Mapping):
+        raise DataError(f"{where} must be a mapping of names to prompts and answers, found {type(raw).__name__}")
     probes = {}
     for key, value in (raw or {}).items():
+        if not is_text(key):
+            raise DataError(f"{where}: a name must be a text, found {key!r}")
         if isinstance(value, Probe):
             probes[key] = value
             continue
@@ -215,20 +257,18 @@ def _probes(raw: Mapping[str, Any] | None, where: str) -> dict[str, Probe]:
     return probes
 
 
+_NO_TEXT = f"is not UTF-8 text of at most {MAX_TEXT} characters"
+
+
 def is_text(value: Any) -> bool:
-    """Is this a text with something visible in it that UTF-8 can hold?"""
-    if not isinstance(value, str) or not value.strip():
+    """Is this a text with something visible in it, that UTF-8 can hold, of at most `MAX_TEXT` characters?"""
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
         return False
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair
+        check_value(value)
+    except ValueError:  # half of a surrogate pair
         return False
     return True
-
-
-def _check_encodable(value: str, where: str) -> None:
-    if value.strip() and not is_text(value):
-        raise DataError(f"{where} is not UTF-8 text ({value!r})")
 
 
 def _listed_texts(value: Any, where: str) -> tuple[str, ...]:

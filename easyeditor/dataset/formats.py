@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import DataError
-from easyeditor.files import read_json
+from easyeditor.files import check_value, read_json
 from easyeditor.records import EditRequest
 from easyeditor.request import TEXT_FIELDS
 
@@ -29,6 +29,7 @@ def parse(raw: Any, where: str, case_id: int | str = 0) -> EditRequest:
         raise DataError(f"{where}: a record must be a JSON object, found {type(raw).__name__}")
     name = "unrecognised"
     try:
+        check_value(raw)
         name = recognise(raw)
         return FORMATS[name][1](raw, raw.get("case_id", case_id))
     except DataError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from easyeditor.dataset.formats import parse, recognise
 from easyeditor.errors import DataError
-from easyeditor.files import parse_json
+from easyeditor.files import parse_unchecked
 from easyeditor.records import EditRequest
 
 Raw = tuple[Any, str | None]
@@ -120,14 +120,14 @@ def _is_lines(text: str, path: Path) -> bool:
     if not head.startswith("{") or not rest.strip():
         return False
     try:
-        return isinstance(parse_json(head), dict)
+        return isinstance(parse_unchecked(head), dict)
     except ValueError:
         return False
 
 
 def _whole(text: str, path: Path) -> Iterator[Raw]:
     try:
-        value = parse_json(text)
+        value = parse_unchecked(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno} of {text.count(chr(10)) + 1} lines"
         raise DataError(f"{path}: not whole JSON ({error.msg} at {where}); is the file cut off?") from error
@@ -145,7 +145,7 @@ def _lines(text: str) -> Iterator[Raw]:
         if not line.strip():
             continue
         try:
-            yield parse_json(line), None
+            yield parse_unchecked(line), None
         except ValueError as error:
             yield None, f"line {number} is not JSON ({error})"
 

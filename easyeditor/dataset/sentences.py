@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import DataError
-from easyeditor.files import parse_json
+from easyeditor.files import parse_unchecked
 from easyeditor.request import is_text
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -75,7 +75,9 @@ def read_sentences(path: Path) -> Sentences:
     texts = _from_json(text, path) if _is_json(text, path) else text.removesuffix("\n").split("\n")
     for number, sentence in enumerate(texts, 1):
         if not is_text(sentence):
-            raise DataError(f"{path}: sentence {number} is empty or not a text ({sentence!r}); remove it")
+            raise DataError(
+                f"{path}: sentence {number} is empty or not a text, or endless ({sentence!r:.200}); remove it"
+            )
     if not texts:
         raise DataError(f"{path}: no sentences in it")
     digest = hashlib.sha256(raw).hexdigest()
@@ -88,7 +90,7 @@ def _is_json(text: str, path: Path) -> bool:
 
 def _from_json(text: str, path: Path) -> list[Any]:
     try:
-        items = parse_json(text)
+        items = parse_unchecked(text)
     except ValueError as error:
         raise DataError(f"{path}: wrong JSON ({error})") from error
     if not isinstance(items, list):

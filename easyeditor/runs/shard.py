@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easyeditor.errors import ConfigError
 from easyeditor.files import discard, write_text
 from easyeditor.runs.journal import read_raw
 
 RESULTS = "results.jsonl"
+MOST_RANKS = 1_000_000
 POLL = 0.2  # seconds between two looks at the run folder
 
 
@@ -43,12 +46,50 @@ class Rank:
 
 
 def rank_of(env: Mapping[str, str]) -> Rank:
-    """The rank torchrun's environment gives; alone without it."""
+    """The rank torchrun's environment gives; alone without it.
+
+    Raises:
+        ConfigError: a variable that is no such number, or some of torchrun's variables without the others.
+    """
+    world = _number(env, "WORLD_SIZE", 1, range(1, MOST_RANKS))
+    if world > 1 and "RANK" not in env:
+        raise ConfigError(f"WORLD_SIZE is {world} and RANK is not set; start with torchrun, or unset WORLD_SIZE")
     return Rank(
-        rank=int(env.get("RANK", "0")),
-        world=int(env.get("WORLD_SIZE", "1")),
-        local=int(env.get("LOCAL_RANK", "0")),
+        rank=_number(env, "RANK", 0, range(world)),
+        world=world,
+        local=_number(env, "LOCAL_RANK", 0, range(world)),
     )
+
+
+def _number(env: Mapping[str, str], name: str, default: int, allowed: range) -> int:
+    text = env.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in allowed):
+        numbers = f"{allowed.start} to {allowed.stop - 1}"
+        raise ConfigError(f"{name} is {text!r}; allowed: {numbers}, as torchrun sets it; unset it to run alone")
+    return int(text)
+
+
+@contextmanager
+def process_group(rank: Rank) -> Iterator[None]:
+    """torch's process group around the block when there are several processes.
+
+    Raises:
+        ConfigError: the processes do not find each other (MASTER_ADDR, MASTER_PORT).
+    """
+    if rank.world == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"the {rank.world} processes cannot form a group ({error}); start with torchrun") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def wait_for(path: Path) -> None:

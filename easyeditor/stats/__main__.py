@@ -24,8 +24,11 @@ from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
-from easyeditor.hparams import read_yaml, yaml_path
+from easyeditor.files import LARGEST
+from easyeditor.hparams import yaml_path
+from easyeditor.methods.registry import load_hparams
 from easyeditor.outputs import check_outputs
+from easyeditor.runs.shard import process_group, rank_of
 
 _YAML_KEYS = {
     "model": "model_name",
@@ -64,7 +67,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     values: dict[str, Any] = {"samples": 100000, "dtype": "float32", "output": "data/stats", "corpus": "wikipedia"}
     templates: dict[str, str | None] = {}
     if args.hparams is not None:
-        given = read_yaml(yaml_path(args.hparams))
+        given = load_hparams(args.hparams).to_dict()
         values |= {ours: given[theirs] for ours, theirs in _YAML_KEYS.items() if theirs in given}
         templates = {ours: given.get(theirs) for ours, theirs in _YAML_TEMPLATES.items()}
     values |= {
@@ -78,9 +81,25 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {**values, "templates": templates}
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise ConfigError, before a model is loaded, for a number or name that cannot be meant."""
+    for key in ("samples", "max_length", "batch_tokens", "tokens_per_dim", "every"):
+        value = getattr(args, key)
+        if value is not None and not 0 < value <= LARGEST:
+            raise ConfigError(f"--{key.replace('_', '-')} is {value}; allowed: 1 or more")
+    for key in ("corpus", "output"):
+        if getattr(args, key) == "":
+            raise ConfigError(f"--{key} is empty; name one, or leave the flag out")
+    layers = args.layers or []
+    if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
+        raise ConfigError(f"--layers is {layers}; allowed: layer numbers from 0, each once")
+
+
 def main() -> int:
     """Collect or check."""
     args = arguments()
+    rank = rank_of(os.environ)
+    check_flags(args)
     wanted = settings_of(args)
     if not args.check:
         yaml = None if args.hparams is None else yaml_path(args.hparams)
@@ -88,11 +107,6 @@ def main() -> int:
             shared={"--output": Path(wanted["output"]) / Path(str(wanted["model"])).name},
             reads={"--hparams": yaml, "--model": wanted["model"], "--corpus": wanted["corpus"]},
         )
-    if wanted["samples"] < 1:
-        raise ConfigError(f"--samples is {wanted['samples']}; allowed: 1 or more")
-
-    import torch
-    import torch.distributed as dist
 
     from easyeditor.lm.architectures import anatomy
     from easyeditor.lm.loading import load
@@ -100,12 +114,8 @@ def main() -> int:
     from easyeditor.stats.store import StatsKey
 
     quiet_transformers()
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if grouped:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        model, tok = load(wanted["model"], device=args.device if args.device is not None else rank)
+    with process_group(rank):
+        model, tok = load(wanted["model"], device=args.device if args.device is not None else rank.local)
         parts = anatomy(model, **wanted["templates"])
         parts.check_layers(wanted["layers"], "--layers")
         keys = {
@@ -136,12 +146,9 @@ def main() -> int:
                 every=args.every,
                 show=True,
             )
-        if not grouped or dist.get_rank() == 0:
+        if rank.first:
             for path in paths:
                 print(path)
-    finally:
-        if grouped:
-            dist.destroy_process_group()
     return 0
 
 
