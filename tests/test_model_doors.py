@@ -1,0 +1,108 @@
+"""Checkpoints that transformers loads and that are no whole causal language model: refused, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build, tokenizer
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from script_runs import save_tiny
+from transformers import BertConfig, BertForMaskedLM
+
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.errors import DataError, ModelError
+from easyeditor.lm.loading import load
+
+
+def configured(**changes: Any) -> Callable[[Path], None]:
+    """A damage: other values in config.json."""
+
+    def spoil(folder: Path) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+
+    return spoil
+
+
+def weighted(name: str, value: float) -> Callable[[Path], None]:
+    """A damage: one number of one tensor is another."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
+def encoder_only(folder: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    BertForMaskedLM(BertConfig(vocab_size=400, **shape)).save_pretrained(folder)
+
+
+def smaller_vocabulary(folder: Path) -> None:
+    build("llama", vocab_size=300).save_pretrained(folder)
+
+
+WEIGHT = "model.layers.3.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        pytest.param(configured(num_hidden_layers=2), "without a place", id="fewer-layers"),
+        pytest.param(configured(num_hidden_layers=0), "num_hidden_layers", id="no-layers"),
+        pytest.param(configured(num_hidden_layers=-1), "num_hidden_layers", id="minus-one-layers"),
+        pytest.param(configured(num_hidden_layers=10**9), "num_hidden_layers", id="a-billion-layers"),
+        pytest.param(configured(vocab_size=10**12), "./m", id="endless-vocabulary"),
+        pytest.param(configured(quantization_config={"quant_method": "zipped"}), "zipped", id="unknown-quantisation"),
+        pytest.param(configured(quantization_config={"bits": 4}), "quantization_config", id="nameless-quantisation"),
+        pytest.param(configured(quantization_config="int4"), "quantization_config", id="quantisation-as-text"),
+        pytest.param(encoder_only, "encoder", id="encoder-only"),
+        pytest.param(smaller_vocabulary, "tokenizer", id="tokenizer-larger"),
+        pytest.param(weighted(WEIGHT, float("nan")), WEIGHT, id="nan"),
+        pytest.param(weighted(WEIGHT, float("inf")), WEIGHT, id="infinity"),
+        pytest.param(weighted("model.norm.weight", float("-inf")), "model.norm.weight", id="norm"),
+    ],
+)
+def test_what_is_no_whole_causal_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil(save_tiny(tmp_path / "m"))
+    with pytest.raises(ModelError, match=r"^\./m: ") as error:
+        load("./m", device="cpu")
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"])
+def test_a_mask_kept_by_an_old_checkpoint_has_no_place_and_needs_none(tmp_path: Path, name: str) -> None:
+    save_tiny(tmp_path / "m", "gpt2")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    save_file({**tensors, name: torch.ones(1, 1, 4, 4)}, tmp_path / "m/model.safetensors", {"format": "pt"})
+    load(tmp_path / "m", device="cpu")
+
+
+def test_a_special_token_beyond_the_vocabulary_is_nothing_a_prompt_needs(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "m")
+    tok = type(tokenizer()).from_pretrained(save_tiny(tmp_path / "other"))
+    tok.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tok.save_pretrained(tmp_path / "m")
+    load(tmp_path / "m", device="cpu")
+
+
+def test_without_a_network_a_mistyped_name_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waited {seconds} s"))
+    with pytest.raises(ModelError, match=r"^gpt2-xll: .*hub"):
+        load("gpt2-xll", device="cpu")
+    with pytest.raises(DataError, match=r"^zsree: .*hub"):
+        read_dataset("zsree")
+    assert not constants.HF_HUB_OFFLINE
