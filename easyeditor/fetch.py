@@ -9,12 +9,16 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import ModelError
 
 LOG = logging.getLogger(__name__)
+
+HUB_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,24 @@ class WheelFile:
         """Glob of the wheel's file name."""
         package, _, version = self.requirement.partition("==")
         return f"{package.replace('-', '_')}-{version}-*.whl"
+
+
+@contextmanager
+def hub() -> Iterator[None]:
+    """Around what may fetch from the Hugging Face hub: where one short try does not reach it, only what is cached is
+    read, at once; the libraries would try every file six times, for most of a minute."""
+    from huggingface_hub import constants, get_session
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # the HTTP library's own kinds, and the hub client's when it was told to stay offline
+        LOG.debug("the hub is not reached: %s", error)
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def obtain(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:

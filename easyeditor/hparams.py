@@ -135,7 +135,8 @@ class HyperParams:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():
             require(not isinstance(value, float) or math.isfinite(value), where, key, value, "a finite number")
-        require(is_model_name(self.model_name), where, "model_name", self.model_name, "a text, or a loaded pair")
+        named = f"{self.model_name!r} ({type(self.model_name).__name__})"
+        require(is_model_name(self.model_name), where, "model_name", named, "a text, or a (model, tokenizer) pair")
         check_seed(self.seed, where)
         require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
         require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")

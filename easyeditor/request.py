@@ -190,7 +190,8 @@ def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
     start = found[-1] if found else prompt.rfind(subject)
     if start < 0:
         raise DataError(
-            f"{where}: subject {subject!r} is not in the prompt {prompt!r}; write it there, or mark its place with {{}}"
+            f"{where}: subject {subject!r:.200} is not in the prompt {prompt!r:.200}; write it there, or mark its place "
+            "with {}"
         )
     return prompt, start
 
@@ -207,17 +208,17 @@ def _case_id(value: Any) -> int | str:
     except ValueError as error:
         raise DataError(f"a case_id cannot be used: {error}") from error
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise DataError(f"case_id must be a number or a text, found {type(value).__name__} ({value!r})")
+        raise DataError(f"case_id must be a number or a text, found {type(value).__name__} ({value!r:.80})")
     return value
 
 
 def _required_text(value: Any, where: str) -> None:
     if not isinstance(value, str):
-        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r:.80})")
     if not value.strip():
         raise DataError(f"{where} is empty; give it at least one visible character")
     if not is_text(value):
-        raise DataError(f"{where} {_NO_TEXT} ({value!r})")
+        raise DataError(f"{where} {_NO_TEXT} ({value!r:.80})")
 
 
 def _optional_text(value: Any, where: str) -> str | None:
@@ -226,9 +227,9 @@ def _optional_text(value: Any, where: str) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r})")
+        raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r:.80})")
     if value.strip() and not is_text(value):
-        raise DataError(f"{where} {_NO_TEXT} ({value!r})")
+        raise DataError(f"{where} {_NO_TEXT} ({value!r:.80})")
     return value
 
 
@@ -244,14 +245,14 @@ def _probes(raw: Any, where: str) -> dict[str, Probe]:
             probes[key] = value
             continue
         if not isinstance(value, Mapping) or "prompt" not in value or "ground_truth" not in value:
-            raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r}")
+            raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r:.200}")
         prompts, answers = _texts(value["prompt"]), _texts(value["ground_truth"])
         if len(prompts) != len(answers):
             raise DataError(
                 f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each"
             )
         if not all(map(is_text, (*prompts, *answers))):
-            raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r}")
+            raise DataError(f"{where}.{key}: prompts and ground truths must be non-empty texts, found {value!r:.200}")
         if prompts:
             probes[key] = Probe(prompts=prompts, answers=answers)
     return probes
@@ -274,7 +275,7 @@ def is_text(value: Any) -> bool:
 def _listed_texts(value: Any, where: str) -> tuple[str, ...]:
     texts = _texts(value)
     if not all(map(is_text, texts)):
-        raise DataError(f"{where} must be non-empty texts, found {texts!r}")
+        raise DataError(f"{where} must be non-empty texts, found {texts!r:.200}")
     return texts
 
 

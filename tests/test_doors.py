@@ -228,7 +228,7 @@ def test_flags_are_utf8_without_nul(script: Any, tmp_path: Path, module: Any, fl
         (mass_edit, ["--hparams", "h.yaml", "--data", "loop"]),
         (mass_edit, ["--resume", "loop"]),
         (mass_edit, ["--union", "loop", "--collect-collapsed", "loop"]),
-        (ppl_script, ["--model", "loop/hugging_cache/smollm2-135m"]),
+        (ppl_script, ["--model", "loop/m"]),
         (ppl_script, ["--model", "h.yaml", "--data", "loop"]),
         (ppl_script, ["--model", "h.yaml", "--output", "loop/x.json"]),
         (ppl_script, ["--model", "h.yaml", "--edit", "loop"]),
@@ -248,7 +248,7 @@ def test_a_loop_of_links_is_one_line(script: Any, tmp_path: Path, module: Any, f
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--prompt", "x" * 9000, "--subject", "y", "--target-new", "z"],
+        ["--prompt", "x" * 9000, "--what"],
         ["--hparams", "x" * 9000],
         ["--what" + "x" * 9000],
     ],

@@ -643,7 +643,7 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         ({**EASYEDIT, "rephrase_prompt": 5}, "rephrase_prompts"),
         ({**PROBED, "locality": "near"}, "malformed"),
         ({**PROBED, "locality": {"near": "Roland"}}, "locality.near must have 'prompt'"),
-        ({**PROBED, "portability": ["hop"]}, "malformed"),
+        ({**PROBED, "portability": ["hop"]}, "portability must be a mapping"),
         ({"requested_rewrite": None}, "malformed counterfact record"),
         ({"requested_rewrite": without(COUNTERFACT["requested_rewrite"], "target_true")}, "'target_true'"),
         ({**COUNTERFACT, "neighborhood_prompts": [""]}, "non-empty texts"),

@@ -153,9 +153,8 @@ def test_skip_bad_leaves_bad_records_out_and_lists_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_ten_megabytes_in_one_line(tmp_path: Path, name: str) -> None:
-    long = flat("Bay", ground_truth="x" * 10_000_000)
-    found = read_dataset(write(tmp_path / name, [long, flat("Rome")]))
-    assert len(found.requests[0].ground_truth or "") == 10_000_000
+    found = read_dataset(write(tmp_path / name, [flat("Bay", notes="x" * 10_000_000), flat("Rome")]))
+    assert [request.subject for request in found.requests] == ["Bay", "Rome"]
     many = [flat(f"Bay{i}", ground_truth="x" * 10_000) for i in range(1_000)]
     assert len(read_dataset(write(tmp_path / "many.json", many)).requests) == 1_000
 

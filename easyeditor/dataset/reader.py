@@ -11,6 +11,7 @@ from typing import Any
 
 from easyeditor.dataset.formats import parse, recognise
 from easyeditor.errors import DataError
+from easyeditor.fetch import hub
 from easyeditor.files import parse_unchecked
 from easyeditor.records import EditRequest
 
@@ -167,7 +168,11 @@ def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
     if ":" in source and not Path(source).is_dir():
         name, _, split = source.rpartition(":")
     try:
-        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        if Path(name).is_dir():
+            loaded = datasets.load_from_disk(name)
+        else:
+            with hub():
+                loaded = datasets.load_dataset(name)
     except Exception as error:  # datasets, the hub client and pyarrow raise many kinds
         reason = " ".join(str(error).split())[:300]
         what = "neither a file nor a dataset that `datasets` can load"

@@ -52,6 +52,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_OLD_BUFFER = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
+
+
+def is_old_buffer(name: str) -> bool:
+    """Is this a causal mask or rotary table, which checkpoints of GPT-2, GPT-J, GPT-NeoX and Llama once kept?"""
+    return bool(_OLD_BUFFER.search(name))
+
+
 _T5 = "encoder.block.{}.layer.1.DenseReluDense.wo"
 ENCODERS: dict[str, str] = {"mt5": _T5, "t5": _T5, "umt5": _T5}
 """Output projection of the MLP in the encoder of an encoder-decoder, `{}` for the layer: its input is a key too."""

@@ -7,6 +7,7 @@ dequantised to float32 and the result saved as an ordinary Hugging Face checkpoi
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def is_embedded(name: str) -> bool:
     if name == NAME:
         return True
     path = Path(name)
-    return path.parts[-2:] == ("hugging_cache", NAME) and (not path.exists() or path.resolve() == FOLDER.resolve())
+    ours = not path.exists() or os.path.realpath(path) == os.path.realpath(FOLDER)
+    return path.parts[-2:] == ("hugging_cache", NAME) and ours
 
 
 def ensure(folder: Path = FOLDER) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from transformers import (
 )
 
 from easyeditor.errors import ConfigError, ModelError, OutputError
+from easyeditor.fetch import hub
 from easyeditor.files import whole_folder
 from easyeditor.lm import embedded
+from easyeditor.lm.checks import check_causal, check_config, check_loaded, check_tokenizer
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ def load(
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"{path}: no such model folder; put the checkpoint there or give a hub name")
     model, tok = _from_pretrained(AutoModelForCausalLM, path, options, "a causal language model")
+    check_causal(path, model)
     return model if target is None else model.to(target), tok
 
 
@@ -67,13 +72,17 @@ def _from_pretrained(
     kind: Any, path: str, options: dict[str, Any], what: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model, report = kind.from_pretrained(path, output_loading_info=True, **options)
+        with nullcontext() if os.path.exists(path) else hub():
+            check_config(path)
+            tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model, report = kind.from_pretrained(path, output_loading_info=True, **options)
+    except ModelError:
+        raise
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
-        raise ModelError(f"{path}: cannot be loaded as {what} ({_reason(error)})") from error
-    if report["missing_keys"]:
-        names = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelError(f"{path}: the checkpoint lacks {len(report['missing_keys'])} tensors ({names} …)")
+        where = "" if os.path.exists(path) else "; neither a folder here nor, as far as the hub answers, a name there"
+        raise ModelError(f"{path}: cannot be loaded as {what} ({_reason(error)}){where}") from error
+    check_loaded(path, model, report)
+    check_tokenizer(path, model, tok)
     return model.eval(), tok
 
 

@@ -1,0 +1,88 @@
+"""What makes a checkpoint a whole causal language model: transformers warns of most of this, or says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from easyeditor.errors import ModelError
+from easyeditor.lm.architectures import is_old_buffer
+
+MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build
+
+
+def check_config(path: str) -> None:
+    """Refuse, before anything is built, what config.json cannot mean.
+
+    Raises:
+        ModelError: no layers or endless ones, or a quantisation that transformers would leave out.
+    """
+    raw, _ = PretrainedConfig.get_config_dict(path)
+    quantised = raw.get("quantization_config")
+    if quantised is not None:
+        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        if not isinstance(kind, str) or kind not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
+            raise ModelError(
+                f"{path}: quantization_config names the method {kind!r}, which transformers does not know ({known}); "
+                "take an unquantised checkpoint"
+            )
+    layers = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().num_hidden_layers
+    if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
+        raise ModelError(f"{path}: num_hidden_layers is {layers!r} in config.json; allowed: 1 to {MOST_LAYERS}")
+
+
+def check_loaded(path: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuse a model that does not hold exactly the checkpoint's tensors, all of them numbers.
+
+    Raises:
+        ModelError: tensors without a place, places without a tensor, NaN or infinity.
+    """
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise ModelError(f"{path}: the checkpoint lacks {len(lacking)} tensors ({_first(lacking)})")
+    surplus = sorted(name for name in report["unexpected_keys"] if not is_old_buffer(name))
+    if surplus:
+        raise ModelError(
+            f"{path}: the checkpoint holds {len(surplus)} tensors without a place in a {type(model).__name__} "
+            f"({_first(surplus)}); config.json is not the one of these weights"
+        )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.element_size() > 1 and weight.numel() and not _finite(weight):
+            raise ModelError(
+                f"{path}: {name} holds NaN or infinity; the checkpoint is damaged, or its dtype too narrow"
+            )
+
+
+def check_causal(path: str, model: PreTrainedModel) -> None:
+    """Raise ModelError for an encoder, whose tokens see those after them, so that it has no perplexity."""
+    kind = model.config.model_type
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+        raise ModelError(f"{path}: a {kind} is an encoder, whose tokens see those after them; give a causal model")
+
+
+def check_tokenizer(path: str, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError if the tokenizer gives ids the model has no embedding for; special ones may."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    special = set(tok.all_special_ids)
+    beyond = sorted(i for i in tok.get_vocab().values() if i >= rows and i not in special)
+    if beyond:
+        raise ModelError(
+            f"{path}: the tokenizer has {len(beyond)} tokens (up to id {beyond[-1]}) beyond the model's {rows} "
+            "embeddings; it is another model's"
+        )
+
+
+@torch.no_grad()
+def _finite(weight: torch.Tensor) -> bool:
+    low, high = torch.aminmax(weight.detach())  # NaN passes through; no copy of the weight is made
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
