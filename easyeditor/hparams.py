@@ -137,7 +137,7 @@ class HyperParams:
             require(not isinstance(value, float) or math.isfinite(value), where, key, value, "a finite number")
         named = f"{self.model_name!r} ({type(self.model_name).__name__})"
         require(is_model_name(self.model_name), where, "model_name", named, "a text, or a (model, tokenizer) pair")
-        check_seed(self.seed, where)
+        check_seed_size(self.seed, where)
         require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
         require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")
         require(self.batch_tokens > 0, where, "batch_tokens", self.batch_tokens, "1 or more")
@@ -193,7 +193,7 @@ def is_model_name(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else not isinstance(value, plain)
 
 
-def check_seed(seed: int, where: str) -> None:
+def check_seed_size(seed: int, where: str) -> None:
     """Raise ConfigError for a seed that generators cannot count on from."""
     require(-MAX_SEED < seed < MAX_SEED, where, "seed", seed, "a whole number of less than 62 bits")
 

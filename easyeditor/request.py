@@ -190,8 +190,8 @@ def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
     start = found[-1] if found else prompt.rfind(subject)
     if start < 0:
         raise DataError(
-            f"{where}: subject {subject!r:.200} is not in the prompt {prompt!r:.200}; write it there, or mark its place "
-            "with {}"
+            f"{where}: subject {subject!r:.200} is not in the prompt {prompt!r:.200}; write it there, or mark its "
+            "place with {}"
         )
     return prompt, start
 

@@ -248,7 +248,7 @@ def test_a_loop_of_links_is_one_line(script: Any, tmp_path: Path, module: Any, f
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--prompt", "x" * 9000, "--what"],
+        ["--set", "stats_dir=[" + "x" * 9000],
         ["--hparams", "x" * 9000],
         ["--what" + "x" * 9000],
     ],

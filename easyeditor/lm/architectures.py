@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import ConfigError, ModelError
@@ -58,6 +59,12 @@ _OLD_BUFFER = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rot
 def is_old_buffer(name: str) -> bool:
     """Is this a causal mask or rotary table, which checkpoints of GPT-2, GPT-J, GPT-NeoX and Llama once kept?"""
     return bool(_OLD_BUFFER.search(name))
+
+
+def is_encoder(model: PreTrainedModel) -> bool:
+    """Is this a model of masked words (BERT and its kin), loaded without being made a decoder?"""
+    masked = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(model.config, "is_decoder", False)
 
 
 _T5 = "encoder.block.{}.layer.1.DenseReluDense.wo"

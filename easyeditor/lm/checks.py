@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from easyeditor.errors import ModelError
-from easyeditor.lm.architectures import is_old_buffer
+from easyeditor.lm.architectures import is_encoder, is_old_buffer
 
 MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build
 
@@ -61,8 +60,8 @@ def check_loaded(path: str, model: PreTrainedModel, report: Mapping[str, Any]) -
 
 def check_causal(path: str, model: PreTrainedModel) -> None:
     """Raise ModelError for an encoder, whose tokens see those after them, so that it has no perplexity."""
-    kind = model.config.model_type
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+    if is_encoder(model):
+        kind = type(model).__name__
         raise ModelError(f"{path}: a {kind} is an encoder, whose tokens see those after them; give a causal model")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import check_seed, coerce, field_types, require, unknown_key
+from easyeditor.hparams import check_seed_size, coerce, field_types, require, unknown_key
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class RunSettings:
 
     def validate(self, where: str) -> None:
         """Cross-checks between settings. Raises ConfigError."""
-        check_seed(self.seed, where)
+        check_seed_size(self.seed, where)
         require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
         require(self.eval_every >= 0, where, "eval_every", self.eval_every, "0 or more")
         require(self.start >= 0, where, "start", self.start, "0 or more")
