@@ -46,7 +46,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a loop, or a bomb: few of them stand for billions of values
-            raise yaml.composer.ComposerError(None, None, f"alias *{self.peek_event().anchor}: write the value out")
+            raise yaml.composer.ComposerError(None, None, "an alias: write the value out in its place")
         return super().compose_node(parent, index)
 
     def __init__(self, text: str) -> None:
