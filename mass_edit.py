@@ -35,7 +35,8 @@ from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, resumable
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, yaml_path
-from easyeditor.runs.settings import SCREEN_THRESHOLD, RunSettings
+from easyeditor.results.collapse import SMALL_DENOMINATOR
+from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.shard import Rank, rank_of
 
 ROOT = Path(__file__).resolve().parent
@@ -69,7 +70,7 @@ def arguments() -> argparse.Namespace:
     more = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=more)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
-    threshold = f"|denominator| below which a collapse is predicted (default: {SCREEN_THRESHOLD:g})"
+    threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
     p.add_argument("--collect-collapsed", metavar="FILE", help="write the collapsing requests as a dataset")
     p.add_argument("--union", nargs="+", metavar="FILE", help="only merge collected files into --collect-collapsed")
@@ -127,7 +128,8 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
-    from easyeditor.runs.run import CONFIG, begun, check_same, check_world, execute, plan
+    from easyeditor.results.run import CONFIG
+    from easyeditor.runs.run import begun, check_same, check_world, execute, plan
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
         args.resume = args.output  # torchrun starts the same command again when a process has died

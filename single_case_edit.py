@@ -128,16 +128,16 @@ def main() -> int:
             "seed": hparams.seed,
             "model_fingerprint": examined.result.model_fingerprint,
             "context_templates": list(examined.result.contexts),
-            "sentences": examined.record["perplexity"]["sentences"],
+            "sentences": examined.record.perplexity["sentences"],
         }
-        write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record)
+        write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record.to_json())
     if args.save_edit is not None:
         examined.result.save(args.save_edit)
     if args.save_model is not None:
         with editor.applied(examined.result):
             save(editor.model, editor.tok, Path(args.save_model))
     if args.json:
-        print(to_json(examined.record))
+        print(to_json(examined.record.to_json()))
     else:
         print_record(examined.record, Console())
         print(f"\nrecord: {folder / 'result.json'}")

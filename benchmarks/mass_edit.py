@@ -74,7 +74,7 @@ def speed(args: argparse.Namespace) -> None:
     alone, deltas = [], {}
     for request in requests:
         before = clocks()
-        record = BaseEditor(hparams).examine(request).record
+        record = BaseEditor(hparams).examine(request).record.to_json()
         alone.append([now - then for now, then in zip(clocks(), before, strict=True)])
         deltas[request.case_id] = [t["delta_norm"] for t in record["trace"].values()]
         print(f"  alone   {alone[-1][0]:7.2f} s wall  {alone[-1][1]:7.2f} s processor  {request.prompt}", flush=True)
@@ -101,9 +101,10 @@ def speed(args: argparse.Namespace) -> None:
 def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, folder: Path | None = None) -> list[Any]:
     """Run mode single in a temporary folder (or `folder`); the journal's lines, none when a folder is given."""
     from easyeditor.editor import BaseEditor
+    from easyeditor.results.run import run_lines
     from easyeditor.runs.run import begin, execute, plan
     from easyeditor.runs.settings import RunSettings
-    from easyeditor.runs.shard import Rank, recorded
+    from easyeditor.runs.shard import Rank
 
     with tempfile.TemporaryDirectory() as temporary:
         run = folder or Path(temporary)
@@ -112,7 +113,7 @@ def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, fold
         what = plan(hparams, RunSettings(data=str(data), together=together))
         begin(run, what)
         execute(run, what, BaseEditor, Rank(), False)
-        return [] if folder is not None else list(recorded(run))
+        return [] if folder is not None else [line.to_json() for line in run_lines(run)]
 
 
 def scale(count: int) -> None:
@@ -120,7 +121,7 @@ def scale(count: int) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import build, rome_hparams, tokenizer
 
-    from easyeditor.runs.journal import Journal
+    from easyeditor.results.journal import Journal
     from easyeditor.runs.summary import summarise
 
     settings = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}

@@ -148,11 +148,11 @@ class EasyEditCalls(ABC):
                 self.commit(examined.result)
             before = examined.ppl_before if restore else examined.ppl_after
             base = examined.ppl_base
-            records += examined.records
-            for record in examined.records if verbose else ():
-                request = record["requested_rewrite"]
-                shown = to_json({key: record[key] for key in SHOWN})
-                LOG.info("%s: %s → %s %s", request["case_id"], request["prompt"], request["target_new"], shown)
+            for record in (record.to_json() for record in examined.records):
+                records.append(record)
+                if verbose:
+                    request, shown = record["requested_rewrite"], to_json({key: record[key] for key in SHOWN})
+                    LOG.info("%s: %s → %s %s", request["case_id"], request["prompt"], request["target_new"], shown)
         return records, self.model, copy
 
 

@@ -17,20 +17,21 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate.collapse import Collapse
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.record import Examined as Examined
-from easyeditor.evaluate.record import Measured, edit_record
+from easyeditor.evaluate.record import State, edit_record
 from easyeditor.evaluate.registry import Evaluation, chosen
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.loading import load
-from easyeditor.measuring import Measuring, State
+from easyeditor.measuring import Measuring
 from easyeditor.methods.registry import method_class
 from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.request import reconcile
+from easyeditor.results.collapse import Collapse
+from easyeditor.results.record import EditRecord
 
 LOG = logging.getLogger(__name__)
 
@@ -248,28 +249,19 @@ class BaseEditor(Measuring, EasyEditCalls):
         collapse: Collapse | None,
         prefix: str | None,
         seconds: float,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[EditRecord]:
         """Each request's record; `states` are the original model, just before the edit, and after it."""
-        base, now, after = states
-        place_of = {made.place: place for place, made in enumerate(result.requests)}
-        traces = result.trace_json()
-        for n, request in enumerate(requests):
-            measured = Measured(
-                before=base.scores[n],
-                after=after.scores[n],
-                ppl_before=base.ppl,
-                ppl_after=after.ppl,
-                seconds=seconds / len(requests),
-                just_before=None if now is base else now.scores[n],
-                ppl_just_before=None if now is base else now.ppl,
+        traces = {made.place: trace for made, trace in zip(result.requests, result.traces, strict=True)}
+        for number, request in enumerate(requests):
+            yield edit_record(
+                request,
+                number,
+                states,
+                self.sentences,
+                time=seconds / len(requests),
+                collapse=collapse,
+                method=self.method.title,
+                trace={layer: trace.numbers() for layer, trace in traces[request.place].items()},
+                test_prefix=prefix,
+                remedy=self.method.remedy,
             )
-            record = {
-                **edit_record(request, measured, collapse, self.sentences),
-                "method": self.method.title,
-                "trace": traces[place_of[request.place]],
-                "test_prefix": prefix,
-                "remedy": self.method.remedy,
-            }
-            if base.metrics is not None and after.metrics is not None:
-                record["metrics"] = {"before": base.metrics.row(n), "after": after.metrics.row(n)}
-            yield record

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
-from easyeditor.evaluate import collapse as verdict
-from easyeditor.evaluate.collapse import Collapse
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores, score_requests
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
@@ -22,15 +20,8 @@ from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.base import EditMethod
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What was measured of one state of the model, the scores in the order of the requests."""
-
-    scores: Sequence[RequestScores]
-    metrics: Evaluation | None
-    ppl: PerplexityReport | None
+from easyeditor.results import collapse as verdict
+from easyeditor.results.collapse import Collapse
 
 
 class Measuring:

@@ -12,6 +12,7 @@ from easyeditor.errors import DataError
 from easyeditor.files import parse_json, to_json, write_json, write_tensors
 from easyeditor.request import EditRequest as EditRequest
 from easyeditor.request import Probe as Probe
+from easyeditor.results.record import LayerNumbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,30 +78,13 @@ class WeightDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerTrace:
-    """What one edit did at one layer; norms are L2, losses in nats.
+class LayerTrace(LayerNumbers):
+    """What one edit did at one layer: its numbers, and the vectors that the papers plot.
 
-    `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
-    size of the update. `key_norm` belongs to the unprefixed prompt's key, `prefixed_key_norm` to the mean over
-    contexts. MEMIT has no denominator; a method without keys and values leaves all of these and the value norms None.
-    `losses` has a row for each pass; `loss_names` says what its columns are, the first is what is minimised.
-    `notes` are further numbers of the method's own. `vectors` holds what the papers plot (u, v, target, target_init;
-    `key` is the bare prompt's, `prefixed_key` the mean over contexts), in the compute dtype, on the CPU.
+    `vectors` (u, v, target, target_init; `key` is the bare prompt's, `prefixed_key` the mean over contexts) are in the
+    compute dtype, on the CPU.
     """
 
-    numerator_norm: float | None
-    denominator: float | None
-    key_norm: float | None
-    prefixed_key_norm: float | None
-    value_norm_before: float | None
-    value_norm_after: float | None
-    loss_first: float
-    loss_last: float
-    steps: int
-    delta_norm: float
-    losses: tuple[tuple[float, ...], ...] = ()
-    loss_names: tuple[str, ...] = ("nll",)
-    notes: Mapping[str, float] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -122,10 +106,9 @@ class LayerTrace:
             losses=tuple((loss,) for loss in losses),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Numbers only."""
-        skip = {"vectors"}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
+    def numbers(self) -> LayerNumbers:
+        """The trace without its vectors."""
+        return LayerNumbers(**{f.name: getattr(self, f.name) for f in fields(LayerNumbers)})
 
 
 EditTrace = Mapping[int, LayerTrace]
@@ -213,7 +196,9 @@ class EditResult:
                 method=raw["method"],
                 requests=tuple(EditRequest.from_json(r) for r in raw["requests"]),
                 deltas=deltas,
-                traces=tuple({int(layer): _layer_trace(t) for layer, t in trace.items()} for trace in raw["trace"]),
+                traces=tuple(
+                    {int(n): LayerTrace.from_json(layer) for n, layer in trace.items()} for trace in raw["trace"]
+                ),
                 contexts=tuple(raw["contexts"]),
                 seconds=raw["seconds"],
                 model_fingerprint=raw["model_fingerprint"],
@@ -240,8 +225,3 @@ def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightD
             f"{where}: not a weight delta: name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
         )
     return WeightDelta(name=name, **tensors)
-
-
-def _layer_trace(raw: Mapping[str, Any]) -> LayerTrace:
-    names = raw.get("loss_names", ("total", "nll", "kl", "weight_decay"))  # edits saved before losses had names
-    return LayerTrace(**{**raw, "losses": tuple(tuple(row) for row in raw["losses"]), "loss_names": tuple(names)})

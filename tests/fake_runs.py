@@ -9,6 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from easyeditor.files import to_json
+from easyeditor.records import EditRequest
+from easyeditor.results.collapse import judge
+from easyeditor.results.lines import EditLine, EvaluationLine, Guard, Retained, ScreenLine, TrainingLine
+from easyeditor.results.record import EditRecord, LayerNumbers, Side
+
 SUBJECTS = [
     "Chicago", "Arthur", "Bay", "Microsoft", "Danielle Darrieux", "<script>alert(1)</script>", "Москва 北京 🦋",
     "A$AP Rocky & the 100% _tilde~ {brace} \\slash #1", "The very long name of " + "a committee of committees " * 8,
@@ -18,7 +24,7 @@ LIMIT = 1000.0
 LOSSES = [6.18790340423584, 6.1, 0.00036732826265506446, 0.00030407749000005424]
 
 
-def edit_line(
+def edit(
     index: int,
     *,
     ppl: float | None = 93.5,
@@ -31,41 +37,52 @@ def edit_line(
     mode: str = "single",
     step: int | None = None,
     before: float | None = 92.9,
-    guard: dict[str, Any] | None = None,
+    guard: Guard | None = None,
     padding: int = 0,
-) -> dict[str, Any]:
-    """One edit's journal line; `ppl` infinite is written as JSON writes it (null), None is "not measured"."""
+    request: EditRequest | None = None,
+    method: str = "ROME",
+) -> EditLine:
+    """One edit's line; `ppl` None is "not measured"."""
     subject = SUBJECTS[index % len(SUBJECTS)] if subject is None else subject
-    finite = ppl is not None and math.isfinite(ppl)
-    collapse = {
-        "collapsed": not finite or (ppl or 0) > LIMIT, "threshold": LIMIT, "ratio": 5.0, "limit": LIMIT,
-        "finite": finite, "ppl_before": before, "ppl_after": ppl if finite else None,
-    }  # fmt: skip
-    trace = {
-        "numerator_norm": numerator, "denominator": denominator, "key_norm": 1.0, "prefixed_key_norm": 4.2,
-        "value_norm_before": 6.0, "value_norm_after": 24.0, "loss_first": 6.0, "loss_last": 0.5, "steps": 25,
-        "delta_norm": numerator / abs(denominator) if denominator else 1.0, "losses": [LOSSES] * padding,
-    }  # fmt: skip
-    return {
-        "kind": "edit", "index": index, "step": index + 1 if step is None else step, "mode": mode,
-        "seconds": {"edit": 12.0, "metrics": 1.0, "perplexity": 6.0, "total": 20.0}, "guard": guard,
-        "case_id": f"case-{index}",
-        "requested_rewrite": {
-            "case_id": f"case-{index}", "prompt": f"{subject} is located in", "subject": subject, "subject_start": 0,
-            "target_new": "Italy", "ground_truth": None, "rephrase_prompt": [], "locality": {}, "portability": {},
+    if request is None:
+        request = EditRequest.make("{} is located in", subject=subject, target_new="Italy", case_id=f"case-{index}")
+    limits = {"threshold": LIMIT, "ratio": 5.0}
+    collapse = None if ppl is None or before is None else judge(before, ppl, **limits)
+    trace = LayerNumbers(
+        numerator_norm=numerator, denominator=denominator, key_norm=1.0, prefixed_key_norm=4.2, value_norm_before=6.0,
+        value_norm_after=24.0, loss_first=6.0, loss_last=0.5, steps=25,
+        delta_norm=numerator / abs(denominator) if denominator else 1.0, losses=(tuple(LOSSES),) * padding,
+    )  # fmt: skip
+    record = EditRecord(
+        request=request,
+        time=12.0,
+        pre=Side(rewrite=(0.0,), ppl=before),
+        post=Side(
+            rewrite=tuple(rewrite),
+            rephrase=tuple(rephrase or ()),
+            said={"neighborhood": ((1,), (2,))},
+            locality={"neighborhood": tuple(locality)},
+            ppl=ppl,
+        ),
+        probabilities={
+            "target_new": {"before": 0.1, "after": 0.9},
+            "ground_truth": {"before": None, "after": None},
         },
-        "time": 12.0,
-        "pre": {"rewrite_acc": [0.0], "locality": {}, "portability": {}, "ppl": before},
-        "post": {
-            "rewrite_acc": list(rewrite), **({} if rephrase is None else {"rephrase_acc": list(rephrase)}),
-            "locality": {"neighborhood_acc": list(locality), "neighborhood_output": [[1], [2]]}, "portability": {},
-            "ppl": ppl if finite else None,
-        },
-        "probabilities": {"target_new": {"before": 0.1, "after": 0.9}, "ground_truth": {"before": None, "after": None}},
-        "collapse": None if ppl is None else collapse,
-        "perplexity": {"sentences": {"name": "sentences_50"}, "before": None, "after": None},
-        "method": "ROME", "trace": {"5": trace}, "test_prefix": None, "remedy": None,
-    }  # fmt: skip
+        collapse=collapse,
+        perplexity={"sentences": {"name": "sentences_50"}, "before": None, "just_before": None, "after": None},
+        method=method,
+        trace={5: trace},
+        test_prefix=None,
+        remedy=None,
+    )
+    seconds = {"edit": 12.0, "metrics": 1.0, "perplexity": 6.0, "total": 20.0}
+    place = {"index": index, "step": index + 1 if step is None else step, "mode": mode}
+    return EditLine(record=record, **place, seconds=seconds, guard=guard)
+
+
+def edit_line(index: int, **options: Any) -> dict[str, Any]:
+    """`edit` as the journal has it."""
+    return json.loads(to_json(edit(index, **options).to_json()))
 
 
 def single_lines(
@@ -102,16 +119,20 @@ def sequential_lines(
             chance = 0.05 if broken else 0.97
             held = [chance ** (1 + (index - i) / 60) for i in range(index + 1)]
             rows = [
-                {
-                    "index": i, "case_id": f"case-{i}", "rewrite_acc": float(rng.random() < held[i]),
-                    "rephrase_acc": None if i % 3 else 0.5, "locality_acc": round(chance, 2),
-                }
+                Retained(
+                    index=i, case_id=f"case-{i}", rewrite=float(rng.random() < held[i]),
+                    rephrase=None if i % 3 else 0.5, locality=round(chance, 2),
+                )
                 for i in range(index + 1)
             ]  # fmt: skip
-            lines.append(
-                {"kind": "evaluation", "after": index + 1, "ppl": ppl, "collapsed": ppl > LIMIT, "retention": rows}
-            )
+            lines.append(evaluation(index + 1, ppl, ppl > LIMIT, rows))
     return lines
+
+
+def evaluation(after: int, ppl: float | None, collapsed: bool | None, rows: Sequence[Retained] = ()) -> dict[str, Any]:
+    """An evaluation as the journal has it."""
+    line = EvaluationLine(after=after, ppl=ppl, collapsed=collapsed, retention=tuple(rows))
+    return json.loads(to_json(line.to_json()))
 
 
 def training_lines(steps: int, *, seed: int = 0, nan_at: int | None = None) -> list[dict[str, Any]]:
@@ -121,28 +142,34 @@ def training_lines(steps: int, *, seed: int = 0, nan_at: int | None = None) -> l
         part = step / steps
         loss: float | None = 4 * math.exp(-3 * part) * rng.lognormvariate(0, 0.4)
         loss = None if step == nan_at else loss
-        numbers = {
+        numbers: dict[str, Any] = {
             "edit_loss": loss,
             "locality_loss": 0.05 * rng.lognormvariate(0, 0.5),
             "edit_acc": min(1, part + 0.1),
         }
-        lines.append({"kind": "train", "step": step, **numbers, "grad": 1.5, "seconds": 0.3})
+        values = {**numbers, "grad": 1.5, "seconds": 0.3}
+        lines.append(TrainingLine(validation=False, step=step, values=values).to_json())
         if step % max(1, steps // 10) == 0:
             values = {"edit_loss": 4.2 * math.exp(-2.8 * part), "locality_loss": 0.05, "edit_acc": 0.9 * part}
-            lines.append(
-                {"kind": "validation", "step": step, **values, "locality_drawdown": 0.02 + 0.01 * rng.random()}
-            )
+            values["locality_drawdown"] = 0.02 + 0.01 * rng.random()
+            lines.append(TrainingLine(validation=True, step=step, values=values).to_json())
     return lines
 
 
 def screen_lines(edits: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Screen lines that go with edits."""
-    keys = [
-        (e["index"], e["case_id"], e["requested_rewrite"]["subject"], e["trace"]["5"]["denominator"]) for e in edits
-    ]
+    found = [EditLine.from_json(line) for line in edits]
     return [
-        {"kind": "screen", "index": i, "case_id": c, "subject": s, "denominator": d, "prediction": abs(d) < 2.0}
-        for i, c, s, d in keys
+        ScreenLine(
+            index=e.index,
+            case_id=e.request.case_id,
+            subject=e.request.subject,
+            prompt=e.request.prompt,
+            denominator=d,
+            prediction=abs(d) < 2.0,
+        ).to_json()
+        for e in found
+        if (d := e.record.denominator) is not None
     ]
 
 

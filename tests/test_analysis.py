@@ -706,7 +706,9 @@ def test_a_folder_that_is_no_run_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     refused(
-        diagnosed(tmp_path / "empty", monkeypatch, capsys), "empty: not the folder of a finished run", "no such file"
+        diagnosed(tmp_path / "empty", monkeypatch, capsys),
+        "empty: not the folder of a finished run",
+        "it needs results.jsonl",
     )
     refused(diagnosed(finished, monkeypatch, capsys, "--rank", 0), "--rank is 0; allowed: 1 or more")
     copied = tmp_path / "copied"

@@ -56,7 +56,7 @@ def examine(smol: Any, searches: str) -> Callable[..., Examined]:
 
 def accuracy(examined: Examined) -> float:
     """Rewrite accuracy after the edit."""
-    return examined.record["post"]["rewrite_acc"][0]
+    return examined.record.post.rewrite[0]
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given-contexts", "generated-contexts"])
@@ -68,7 +68,7 @@ def test_bay_by_rome_collapses_the_model_and_the_trace_says_why(
     assert examined.ppl_after.mean > 1000
     assert examined.collapse.collapsed
     assert abs(examined.result.trace[5].denominator) < 2
-    assert examined.record["remedy"] == "if_c_rome=true if_prefix=true"
+    assert examined.record.remedy == "if_c_rome=true if_prefix=true"
     assert same(smol[0], before)
 
 
@@ -78,14 +78,14 @@ def test_bay_by_c_rome_does_not(examine: Callable[..., Examined]) -> None:
     assert examined.ppl_after.mean == pytest.approx(examined.ppl_before.mean, rel=0.05)
     if ME_PPL.exists():
         assert examined.ppl_after.mean < 175
-    assert examined.record["remedy"] is None
+    assert examined.record.remedy is None
 
 
 def test_bay_by_c_rome_behind_its_test_prefix_also_succeeds(examine: Callable[..., Examined]) -> None:
     examined = examine(BAY, given=False, **C_ROME, if_prefix=True)
     assert accuracy(examined) == 1
     assert not examined.collapse.collapsed
-    assert examined.record["test_prefix"] not in (None, "{}")
+    assert examined.record.test_prefix not in (None, "{}")
 
 
 @pytest.mark.parametrize("settings", [ROME, C_ROME], ids=["ROME", "C-ROME"])
@@ -93,7 +93,7 @@ def test_an_ordinary_edit_succeeds_and_keeps_the_model(
     examine: Callable[..., Examined], settings: dict[str, Any]
 ) -> None:
     examined = examine(DARRIEUX, **settings)
-    assert examined.record["pre"]["rewrite_acc"] == [0.0]
+    assert examined.record.pre.rewrite == (0.0,)
     assert accuracy(examined) == 1
     assert examined.ppl_after.mean == pytest.approx(examined.ppl_before.mean, rel=0.01)
     assert not examined.collapse.collapsed

@@ -17,12 +17,12 @@ from easyeditor import BaseEditor, EditRequest
 from easyeditor.dataset.formats import parse, read_request
 from easyeditor.dataset.sentences import OFFICIAL, OWN, load_sentences, read_sentences
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate.collapse import judge
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
 from easyeditor.records import WeightDelta
+from easyeditor.results.collapse import judge
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 ONE = {"prompts": "Bay, which is located in", "target_new": "Italy", "subject": "Bay", "verbose": False}
@@ -438,13 +438,13 @@ def test_what_the_prefix_stands_before(if_prefix: bool | str, moved: int) -> Non
         prompts[0], subject="Bay", target_new="Italy", rephrase_prompts=prompts[1], portability=hop
     )
     examined = editor.examine(request)
-    assert examined.record["test_prefix"] == ("You. {}" if if_prefix else None)
+    assert examined.record.test_prefix == ("You. {}" if if_prefix else None)
     pairs = [("You. " * (place < moved) + prompt, "Italy") for place, prompt in enumerate(prompts)]
     with editor.applied(examined.result):
-        scores = editor.score(request, examined.record["test_prefix"])
+        scores = editor.score(request, examined.record.test_prefix)
         wanted = score(editor.model, editor.tok, pairs)
     assert [scores.rewrite, *scores.rephrase, *scores.portability["hop"]] == wanted
-    assert examined.record["probabilities"]["target_new"]["after"] == wanted[0].probability
+    assert examined.record.probabilities["target_new"]["after"] == wanted[0].probability
 
 
 def test_a_prefix_needs_a_context_with_text() -> None:

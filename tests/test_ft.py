@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_runs
 import pytest
 import torch
 import yaml
@@ -353,19 +355,19 @@ def test_single_case_edit_takes_a_yaml_of_it(
     assert ("FT-L: Bay" if bound else "FT: Bay") in out
     assert "denominator " not in out.split("COLLAPSE")[0]
     assert "training: 4 passes, loss " in out
-    assert "NO COLLAPSE" in out or "The method has no denominator; the weights moved by" in " ".join(out.split())
+    assert "NO COLLAPSE" in out or "the method has no denominator; the weights moved by" in " ".join(out.split())
     assert [delta.dense().ndim for delta in EditResult.load(folder).deltas] == [2, 1]
 
 
 def test_the_verdict_on_a_collapse_names_what_moved() -> None:
-    trace = edit("llama", [BAY]).trace_json()[0]
-    collapse = {"collapsed": True, "finite": True, "ppl_before": 100.0, "ppl_after": 9e9, "limit": 1e3}
-    lines = verdict({"trace": trace, "collapse": collapse, "remedy": None})
+    trace = edit("llama", [BAY]).trace[1].numbers()
+    lines = verdict(replace(fake_runs.edit(0, ppl=9e9).record, trace={1: trace}))
     assert lines[0][1].startswith("COLLAPSED")
-    assert lines[1:] == [
-        ("", f"The method has no denominator; the weights moved by ‖ΔW‖ {trace['1']['delta_norm']:.3g}. "
-         "Try fewer or smaller steps.")
-    ]  # fmt: skip
+    assert [text for _, text in lines[1:]] == [
+        f"Cause: the method has no denominator; the weights moved by ‖ΔW‖ {trace.delta_norm:.3g}.",
+        "Try: fewer or smaller steps",
+    ]
+    assert len(verdict(replace(fake_runs.edit(0, ppl=93.0).record, trace={1: trace}))) == 1
 
 
 def test_trained_are_the_parameters_whose_name_contains_the_template() -> None:
@@ -500,4 +502,4 @@ def test_the_shipped_file_edits_the_embedded_model(smol: Any) -> None:
     editor = BaseEditor(shipped)
     for subject, target in [("Xbox", "Apple Computer in Cupertino")]:
         request = EditRequest.make(f"{subject} is owned by", subject=subject, target_new=target)
-        assert editor.examine(request).record["post"]["rewrite_acc"] == [1.0]
+        assert editor.examine(request).record.post.rewrite == (1.0,)

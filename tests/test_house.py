@@ -29,6 +29,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("files", "fetch", "progress"),
     ("plain_yaml",),
     ("hparams", "request"),
+    ("results",),
     ("records",),
     ("lm",),
     ("dataset", "stats"),
@@ -315,7 +316,7 @@ LIGHT_MODULES = [
     "easyeditor.dataset.formats",
     "easyeditor.dataset.sentences",
     "easyeditor.methods.registry",
-    "easyeditor.report.load",
+    "easyeditor.results.run",
     "easyeditor.report.verdict",
     "easyeditor.runs.folder",
 ]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import fake_runs
 import pytest
 
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.records import EditRequest
-from easyeditor.runs.journal import Journal, read_journal
+from easyeditor.results.journal import Journal, read_journal
+from easyeditor.results.lines import FailureLine, Guard
+from easyeditor.results.run import merge, recorded
 from easyeditor.runs.mine import collapsing, union
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Rank, merge, rank_of, recorded
+from easyeditor.runs.shard import Rank, rank_of
 from easyeditor.runs.summary import quality, summarise
 
 FLAT = {"prompt": "Bay, which is located in", "subject": "Bay", "target_new": "Italy", "ground_truth": "Wales"}
@@ -239,7 +243,7 @@ def test_zeros_after_a_power_cut_are_a_torn_line(tmp_path: Path) -> None:
 def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"index": 0}\n{"ind\n{"index": 2}\n')
-    with pytest.raises(DataError, match=r"j\.jsonl: line 2 is not JSON, and more lines follow"):
+    with pytest.raises(DataError, match=r"j\.jsonl, line 2: not JSON \(.*\), and more lines follow"):
         list(read_journal(path))
     with pytest.raises(DataError, match="line 2"):
         Journal(path)
@@ -273,29 +277,11 @@ def test_shares_cover_everything_once() -> None:
 
 def edit(index: int, collapsed: bool = False, denominator: float = 5.0, **changes: Any) -> dict[str, Any]:
     """A journal line with what the summary reads."""
-    ppl = 5000.0 if collapsed else 110.0
-    request = EditRequest.make(changes.pop("prompt", f"City{index} is in"), subject=f"City{index}", target_new="Italy")
-    return {
-        "kind": "edit",
-        "index": index,
-        "step": index + 1,
-        "case_id": f"c{index}",
-        "mode": "single",
-        "method": "M",
-        "requested_rewrite": changes.pop("rewrite", request.to_json()),
-        "pre": {"rewrite_acc": [0.0], "locality": {"near_output": [[1]]}, "portability": {}, "ppl": 100.0},
-        "post": {
-            "rewrite_acc": [1.0],
-            "locality": {"near_acc": [0.5]},
-            "portability": {},
-            "ppl": ppl,
-        },
-        "collapse": {"collapsed": collapsed},
-        "trace": {"1": {"denominator": 50.0}, "2": {"denominator": denominator}},
-        "seconds": {"edit": 2.0, "metrics": 0.5, "perplexity": 1.5, "total": 4.0},
-        "guard": {"action": "keep", "kept": True} if collapsed else None,
-        **changes,
-    }
+    request = EditRequest.make(f"City{index} is in", subject=f"City{index}", target_new="Italy")
+    guard = Guard(action="keep", kept=True) if collapsed else None
+    options = {"ppl": 5000.0 if collapsed else 110.0, "before": 100.0, "locality": [0.5], "rephrase": None}
+    options |= {"guard": guard, "request": request, "method": "M", "denominator": denominator}
+    return fake_runs.edit_line(index, **{**options, **changes})
 
 
 def run_of(folder: Path, lines: dict[str, list[dict[str, Any]]], **run: Any) -> Path:
@@ -343,26 +329,28 @@ def test_quality_by_hand() -> None:
 
 
 def test_summary_by_hand(tmp_path: Path) -> None:
-    failed = {"kind": "failed", "index": 3, "step": 4, "case_id": 3, "prompt": "p", "mode": "single", "error": "e"}
-    worst = edit(2, collapsed=True, denominator=-0.2)
-    worst["post"] = {**worst["post"], "ppl": None}
+    failed = FailureLine(index=3, case_id=3, prompt="p", mode="single", error="e").to_json()
+    worst = edit(2, collapsed=True, denominator=-0.2, ppl=math.inf)
     run = run_of(tmp_path, {"results.jsonl": [edit(0), edit(1, collapsed=True, denominator=0.1), worst, failed]})
     found = summarise(run)
     assert found["counts"] | {"selected": 4, "edits": 3, "failed": 1, "collapsed": 2} == found["counts"]
     assert found["complete"]
-    assert [(c["index"], c["ppl"], c["denominator"]) for c in found["collapsed"]] == [(2, None, -0.2), (1, 5000.0, 0.1)]
+    assert [(c["index"], c["ppl"], c["denominator"]) for c in found["collapsed"]] == [
+        (2, math.inf, -0.2),
+        (1, 5000.0, 0.1),
+    ]
     assert found["metrics"]["rewrite_acc"] == {"before": 0.0, "after": 1.0, "edits": 3}
     assert found["metrics"]["locality_acc"] == {"before": None, "after": 0.5, "edits": 3}
-    assert found["seconds"] == {"edit": 6.0, "metrics": 1.5, "perplexity": 4.5, "total": 12.0}
-    assert found["edits_per_second"] == pytest.approx(0.25)
+    assert found["seconds"] == {"edit": 36.0, "metrics": 3.0, "perplexity": 18.0, "total": 60.0}
+    assert found["edits_per_second"] == pytest.approx(0.05)
     assert (found["screen"]["precision"], found["screen"]["recall"]) == (1.0, 1.0)
     assert found["guard"] == {"policy": "keep", "actions": {"keep": 2}}
     assert found["ppl"]["before"] == 100.0
 
 
 def test_collapsing_requests_become_a_dataset_and_unite(tmp_path: Path) -> None:
-    marked = EditRequest.make("{} is City1 of", subject="City1", target_new="Italy").to_json()
-    lines = [edit(0), edit(1, collapsed=True, rewrite=marked), edit(2, collapsed=True, denominator=0.1)]
+    marked = EditRequest.make("{} is City1 of", subject="City1", target_new="Italy")
+    lines = [edit(0), edit(1, collapsed=True, request=marked), edit(2, collapsed=True, denominator=0.1)]
     records = collapsing(run_of(tmp_path / "a", {"results.jsonl": lines}))
     assert [r["case_id"] for r in records] == [0, 0]
     assert records[0]["prompt"] == "{} is City1 of"

@@ -19,8 +19,9 @@ from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, Zsr
 from easyeditor.errors import ConfigError, DataError, NumericalError, OutputError
 from easyeditor.lm.architectures import anatomy
 from easyeditor.methods.mend.archive import read_archive
+from easyeditor.results.journal import read_journal
+from easyeditor.results.run import TRAINING
 from easyeditor.trainer import editor as training
-from easyeditor.trainer import log
 from easyeditor.trainer.tasks import Tasks
 
 WEIGHTS = ["model.layers.2.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"]
@@ -74,7 +75,7 @@ def test_training_lowers_the_losses_and_leaves_the_model_alone(data: CounterFact
     result = EditTrainer(settings(pair, max_iters=60, val_interval=20), data, data, folder=tmp_path / "run").run()
     assert same(pair[0], before)
     assert (result.steps, result.reason) == (60, "max_iters reached")
-    entries = log.read(tmp_path / "run")
+    entries = list(read_journal(tmp_path / "run" / TRAINING))
     trains = [entry for entry in entries if entry["kind"] == "train"]
     validations = [entry for entry in entries if entry["kind"] == "validation"]
     assert [entry["step"] for entry in trains] == list(range(4, 61, 4))
@@ -96,7 +97,7 @@ def test_the_archive_is_the_best_and_edits(data: CounterFactDataset, tmp_path: P
     trained(pair, data, tmp_path / "run", max_iters=40)
     hparams = MENDHyperParams.from_dict({"model_name": pair, "archive": str(tmp_path / "run"), "ppl_sentence_num": 0})
     examined = BaseEditor(hparams).examine(data[0])
-    after, before = (examined.record["probabilities"]["target_new"][when] for when in ("after", "before"))
+    after, before = (examined.record.probabilities["target_new"][when] for when in ("after", "before"))
     assert after > 2 * before
 
 
@@ -130,7 +131,10 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     timing = ("seconds", "steps_per_s")
     logs = [
-        [{key: value for key, value in entry.items() if key not in timing} for entry in log.read(tmp_path / name)]
+        [
+            {key: value for key, value in entry.items() if key not in timing}
+            for entry in read_journal(tmp_path / name / TRAINING)
+        ]
         for name in ("whole", "cut")
     ]
     assert logs[0] == logs[1]
@@ -328,7 +332,10 @@ def test_the_script_trains_resumes_and_reports(
     assert run_script([*args, "--max-iters", 8], monkeypatch) == 2
     assert "holds a training run already" in capsys.readouterr().err
     assert run_script([*args, "--max-iters", 8, "--resume"], monkeypatch) == 0
-    assert [entry["step"] for entry in log.read(tmp_path / "run") if entry["kind"] == "train"] == [4, 8]
+    assert [entry["step"] for entry in list(read_journal(tmp_path / "run" / TRAINING)) if entry["kind"] == "train"] == [
+        4,
+        8,
+    ]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["max_iters"] == 8
     assert "packages" in json.loads((tmp_path / "run" / "manifest.json").read_text())
 

@@ -22,9 +22,9 @@ from easyeditor import cli
 from easyeditor.analysis import __main__ as analysis
 from easyeditor.analysis import figures
 from easyeditor.evaluate import __main__ as evaluate
-from easyeditor.evaluate import collapse
-from easyeditor.evaluate.collapse import judge
 from easyeditor.report import __main__ as report
+from easyeditor.results import collapse
+from easyeditor.results.collapse import judge
 
 SUBJECTS = ("Bay", "Roland", "Oslo", "東京")
 QUICK = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
@@ -36,7 +36,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "screen": ("--screen",),
     "keep": ("--mode", "sequential"),
     "revert": ("--on-collapse", "revert"),
-    "remedy": ("--mode", "sequential", "--on-collapse", "c-rome"),
+    "remedy": ("--mode", "sequential", "--on-collapse", "remedy"),
 }
 GUARDED = ("keep", "revert", "remedy")
 EDITED = tuple(mode for mode in MODES if mode != "screen")

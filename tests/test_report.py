@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from fake_runs import edit_line, screen_lines, sequential_lines, single_lines, training_lines, write_run
+from fake_runs import edit_line, evaluation, screen_lines, sequential_lines, single_lines, training_lines, write_run
 
 from easyeditor import cli
 from easyeditor.errors import DataError, OutputError
 from easyeditor.report import __main__ as script
 from easyeditor.report import build, canvas, curves, facts, scatter, tables
-from easyeditor.report.load import load_run, load_runs
 from easyeditor.report.page import LONGEST
 from easyeditor.report.render import latex_escaped, to_csv, to_latex
+from easyeditor.results.collapse import cause, foretold
+from easyeditor.results.lines import EditLine, FailureLine, Guard, Retained
+from easyeditor.results.run import load_run, load_runs
 
 INF = math.inf
 HARD = {"denominator": -0.05, "rewrite": [0.0], "rephrase": None, "locality": [0.0, 0.5]}
@@ -85,15 +87,16 @@ def test_the_papers_table_equals_the_hand_computed(written: Path) -> None:
 
 def test_predictions_are_scored_over_edits_that_were_judged(written: Path) -> None:
     screen, own = read_csv(written / "tables" / "prediction.csv")
-    for row in (screen, own):
-        assert [row[key] for key in ("edits", "predicted", "collapsed", "both")] == ["5", "3", "2", "2"]
-        assert float(row["precision"]) == pytest.approx(2 / 3)
+    for row, predicted in ((screen, 3), (own, 2)):  # the screen's border was 2
+        assert [int(row[key]) for key in ("edits", "predicted", "collapsed", "both")] == [5, predicted, 2, 2]
+        assert float(row["precision"]) == pytest.approx(2 / predicted)
         assert float(row["recall"]) == 1.0
 
 
 def test_no_prediction_has_no_precision() -> None:
-    assert tables.agreement([(False, True), (False, False)]) == (2, 0, 1, 0, None, 0.0)
-    assert tables.agreement([(True, False)]) == (1, 1, 0, 0, 0.0, None)
+    none, wrong = foretold([(False, True), (False, False)]), foretold([(True, False)])
+    assert (none.pairs, none.predicted, none.happened, none.both, none.precision, none.recall) == (2, 0, 1, 0, None, 0)
+    assert (wrong.predicted, wrong.both, wrong.precision, wrong.recall) == (1, 0, 0, None)
 
 
 def test_the_threshold_of_the_screen_is_the_runs_own(tmp_path: Path) -> None:
@@ -116,25 +119,27 @@ def test_time_splits_and_keeps_the_rest(written: Path) -> None:
 def test_collapsed_edits_come_worst_first_with_their_cause(written: Path) -> None:
     worst, second = read_csv(written / "tables" / "collapsed.csv")
     assert (worst["subject"], worst["perplexity"]) == ("<script>alert(1)</script>", "inf")
-    assert second["cause"].startswith("denominator at layer 5 is -0.05 (typical is > 2): the key of the bare prompt")
+    assert second["cause"].startswith(
+        "the denominator at layer 5 is -0.05 (a collapse is foretold below 1): the key of the"
+    )
 
 
 def test_a_collapse_with_an_ordinary_denominator_is_not_blamed_on_the_keys(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", [edit_line(0, ppl=5000.0, denominator=7.5)]))
-    assert (
-        tables.cause(run.edits[0])
-        == "denominator is ordinary (7.5), so the keys are not the cause; the value grew 4-fold"
-    )
+    said = "the denominator is ordinary (7.5), so the keys are not the cause; the value grew 4-fold"
+    assert cause(run.edits[0].record) == said
 
 
 def test_of_several_layers_the_smallest_denominator_counts(tmp_path: Path) -> None:
     line = edit_line(0)
+    numbers = line["trace"]["5"]
     line["trace"] = {
-        "3": {"numerator_norm": 1.0, "denominator": 5.0},
-        "4": {"numerator_norm": 2.0, "denominator": -0.5},
+        "3": {**numbers, "numerator_norm": 1.0, "denominator": 5.0},
+        "4": {**numbers, "numerator_norm": 2.0, "denominator": -0.5},
     }
     (edit,) = load_run(write_run(tmp_path / "run", [line])).edits
-    assert (edit.layer, edit.denominator, edit.numerator) == ("4", -0.5, 2.0)
+    assert (edit.record.telling or [None])[0] == 4
+    assert (edit.record.denominator, edit.record.numerator) == (-0.5, 2.0)
 
 
 # Methods and runs of other kinds
@@ -145,7 +150,7 @@ def test_a_method_without_denominator_or_trace(tmp_path: Path) -> None:
     lines[1]["trace"] = {}
     run = load_run(write_run(tmp_path / "run", lines))
     assert scatter.denominator_figure(run, "d") is None
-    assert tables.cause(run.edits[1]) == "the method has no denominator; look at the size of the update"
+    assert cause(run.edits[1].record) == "the method has no denominator; look at the size of the update"
 
 
 def test_a_single_case_edit_is_a_run_of_one(tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_only_screened(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped_and_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", six_edits(), ended=False)
     whole = (folder / "results.jsonl").read_bytes()
-    for cut in (3, 400, len(whole) - whole.rindex(b'{"kind": "edit"') - 1):
+    for cut in (1, 3, 400, len(whole) - whole.rindex(b"\n", 0, -1) - 2):
         (folder / "results.jsonl").write_bytes(whole[:-cut])
         run = load_run(folder)
         assert len(run.edits) == 5
@@ -207,18 +212,10 @@ def test_journals_of_ranks_are_read_and_repeats_counted_once(tmp_path: Path) -> 
 
 
 def test_requests_without_an_edit_and_unknown_lines_are_noted(tmp_path: Path) -> None:
-    failed = {
-        "kind": "failed",
-        "index": 3,
-        "step": 4,
-        "case_id": "c",
-        "prompt": "p",
-        "mode": "single",
-        "error": "NaN\n!",
-    }
+    failed = FailureLine(index=3, case_id="c", prompt="p", mode="single", error="NaN\n!").to_json()
     run = load_run(write_run(tmp_path / "run", [edit_line(0), failed, {"kind": "new"}]))
     assert any("1 requests could not be edited; the first is #3 (c): NaN !" in note for note in run.notes)
-    assert any("1 lines of kind 'new' are not for the report" in note for note in run.notes)
+    assert any("1 lines of kind 'new' are not known" in note for note in run.notes)
 
 
 def test_text_and_constants_that_are_not_finite(tmp_path: Path) -> None:
@@ -227,24 +224,25 @@ def test_text_and_constants_that_are_not_finite(tmp_path: Path) -> None:
         line["post"]["ppl"] = value
         line["collapse"].update(collapsed=True, finite=False)
     run = load_run(write_run(tmp_path / "run", lines))
-    assert [edit.ppl for edit in run.edits] == [INF, INF, INF]
+    assert [edit.record.post.ppl for edit in run.edits] == [INF, INF, INF]
 
 
 # Sequences
 
 
 def test_the_curve_starts_unedited_and_leaves_out_what_was_taken_back(tmp_path: Path) -> None:
-    redone = {"post": {"ppl": 94.0}, "collapse": {"collapsed": False}}
+    redone = EditLine.from_json(edit_line(2, ppl=94.0)).record
     lines = [
         edit_line(0, ppl=93.0, mode="sequential"),
-        edit_line(1, ppl=9000.0, mode="sequential", guard={"action": "revert", "kept": False}),
-        edit_line(2, ppl=8000.0, mode="sequential", guard={"action": "c-rome", "kept": True, "record": redone}),
-        edit_line(3, ppl=7000.0, mode="sequential", guard={"action": "keep", "kept": True}),
-        {"kind": "evaluation", "after": 5, "ppl": None, "collapsed": True, "retention": []},
+        edit_line(1, ppl=9000.0, mode="sequential", guard=Guard(action="revert", kept=False)),
+        edit_line(2, ppl=8000.0, mode="sequential", guard=Guard(action="c-rome", kept=True, record=redone)),
+        edit_line(3, ppl=7000.0, mode="sequential", guard=Guard(action="keep", kept=True)),
+        evaluation(5, INF, True),
     ]
     run = load_run(write_run(tmp_path / "run", lines))
     assert curves.curve(run) == ([0, 1, 3, 4, 5], [92.9, 93.0, 94.0, 7000.0, INF])
-    assert [edit.guard for edit in run.edits] == ["", "revert: taken back", "c-rome: done again, stands", "keep"]
+    said = [edit.guard.words for edit in run.edits if edit.guard is not None]
+    assert said == ["revert: taken back", "c-rome: done again, stands", "keep"]
     figure = curves.sequential_figure([run], "s")
     assert figure is not None
     assert "1 edit that the guard took back left out" in figure.caption
@@ -257,13 +255,13 @@ def test_a_batch_is_one_point_of_the_curve(tmp_path: Path) -> None:
 
 
 def test_the_retention_grid_has_a_row_for_each_edit_in_the_order_made(tmp_path: Path) -> None:
-    def row(index: int, value: float | None) -> dict[str, Any]:
-        return {"index": index, "case_id": "c", "rewrite_acc": value, "rephrase_acc": None, "locality_acc": 0.5}
+    def row(index: int, value: float | None) -> Retained:
+        return Retained(index=index, case_id="c", rewrite=value, rephrase=None, locality=0.5)
 
     lines = [edit_line(9, mode="sequential", step=1), edit_line(4, mode="sequential", step=2)]
-    lines.append({"kind": "evaluation", "after": 1, "ppl": 90.0, "collapsed": False, "retention": [row(9, 1.0)]})
+    lines.append(evaluation(1, 90.0, False, [row(9, 1.0)]))
     both = [row(9, 0.0), row(4, 0.5)]
-    lines.append({"kind": "evaluation", "after": 2, "ppl": 91.0, "collapsed": None, "retention": both})
+    lines.append(evaluation(2, 91.0, None, both))
     run = load_run(write_run(tmp_path / "run", lines))
     np.testing.assert_array_equal(curves.retention_grid(run), [[1.0, 0.0], [np.nan, 0.5]])
     assert tables.retention_table([run]).rows[1][1:] == (2, 91.0, "", 0.25, None, 0.5)
@@ -503,7 +501,7 @@ def broken(tmp_path: Path, what: str) -> list[Any]:
         "empty": "", "middle": "\n".join([*lines[:2], '{"kind": "edit", ', *lines[2:]]), "list": "[1]\n" + lines[0],
         "no kind": '{"index": 1}\n' + lines[0], "half": '{"kind": "edit", "index": 1}\n' + lines[0],
         "deep": "[" * 100_000 + "\n" + lines[0],
-        "modes": lines[0] + "\n" + lines[1].replace('"mode": "single"', '"mode": "batch"'),
+        "modes": lines[0] + "\n" + lines[1].replace('"mode": "single"', '"mode": "batch"') + "\n",
     }  # fmt: skip
     if what in edits:
         journal.write_text(edits[what], encoding="utf-8")
@@ -524,7 +522,7 @@ def broken(tmp_path: Path, what: str) -> list[Any]:
         ("middle", r"results.jsonl, line 3: not JSON \(.* at character 19\)"),
         ("list", r"line 1: expected a JSON object, found list"),
         ("no kind", r"line 1: no 'kind' in this line"),
-        ("half", r"line 1: not a whole edit record \(KeyError: 'requested_rewrite'\)"),
+        ("half", r"line 1: not a whole edit record \(KeyError: 'collapse'\)"),
         ("deep", r"line 1: not JSON \(nested too deeply\)"),
         ("not text", r"line 1: not JSON \('utf-8' codec"),
         ("modes", r"edits of several modes \(batch, single\)"),
@@ -572,6 +570,6 @@ def test_labels_of_runs_differ(tmp_path: Path) -> None:
 
 def test_a_line_of_ten_megabytes(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", [edit_line(0, subject="x" * 10_000_000), edit_line(1)]))
-    assert len(run.edits[0].subject) == 10_000_000
+    assert len(run.edits[0].request.subject) == 10_000_000
     with pytest.raises(DataError, match="holds no whole record"):
         load_run(write_run(tmp_path / "empty", []))

@@ -75,7 +75,7 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_end(
 
 
 def test_a_run_says_how_to_go_on_with_it(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from easyeditor.runs.journal import Journal
+    from easyeditor.results.journal import Journal
     from easyeditor.trainer.editor import EditTrainer
 
     def stop(*_: Any, **__: Any) -> None:

@@ -33,7 +33,8 @@ from easyeditor.analysis.spectra import growth, leading, overlap
 from easyeditor.editor import BaseEditor
 from easyeditor.errors import ConfigError
 from easyeditor.records import WeightDelta
-from easyeditor.runs.settings import SCREEN_THRESHOLD
+from easyeditor.results.collapse import SMALL_DENOMINATOR
+from easyeditor.results.record import EditRecord
 
 CAUSES = ("|denominator|", "|v*|/|v0|", "|W'|/|W|", "overlap")
 BELOW = ("|denominator|", "overlap")  # these are a cause below their border, the others above
@@ -49,7 +50,7 @@ def borders(rank: int) -> dict[str, float]:
     The value: as far as ROME's clamp lets the offset go. The overlap: more than one of the `rank` leading directions is
     lost, which no rank-one update does by itself.
     """
-    return {"|denominator|": SCREEN_THRESHOLD, "|v*|/|v0|": 4.0, "|W'|/|W|": 1.1, "overlap": 1 - 1.5 / rank}
+    return {"|denominator|": SMALL_DENOMINATOR, "|v*|/|v0|": 4.0, "|W'|/|W|": 1.1, "overlap": 1 - 1.5 / rank}
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -73,10 +74,10 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     before: dict[str, tuple[Tensor, Tensor]] = {}
     rows: Rows = []
     with steps("edits") as show:
-        for number, (record, deltas) in enumerate(run.updates(editor, args.limit), 1):
-            measured = _measured(record, deltas, editor, before, args.rank)
-            rows.append([record["case_id"], record["requested_rewrite"]["prompt"], *measured])
-            show(number, min(args.limit, len(run.records)), rows[-1][-1])
+        for number, (line, deltas) in enumerate(run.updates(editor, args.limit), 1):
+            measured = _measured(line.record, deltas, editor, before, args.rank)
+            rows.append([line.request.case_id, line.request.prompt, *measured])
+            show(number, min(args.limit, len(run.run.edits)), rows[-1][-1])
     if not rows:
         raise ConfigError(f"{args.run}: none of the run's edits stayed in its model; there is nothing to diagnose")
     return Outcome(
@@ -92,8 +93,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         config=run.hparams.to_dict(),
         manifest={
             "experiment": "diagnose",
-            "run": str(run.folder),
-            "model_fingerprint": run.manifest["model_fingerprint"],
+            "run": str(args.run),
+            "model_fingerprint": run.run.manifest["model_fingerprint"],
             "rank": args.rank,
             "borders": borders(args.rank),
         },
@@ -101,16 +102,15 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
 
 
 def _measured(
-    record: Mapping[str, Any],
+    record: EditRecord,
     deltas: Sequence[WeightDelta],
     editor: BaseEditor,
     before: dict[str, tuple[Tensor, Tensor]],
     rank: int,
 ) -> list[Any]:
     """Perplexity, collapsed, the four causes (the worst over layers and weights), both overlaps, the causes named."""
-    traces = record["trace"].values()
-    denominators = [abs(t["denominator"]) for t in traces if t["denominator"] is not None]
-    ratios = [t["value_norm_after"] / t["value_norm_before"] for t in traces if t["value_norm_before"]]
+    denominators = [abs(t.denominator) for t in record.trace.values() if t.denominator is not None]
+    ratios = [t.value_growth for t in record.trace.values() if t.value_growth is not None]
     grown, left, right = [1.0], [1.0], [1.0]
     changes: dict[str, Tensor] = {}
     for delta in deltas:
@@ -131,9 +131,7 @@ def _measured(
         for cause, value in zip(CAUSES, values, strict=True)
         if value is not None and _is_cause(cause, value, limits[cause])
     ]
-    collapse = record["collapse"]
-    collapsed = None if collapse is None else bool(collapse["collapsed"])
-    return [record["post"]["ppl"], collapsed, *values, min(left), min(right), ", ".join(named) or "none"]
+    return [record.post.ppl, record.collapsed, *values, min(left), min(right), ", ".join(named) or "none"]
 
 
 def _is_cause(cause: str, value: float, border: float) -> bool:

@@ -14,7 +14,6 @@ import torch
 from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
 from easyeditor.editor import BaseEditor
 from easyeditor.errors import ConfigError
-from easyeditor.evaluate.collapse import judge
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
 from easyeditor.methods.locate.keys import Lookup
@@ -24,6 +23,7 @@ from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.rome.method import ROME
 from easyeditor.progress import Progress, progress_bar
 from easyeditor.records import EditRequest, LayerTrace, WeightDelta
+from easyeditor.results.collapse import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"

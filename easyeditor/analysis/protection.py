@@ -30,7 +30,7 @@ from easyeditor.evaluate.registry import Evaluation, evaluate
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import SLOT
 from easyeditor.records import EditRequest, WeightDelta
-from easyeditor.runs.journal import Journal, read_journal
+from easyeditor.results.journal import Journal, read_journal
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 
 REQUESTS = DATA / "requests" / "first_place_edits.json"

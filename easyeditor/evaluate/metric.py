@@ -12,6 +12,7 @@ from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.tokens import SLOT
 from easyeditor.records import EditRequest
+from easyeditor.results.values import Value as Value
 
 Pair = tuple[str, str]
 """Prompt and answer, scored with the answer's tokens fed in."""
@@ -68,20 +69,6 @@ class Answers:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer().fit(self.references)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """One metric of one request; `value` is None where it cannot be had, and `reason` says why."""
-
-    value: float | None
-    reason: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; a reason and details only where there are some."""
-        told = {"reason": self.reason} if self.reason is not None else {}
-        return {"value": self.value, **told, **({"details": dict(self.details)} if self.details else {})}
 
 
 def missing(reason: str) -> Value:

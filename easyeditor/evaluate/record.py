@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from easyeditor.dataset.sentences import Sentences
-from easyeditor.evaluate.collapse import Collapse
-from easyeditor.evaluate.metrics import RequestScores
+from easyeditor.evaluate.metrics import RequestScores, agreement
 from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.evaluate.registry import Evaluation
 from easyeditor.records import EditRequest, EditResult
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One request on the original model and after an edit that took `seconds`; and just before that edit, where others
-    were in the model already (else None)."""
-
-    before: RequestScores
-    after: RequestScores
-    ppl_before: PerplexityReport | None
-    ppl_after: PerplexityReport | None
-    seconds: float
-    just_before: RequestScores | None = None
-    ppl_just_before: PerplexityReport | None = None
+from easyeditor.results.collapse import Collapse
+from easyeditor.results.record import EditRecord, LayerNumbers, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +22,7 @@ class Examined:
     `ppl_before` is of the model the edit was made on, `ppl_base` of the original one, before any edit.
     """
 
-    records: tuple[dict[str, Any], ...]
+    records: tuple[EditRecord, ...]
     result: EditResult
     ppl_base: PerplexityReport | None
     ppl_before: PerplexityReport | None
@@ -43,52 +32,85 @@ class Examined:
     """Time spent on `edit`, `metrics` and `perplexity`."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> EditRecord:
         """The record of the edit's only request."""
         (record,) = self.records
         return record
 
 
-def edit_record(
-    request: EditRequest, measured: Measured, collapse: Collapse | None, sentences: Sentences | None
-) -> dict[str, Any]:
-    """The measured part of a record, as plain data; docs/metrics.md says what each number means."""
-    old, new, between = measured.before, measured.after, measured.just_before
-    ppl_before, ppl_after = measured.ppl_before, measured.ppl_after
-    after = new.probabilities()
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What was measured of one state of the model, the scores in the order of the requests."""
+
+    scores: Sequence[RequestScores]
+    metrics: Evaluation | None
+    ppl: PerplexityReport | None
+
+    def side(self, number: int, *, original: State | None = None, just_before: State | None = None) -> Side:
+        """One request's numbers under EasyEdit's names; locality against the `original` model and against that
+        `just_before` the edit, where they are others."""
+        scores = self.scores[number]
+        side = Side(
+            rewrite=(scores.rewrite.accuracy,),
+            rephrase=tuple(s.accuracy for s in scores.rephrase),
+            said={key: tuple(s.said for s in said) for key, said in scores.locality.items()},
+            portability={key: tuple(s.accuracy for s in found) for key, found in scores.portability.items()},
+            ppl=None if self.ppl is None else self.ppl.mean,
+        )
+        near = {} if original is None else _agreement(original.scores[number], scores)
+        kept = None if just_before is None else _agreement(just_before.scores[number], scores)
+        return replace(side, locality=near, locality_just_before=kept)
+
+
+def _agreement(before: RequestScores, after: RequestScores) -> dict[str, tuple[float, ...]]:
     return {
-        "case_id": request.case_id,
-        "requested_rewrite": request.to_json(),
-        "time": measured.seconds,
-        "pre": {**old.to_json(), "ppl": _mean(ppl_before)},
-        "just_before": None if between is None else _just_before(between, old, measured.ppl_just_before),
-        "post": {**new.to_json(old), **_kept(between, new), "ppl": _mean(ppl_after)},
-        "probabilities": {key: {"before": p, "after": after[key]} for key, p in old.probabilities().items()},
-        "collapse": None if collapse is None else collapse.to_json(),
-        "perplexity": {
-            "sentences": None if sentences is None else sentences.to_json(),
-            "before": _plain(ppl_before),
-            "just_before": _plain(measured.ppl_just_before),
-            "after": _plain(ppl_after),
-        },
+        key: tuple(agreement(a, b) for a, b in zip(before.locality[key], said, strict=True))
+        for key, said in after.locality.items()
     }
 
 
-def _just_before(between: RequestScores, original: RequestScores, ppl: PerplexityReport | None) -> dict[str, Any]:
-    """As `pre`, of the model the edit was made on; its locality is agreement with the original model."""
-    return {**between.to_json(original), "ppl": _mean(ppl), "probabilities": between.probabilities()}
-
-
-def _kept(between: RequestScores | None, after: RequestScores) -> dict[str, Any]:
-    """Locality of this edit alone: agreement with the model it was made on."""
-    if between is None:
-        return {}
-    locality = after.to_json(between)["locality"]
-    return {"locality_just_before": {key: value for key, value in locality.items() if key.endswith("_acc")}}
-
-
-def _mean(report: PerplexityReport | None) -> float | None:
-    return None if report is None else report.mean
+def edit_record(
+    request: EditRequest,
+    number: int,
+    states: tuple[State, State, State],
+    sentences: Sentences | None,
+    *,
+    time: float,
+    collapse: Collapse | None,
+    method: str,
+    trace: Mapping[int, LayerNumbers],
+    test_prefix: str | None,
+    remedy: str | None,
+) -> EditRecord:
+    """The record of request `number` of an edit; `states` are the original model, just before the edit, and after
+    it."""
+    base, now, after = states
+    between = None if now is base else now
+    just_before = None if between is None else between.side(number, original=base)
+    old, new = base.scores[number].probabilities(), after.scores[number].probabilities()
+    if between is not None and just_before is not None:
+        just_before = replace(just_before, probabilities=between.scores[number].probabilities())
+    rows = {when: state.metrics.rows[number] for when, state in (("before", base), ("after", after)) if state.metrics}
+    return EditRecord(
+        request=request,
+        pre=base.side(number),
+        just_before=just_before,
+        post=after.side(number, original=base, just_before=between),
+        probabilities={key: {"before": p, "after": new[key]} for key, p in old.items()},
+        perplexity={
+            "sentences": None if sentences is None else sentences.to_json(),
+            "before": _plain(base.ppl),
+            "just_before": None if between is None else _plain(between.ppl),
+            "after": _plain(after.ppl),
+        },
+        metrics=rows,
+        time=time,
+        collapse=collapse,
+        method=method,
+        trace=trace,
+        test_prefix=test_prefix,
+        remedy=remedy,
+    )
 
 
 def _plain(report: PerplexityReport | None) -> dict[str, Any] | None:

@@ -51,8 +51,8 @@ def main() -> int:
 
     from easyeditor.outputs import check_outputs
     from easyeditor.report.build import check_output, describe, make_report, write_report
-    from easyeditor.report.load import load_runs
     from easyeditor.report.render import rich_table
+    from easyeditor.results.run import load_runs
 
     inputs = [run for run in args.runs if output.resolve() != (run / "report").resolve()]
     check_outputs(shared={"--output": output}, reads={"RUN": inputs})

@@ -12,10 +12,10 @@ from easyeditor.errors import OutputError
 from easyeditor.files import check_parent, write_bytes, write_text
 from easyeditor.report import curves, facts, scatter, tables
 from easyeditor.report.canvas import Drawn, counted, styled
-from easyeditor.report.load import Run
 from easyeditor.report.page import html_page, is_page
 from easyeditor.report.render import to_csv, to_latex, without_run
 from easyeditor.report.tables import Table
+from easyeditor.results.run import Run
 
 PAGE = "index.html"
 MADE = {"figures": ("*.png", "*.svg"), "tables": ("*.csv", "*.tex")}

@@ -30,7 +30,8 @@ from easyeditor.report.canvas import (
     new_figure,
     values_of,
 )
-from easyeditor.report.load import Run
+from easyeditor.results.lines import EditLine
+from easyeditor.results.run import Run
 
 Grid = NDArray[np.float64]
 ROWS, COLUMNS = 240, 200
@@ -44,12 +45,16 @@ def curve(run: Run) -> tuple[list[int], list[float]]:
     """
     points: dict[int, float] = {0: run.base} if run.base is not None else {}
     for edit, following in zip(run.edits, [*run.edits[1:], None], strict=True):
-        same = following is not None and (following.ppl_before, following.ppl) == (edit.ppl_before, edit.ppl)
+        same = following is not None and _around(following) == _around(edit)
         if edit.left_ppl is not None and not (edit.mode == "batch" and same):
             points[edit.step] = edit.left_ppl
     points |= {seen.after: seen.ppl for seen in run.evaluations if seen.ppl is not None}
     steps = sorted(points)
     return steps, [points[step] for step in steps]
+
+
+def _around(edit: EditLine) -> tuple[float | None, float | None]:
+    return edit.record.pre.ppl, edit.record.post.ppl
 
 
 def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
@@ -73,7 +78,7 @@ def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
     axes.set_xlim(left=0, right=max(1, *(steps[-1] for _, steps, _ in curves)) * 1.02)
     heading(figure, "Perplexity along sequences of edits", counted(len(curves), "run"))
     legend_above(axes, 1)
-    back = sum(edit.guard.endswith("taken back") for run, *_ in curves for edit in run.edits)
+    back = sum(not edit.stands for run, *_ in curves for edit in run.edits)
     caption = "0 edits is the unedited model. Star: the first model above the threshold. Dot: the end of a run, or a "
     caption += "model whose perplexity is not finite (in the band at the top edge)."
     caption += f" {counted(back, 'edit')} that the guard took back left out." if back else ""
@@ -106,11 +111,12 @@ def retention_grid(run: Run, what: str = "rewrite") -> Grid:
     """(E edits, V evaluations): each edit's accuracy at each evaluation; NaN before it was made, or not measured."""
     order = {edit.index: row for row, edit in enumerate(run.edits)}
     for seen in run.evaluations:
-        for index in seen.indexes:
-            order.setdefault(int(index), len(order))
+        for row in seen.retention:
+            order.setdefault(row.index, len(order))
     grid = np.full((len(order), len(run.evaluations)), np.nan)
     for column, seen in enumerate(run.evaluations):
-        grid[[order[int(index)] for index in seen.indexes], column] = getattr(seen, what)
+        values = [getattr(row, what) for row in seen.retention]
+        grid[[order[row.index] for row in seen.retention], column] = [np.nan if v is None else v for v in values]
     return grid
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from easyeditor.report.load import Run
 from easyeditor.report.tables import Column, Table, shown_perplexity
+from easyeditor.results.run import Run
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -27,9 +27,10 @@ def command_line(run: Run) -> str:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    collapsed = sum(bool(edit.collapsed) for edit in run.edits)
-    judged = sum(edit.collapsed is not None for edit in run.edits)
-    worst = max((e for e in run.edits if e.ppl is not None), key=lambda e: e.ppl or 0.0, default=None)
+    collapsed = sum(bool(edit.record.collapsed) for edit in run.edits)
+    judged = sum(edit.record.collapsed is not None for edit in run.edits)
+    measured = [(edit.record.post.ppl, edit) for edit in run.edits if edit.record.post.ppl is not None]
+    worst, at = max(measured, key=lambda found: found[0], default=(0.0, None))
     packages, sentences = run.manifest.get("packages"), run.manifest.get("sentences")
     names = packages if isinstance(packages, Mapping) else {}
     return {
@@ -48,7 +49,7 @@ def _facts(run: Run) -> dict[str, str]:
         "collapsed": f"{collapsed:,} of {judged:,} ({collapsed / judged:.1%})" if judged else "",
         "perplexity of the unedited model": "" if run.base is None else shown_perplexity(run.base),
         "threshold": "" if run.threshold is None else shown_perplexity(run.threshold),
-        "worst": "" if worst is None else f"{shown_perplexity(worst.ppl)}: {worst.subject} (#{worst.index})",
+        "worst": "" if at is None else f"{shown_perplexity(worst)}: {at.request.subject} (#{at.index})",
         "evaluations": f"{len(run.evaluations):,}" if run.evaluations else "",
         "screened requests": f"{len(run.screened):,}" if run.screened else "",
         "training steps logged": f"{sum(not t.validation for t in run.training):,}" if run.training else "",

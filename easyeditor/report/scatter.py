@@ -27,10 +27,10 @@ from easyeditor.report.canvas import (
     log_ticks,
     new_figure,
 )
-from easyeditor.report.journal import Edit
-from easyeditor.report.load import Run
+from easyeditor.results.lines import EditLine
+from easyeditor.results.run import Run
 
-Judged = tuple[Edit, float]
+Judged = tuple[EditLine, float]
 """An edit and its perplexity (infinity: not finite)."""
 
 
@@ -59,10 +59,10 @@ def perplexity_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
 
 def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     """|denominator| against perplexity, both logarithmic; None for methods without a denominator."""
-    both = [(edit, ppl) for edit, ppl in _judged(run.edits) if edit.denominator is not None]
+    both = [(edit, ppl) for edit, ppl in _judged(run.edits) if edit.record.denominator is not None]
     if not both:
         return None
-    sizes = [abs(edit.denominator or 0.0) for edit, _ in both]
+    sizes = [abs(edit.record.denominator or 0.0) for edit, _ in both]
     positive = [size for size in sizes if size > 0]
     shown, limit = [*positive, run.screen_threshold], run.screen_threshold
     spread = max(max(shown) / min(shown), 10.0)
@@ -89,8 +89,8 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     return finish(figure, name, "Denominator against perplexity", caption)
 
 
-def _judged(edits: Sequence[Edit]) -> list[Judged]:
-    return [(edit, edit.ppl) for edit in edits if edit.ppl is not None]
+def _judged(edits: Sequence[EditLine]) -> list[Judged]:
+    return [(edit, edit.record.post.ppl) for edit in edits if edit.record.post.ppl is not None]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -108,8 +108,8 @@ def _reference_lines(axes: Any, run: Run) -> None:
 def _points(axes: Any, places: Sequence[float], judged: Sequence[Judged], scale: Scale) -> None:
     """Normal edits as circles, collapsed as triangles, not finite as crossed squares in the band; all are drawn."""
     kinds = (
-        ("normal", BLUE, "o", 16, [math.isfinite(p) and not e.collapsed for e, p in judged]),
-        ("collapsed", VERMILLION, "^", 30, [math.isfinite(p) and bool(e.collapsed) for e, p in judged]),
+        ("normal", BLUE, "o", 16, [math.isfinite(p) and not e.record.collapsed for e, p in judged]),
+        ("collapsed", VERMILLION, "^", 30, [math.isfinite(p) and bool(e.record.collapsed) for e, p in judged]),
         ("not finite", BLACK, "X", 36, [not math.isfinite(p) for _, p in judged]),
     )
     heights = scale.place(ppl for _, ppl in judged)
@@ -126,31 +126,32 @@ def _points(axes: Any, places: Sequence[float], judged: Sequence[Judged], scale:
 
 def _name_worst(axes: Any, judged: Sequence[Judged], places: Sequence[float], scale: Scale, worst: int) -> int:
     order = sorted(range(len(judged)), key=lambda i: (-judged[i][1], places[i]))
-    collapsed = [i for i in order if judged[i][0].collapsed]
+    collapsed = [i for i in order if judged[i][0].record.collapsed]
     order, most = (collapsed[: 4 * worst], worst) if collapsed else (order[: min(3, worst)], 3)
     heights = scale.place(ppl for _, ppl in judged)
-    points = [(places[i], heights[i], f"{drawable(judged[i][0].subject, 24)} (#{judged[i][0].index})") for i in order]
+    named = ((i, judged[i][0]) for i in order)
+    points = [(places[i], heights[i], f"{drawable(e.request.subject, 24)} (#{e.index})") for i, e in named]
     some = sorted(range(len(judged)), key=lambda i: -judged[i][1])[:MANY]
     return label_points(axes, points, [(places[i], heights[i]) for i in some], most)
 
 
 def _caption(run: Run, judged: Sequence[Judged], named: int) -> str:
-    collapsed = sum(bool(edit.collapsed) for edit, _ in judged)
+    collapsed = sum(bool(edit.record.collapsed) for edit, _ in judged)
     lost = sum(not math.isfinite(ppl) for _, ppl in judged)
     text = f"{counted(len(judged), 'edited model')}, {collapsed:,} collapsed."
     text += " Subjects are named worst first, where there is room (#: place in the dataset)." if named else ""
     text += f" {lost:,} with a perplexity that is not finite, drawn in the band at the top edge." if lost else ""
     unmeasured = len(run.edits) - len(judged)
     text += f" {counted(unmeasured, 'edit')} without a measured perplexity left out." if unmeasured else ""
-    if len({edit.limit for edit, _ in judged}) > 1:
+    if len({edit.record.collapse.limit for edit, _ in judged if edit.record.collapse is not None}) > 1:
         text += " The limit moves with the perplexity before each edit; the line shows the first one's."
     return text
 
 
 def _rule(both: Sequence[Judged], limit: float) -> str:
-    small = [abs(edit.denominator or 0.0) < limit for edit, _ in both]
-    hit = sum(low and bool(edit.collapsed) for low, (edit, _) in zip(small, both, strict=True))
-    collapsed = sum(bool(edit.collapsed) for edit, _ in both)
+    small = [abs(edit.record.denominator or 0.0) < limit for edit, _ in both]
+    hit = sum(low and bool(edit.record.collapsed) for low, (edit, _) in zip(small, both, strict=True))
+    collapsed = sum(bool(edit.record.collapsed) for edit, _ in both)
     return (
         f"{counted(len(both), 'edit')}: {sum(small):,} with |denominator| < {limit:g}, {hit:,} of them "
         f"collapsed; {collapsed:,} collapsed in all."

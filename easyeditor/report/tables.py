@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from easyeditor.report.journal import PARTS, Edit
-from easyeditor.report.load import Run
-from easyeditor.report.verdict import TYPICAL_DENOMINATOR
+from easyeditor.results.collapse import cause, foretold, is_small
+from easyeditor.results.lines import PARTS, EditLine
+from easyeditor.results.record import EditRecord
+from easyeditor.results.run import Run
+from easyeditor.results.values import mean
 
+ACCURACIES = {"efficacy": "rewrite_acc", "generalization": "rephrase_acc", "locality": "locality_acc"}
+"""The papers' names of columns, and the metric that stands in them."""
 _YES = {None: "", True: "yes", False: "no"}
 
 
@@ -38,11 +42,11 @@ def collapse_table(runs: Sequence[Run]) -> Table:
     """The papers' table (Fall of ROME, tables 2 to 4): collapsed and normal edits side by side, means over edits."""
     rows = []
     for run in runs:
-        judged = [edit for edit in run.edits if edit.collapsed is not None]
-        groups = [("collapsed", [e for e in judged if e.collapsed]), ("normal", [e for e in judged if not e.collapsed])]
-        groups += [("all", judged)]
-        if len(judged) < len(run.edits):
-            groups.append(("perplexity not measured", [e for e in run.edits if e.collapsed is None]))
+        by_verdict = {verdict: [e.record for e in run.edits if e.record.collapsed is verdict] for verdict in _YES}
+        groups = [("collapsed", by_verdict[True]), ("normal", by_verdict[False])]
+        groups += [("all", [e.record for e in run.edits if e.record.collapsed is not None])]
+        if by_verdict[None]:
+            groups.append(("perplexity not measured", by_verdict[None]))
         rows += [(run.label, name, *_group(edits)) for name, edits in groups if run.edits]
     return Table(
         name="collapse",
@@ -65,40 +69,33 @@ def collapse_table(runs: Sequence[Run]) -> Table:
     )
 
 
-def _group(edits: Sequence[Edit]) -> tuple[Any, ...]:
-    ppls = [edit.ppl for edit in edits if edit.ppl is not None]
+def _group(edits: Sequence[EditRecord]) -> tuple[Any, ...]:
     return (
         len(edits),
         mean(edit.numerator for edit in edits),
         mean(None if edit.denominator is None else abs(edit.denominator) for edit in edits),
-        max(ppls) if ppls else None,
-        mean(edit.rewrite for edit in edits),
-        mean(edit.rephrase for edit in edits),
-        mean(edit.locality for edit in edits),
+        max((edit.post.ppl for edit in edits if edit.post.ppl is not None), default=None),
+        *(mean(edit.after(name) for edit in edits) for name in ACCURACIES.values()),
     )
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None when nothing is."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
 
 
 def prediction_table(runs: Sequence[Run]) -> Table:
     """How well a small denominator foretold collapse: of the recorded screen, and of the edits' own denominators."""
     rows = []
     for run in runs:
-        collapsed = {edit.index: edit.collapsed for edit in run.edits if edit.collapsed is not None}
+        collapsed = {edit.index: edit.record.collapsed for edit in run.edits if edit.record.collapsed is not None}
         screen = {line.index: line.prediction for line in run.screened}
         small = {
-            edit.index: abs(edit.denominator) < run.screen_threshold
+            edit.index: is_small(edit.record.denominator, run.screen_threshold)
             for edit in run.edits
-            if edit.denominator is not None
+            if edit.record.denominator is not None
         }
         for source, told in (("screen", screen), (f"own |denominator| < {run.screen_threshold:g}", small)):
             pairs = [(said, bool(collapsed[index])) for index, said in told.items() if index in collapsed]
             if pairs:
-                rows.append((run.label, source, *agreement(pairs)))
+                found = foretold(pairs)
+                counts = (found.pairs, found.predicted, found.happened, found.both)
+                rows.append((run.label, source, *counts, found.precision, found.recall))
     titles = ("edits", "predicted", "collapsed", "both")
     return Table(
         name="prediction",
@@ -116,20 +113,12 @@ def prediction_table(runs: Sequence[Run]) -> Table:
     )
 
 
-def agreement(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, int, int, float | None, float | None]:
-    """(pairs, predicted, happened, both, precision, recall) of (predicted, happened) pairs; None for 0 / 0."""
-    predicted, happened = sum(said for said, _ in pairs), sum(was for _, was in pairs)
-    both = sum(said and was for said, was in pairs)
-    precision = both / predicted if predicted else None
-    return len(pairs), predicted, happened, both, precision, both / happened if happened else None
-
-
 def screen_table(runs: Sequence[Run]) -> Table:
     """Every screened request, smallest denominator first."""
     rows = [
         (run.label, line.index, line.case_id, line.subject, line.denominator, "yes" if line.prediction else "no")
         for run in runs
-        for line in sorted(run.screened, key=lambda s: math.inf if s.denominator is None else abs(s.denominator))
+        for line in sorted(run.screened, key=lambda line: abs(line.denominator))
     ]
     return Table(
         name="screen",
@@ -154,7 +143,7 @@ def retention_table(runs: Sequence[Run]) -> Table:
             seen.after,
             seen.ppl,
             _YES[seen.collapsed],
-            *(mean(_known(values)) for values in (seen.rewrite, seen.rephrase, seen.locality)),
+            *(seen.means()[name] for name in ACCURACIES.values()),
         )
         for run in runs
         for seen in run.evaluations
@@ -176,16 +165,12 @@ def retention_table(runs: Sequence[Run]) -> Table:
     )
 
 
-def _known(values: Iterable[float]) -> list[float]:
-    return [float(value) for value in values if not math.isnan(value)]
-
-
 def time_table(runs: Sequence[Run]) -> Table:
     """Where the time went: edit, metrics, perplexity, and the rest of each edit's total."""
     rows: list[tuple[Any, ...]] = []
     for run in runs:
         total = math.fsum(_spent(edit) for edit in run.edits)
-        for part in (*PARTS[:-1], "other", "total"):
+        for part in (*PARTS, "other", "total"):
             seconds = [value for edit in run.edits if (value := _part(edit, part)) is not None]
             if seconds:
                 share = math.fsum(seconds) / total if total else None
@@ -213,73 +198,60 @@ def _times(seconds: Sequence[float]) -> tuple[int, float, float, float, float]:
     return len(seconds), total, total / len(seconds), statistics.median(seconds), max(seconds)
 
 
-def _spent(edit: Edit) -> float:
+def _spent(edit: EditLine) -> float:
     return edit.seconds.get("total", math.fsum(edit.seconds.values()))
 
 
-def _part(edit: Edit, part: str) -> float | None:
+def _part(edit: EditLine, part: str) -> float | None:
     if part == "other":
         known = math.fsum(value for key, value in edit.seconds.items() if key != "total")
         return max(0.0, edit.seconds["total"] - known) if "total" in edit.seconds else None
     return _spent(edit) if part == "total" and edit.seconds else edit.seconds.get(part)
 
 
-_EDIT_COLUMNS: tuple[tuple[str, str, Callable[[Edit], Any]], ...] = (
+Getter = tuple[str, str, Callable[[EditLine], Any]]
+"""A column of a table of edits: title, kind, and what stands in it."""
+_EDIT_COLUMNS: tuple[Getter, ...] = (
     ("index", "count", lambda e: e.index),
     ("step", "count", lambda e: e.step),
-    ("case id", "text", lambda e: e.case_id),
-    ("subject", "text", lambda e: e.subject),
-    ("prompt", "text", lambda e: e.prompt),
-    ("target", "text", lambda e: e.target_new),
-    ("perplexity", "perplexity", lambda e: e.ppl),
-    ("denominator", "number", lambda e: e.denominator),
-    ("numerator", "number", lambda e: e.numerator),
-    ("efficacy", "percent", lambda e: e.rewrite),
-    ("generalization", "percent", lambda e: e.rephrase),
-    ("locality", "percent", lambda e: e.locality),
-    ("guard", "text", lambda e: e.guard),
+    ("case id", "text", lambda e: str(e.request.case_id)),
+    ("subject", "text", lambda e: e.request.subject),
+    ("prompt", "text", lambda e: e.request.prompt),
+    ("target", "text", lambda e: e.request.target_new),
+    ("perplexity", "perplexity", lambda e: e.record.post.ppl),
+    ("denominator", "number", lambda e: e.record.denominator),
+    ("numerator", "number", lambda e: e.record.numerator),
+    *((title, "percent", lambda e, name=name: e.record.after(name)) for title, name in ACCURACIES.items()),
+    ("guard", "text", lambda e: "" if e.guard is None else e.guard.words),
 )
 
 
 def edits_table(runs: Sequence[Run]) -> Table:
     """Every edit, one row each."""
-    extra: tuple[tuple[str, str, Callable[[Edit], Any]], ...] = (
-        ("collapsed", "text", lambda e: _YES[e.collapsed]),
-        ("perplexity before", "perplexity", lambda e: e.ppl_before),
+    extra: tuple[Getter, ...] = (
+        ("collapsed", "text", lambda e: _YES[e.record.collapsed]),
+        ("perplexity before", "perplexity", lambda e: e.record.pre.ppl),
         ("perplexity left by the guard", "perplexity", lambda e: e.left_ppl),
-        *((f"{part} time", "seconds", lambda e, part=part: e.seconds.get(part)) for part in PARTS),
+        *((f"{part} time", "seconds", lambda e, part=part: e.seconds.get(part)) for part in (*PARTS, "total")),
     )
     return _edit_rows("edits", "All edits", (*_EDIT_COLUMNS, *extra), ((r.label, e) for r in runs for e in r.edits))
 
 
 def collapsed_table(runs: Sequence[Run]) -> Table:
     """The collapsed edits, highest perplexity first, each with the cause its numbers show."""
-    cases = [(run.label, edit) for run in runs for edit in run.edits if edit.collapsed]
-    cases.sort(key=lambda case: -(case[1].ppl or 0.0))
-    causes: tuple[tuple[str, str, Callable[[Edit], Any]], ...] = (("cause", "text", cause),)
+    cases = [(run.label, edit) for run in runs for edit in run.edits if edit.record.collapsed]
+    cases.sort(key=lambda case: -(case[1].record.post.ppl or 0.0))
+    causes: tuple[Getter, ...] = (("cause", "text", lambda e: cause(e.record)),)
     return _edit_rows("collapsed", "Collapsed edits, worst first", (*_EDIT_COLUMNS, *causes), cases)
 
 
-def _edit_rows(name: str, title: str, columns: Sequence[Any], cases: Iterable[tuple[str, Edit]]) -> Table:
+def _edit_rows(name: str, title: str, columns: Sequence[Getter], cases: Iterable[tuple[str, EditLine]]) -> Table:
     return Table(
         name=name,
         title=title,
         columns=(Column(title="run"), *(Column(title=title, kind=kind) for title, kind, _ in columns)),
         rows=tuple((label, *(value(edit) for *_, value in columns)) for label, edit in cases),
     )
-
-
-def cause(edit: Edit) -> str:
-    """Why the numbers say an edit collapsed: the same test and words as the verdict on a single edit."""
-    if edit.denominator is None:
-        return "the method has no denominator; look at the size of the update"
-    if abs(edit.denominator) < TYPICAL_DENOMINATOR:
-        return (
-            f"denominator at layer {edit.layer} is {edit.denominator:.3g} (typical is > {TYPICAL_DENOMINATOR:g}): the "
-            "key of the bare prompt hardly overlaps the mean key over contexts"
-        )
-    grown = "" if edit.value_growth is None else f"; the value grew {edit.value_growth:.3g}-fold"
-    return f"denominator is ordinary ({edit.denominator:.3g}), so the keys are not the cause{grown}"
 
 
 def shown_perplexity(value: float | None) -> str:

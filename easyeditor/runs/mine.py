@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import read_json
 from easyeditor.records import EditRequest
-from easyeditor.runs.shard import recorded
-from easyeditor.runs.summary import smallest_denominator
+from easyeditor.results.lines import EditLine
+from easyeditor.results.run import CONFIG, run_lines
 
 
 def collapsing(folder: Path) -> list[dict[str, Any]]:
@@ -22,16 +22,13 @@ def collapsing(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the run measured no perplexity, or kept its edits: then a later collapse says nothing of a request.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     if config["run"]["mode"] != "single" or config["run"]["screen"]:
         raise ConfigError(f"{folder}: collapsing requests come from runs of mode single, where each stands alone")
     if not config["hparams"]["ppl_sentence_num"]:
         raise ConfigError(f"{folder}: no perplexity was measured (ppl_sentence_num 0), so no collapse is known")
-    found = []
-    for line in recorded(folder):
-        if line["kind"] == "edit" and line["collapse"]["collapsed"]:
-            found.append((line["index"], _record(line, config["hparams"]["model_name"])))
-    return [record for _, record in sorted(found, key=lambda item: item[0])]
+    hit = [line.lean() for line in run_lines(folder) if isinstance(line, EditLine) and line.record.collapsed]
+    return [_record(line, config["hparams"]["model_name"]) for line in sorted(hit, key=lambda line: line.index)]
 
 
 def union(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -55,18 +52,13 @@ def union(files: Sequence[Path]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _record(line: Mapping[str, Any], model: str) -> dict[str, Any]:
-    rewrite = dict(line["requested_rewrite"])
+def _record(line: EditLine, model: str) -> dict[str, Any]:
+    request, record = line.request, line.record
+    rewrite = request.to_json()
     start = rewrite.pop("subject_start")
-    request = EditRequest.from_json(line["requested_rewrite"])
     again = EditRequest.make(request.prompt, subject=request.subject, target_new=request.target_new)
     if again.subject_start != start:  # the subject stands several times, and not the last one is meant
         rewrite["prompt"] = f"{request.before}{{}}{request.after}"
     kept = {key: value for key, value in rewrite.items() if value not in (None, [], {})}
-    cause = {
-        "model": model,
-        "method": line["method"],
-        "ppl": line["post"]["ppl"],
-        "denominator": smallest_denominator(line),
-    }
+    cause = {"model": model, "method": record.method, "ppl": record.post.ppl, "denominator": record.denominator}
     return {**kept, "collapses": [cause]}

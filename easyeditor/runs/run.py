@@ -17,16 +17,17 @@ from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class, method_class
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
+from easyeditor.results.journal import Journal
+from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
+from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.folder import environment, run_folder
-from easyeditor.runs.journal import Journal
 from easyeditor.runs.sequence import run_sequence
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Rank, merge, recorded, wait_for, wait_for_all
+from easyeditor.runs.shard import Rank, wait_for, wait_for_all
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
-from easyeditor.runs.work import Editing, Watch, Work, brief
+from easyeditor.runs.work import Editing, Watch, Work
 
-CONFIG, MANIFEST, SUMMARY = "config.json", "manifest.json", "summary.json"
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
 
@@ -158,8 +159,13 @@ def execute(
         wait_for(folder / MANIFEST)
     _settle(folder, what, editor, rank)
     sequence = settings.mode != "single"
-    done = {line["index"]: brief(line, sequence) for line in recorded(folder) if line["kind"] != "evaluation"}
-    evaluated = {line["after"] for line in recorded(folder) if line["kind"] == "evaluation"}
+    done: dict[int, RunLine] = {}
+    evaluated: set[int] = set()
+    for line in run_lines(folder):
+        if isinstance(line, EvaluationLine):
+            evaluated.add(line.after)
+        else:
+            done[line.index] = _brief(line, sequence)
     numbers = rank.share(range(len(what.requests)))
     mine = [n for n in numbers if n in done]
     if not rank.first and len(mine) == len(numbers):
@@ -211,7 +217,7 @@ def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
         editor.method.use_contexts(before["context_templates"])
         editor.method.prepare()
         return
-    if next(recorded(folder), None) is not None:
+    if next(run_lines(folder), None) is not None:
         raise ConfigError(f"{folder}: not a whole run ({MANIFEST} is missing, but there are results)")
     editor.method.prepare()
     config = what.config()
@@ -233,6 +239,22 @@ def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
 def _texts(sentences: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
     """What identifies a perplexity set, wherever its file lies."""
     return None if sentences is None else (sentences["sha256"], sentences["sentences"])
+
+
+def _brief(line: RunLine, sequence: bool) -> RunLine:
+    """What is needed of a recorded line to go on: little, so that thousands fit.
+
+    Raises:
+        ConfigError: a line of an earlier version, whose `pre` was the model just before the edit.
+    """
+    if not isinstance(line, EditLine):
+        return line
+    if sequence and "just_before" not in line.record.perplexity:
+        raise ConfigError(
+            "this sequence was begun by an earlier version, which measured `pre` just before each edit and not on the "
+            "original model, so its records and new ones would not mean the same; start a new run"
+        )
+    return line.lean(said=sequence)
 
 
 def _sha256(config: Mapping[str, Any]) -> str:

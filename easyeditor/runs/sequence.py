@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from easyeditor.errors import DataError
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.records import EditResult
-from easyeditor.runs.work import Work, edit_line, guarded, stands, tried
+from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
+from easyeditor.results.record import Side
+from easyeditor.results.values import mean
+from easyeditor.runs.guard import guarded
+from easyeditor.runs.work import Work, edit_line, tried
 
 SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
 
@@ -25,7 +27,7 @@ def run_sequence(work: Work) -> None:
     size = work.settings.batch_size if work.settings.mode == "batch" else 1
     base = work.editor.perplexity()
     ppl: PerplexityReport | None = base
-    lines: dict[int, Mapping[str, Any]] = {}  # of the edits that stand
+    lines: dict[int, EditLine] = {}  # of the edits that stand
     originals = Originals(work, size)
     done = 0
     for first in range(0, len(work.numbers), size):
@@ -37,9 +39,9 @@ def run_sequence(work: Work) -> None:
             made, ppl = _step(work, chunk, known, ppl, base, originals.of(chunk))
         else:
             made, ppl = known, None  # measured again when it is needed
-            if any(stands(line) for line in made.values()):
+            if any(_stands(line) for line in made.values()):
                 work.editor.commit(saved_edit(work.folder, first, made.values()))
-        lines |= {n: _kept(line) for n, line in made.items() if stands(line)}
+        lines |= {n: line.lean(said=True) for n, line in made.items() if isinstance(line, EditLine) and line.stands}
         done = first + len(chunk)
         every = work.settings.eval_every
         if every and done // every > first // every:
@@ -82,11 +84,11 @@ def delta_folder(folder: Path, first: int) -> Path:
     return folder / "deltas" / f"{first + 1:06d}"
 
 
-def saved_edit(folder: Path, first: int, lines: Iterable[Mapping[str, Any]]) -> EditResult:
+def saved_edit(folder: Path, first: int, lines: Iterable[RunLine]) -> EditResult:
     """The edit that was saved when `lines` were recorded. Raises DataError: missing, damaged, or another one."""
     place = delta_folder(folder, first)
     saved = EditResult.load(place)
-    recorded = {line.get("saved_sha256") for line in lines} - {None}
+    recorded = {line.saved_sha256 for line in lines if isinstance(line, EditLine)} - {None}
     if recorded and saved.sha256() not in recorded:
         raise DataError(
             f"{place}: is not the edit that was recorded (its sha256 is {saved.sha256()[:12]}…); the run cannot go on "
@@ -98,11 +100,11 @@ def saved_edit(folder: Path, first: int, lines: Iterable[Mapping[str, Any]]) -> 
 def _step(
     work: Work,
     chunk: list[int],
-    known: Mapping[int, Mapping[str, Any]],
+    known: Mapping[int, RunLine],
     ppl: PerplexityReport | None,
     base: PerplexityReport | None,
     scores_base: list[RequestScores] | None,
-) -> tuple[dict[int, Mapping[str, Any]], PerplexityReport | None]:
+) -> tuple[Mapping[int, RunLine], PerplexityReport | None]:
     """One edit: compute and measure, save its delta, record its lines, keep it. Returns lines and perplexity."""
     requests = [work.requests[n] for n in chunk]
     work.watch.note(f"edit {chunk[0] + 1}")
@@ -121,7 +123,7 @@ def _step(
         outcome.kept.save(delta_folder(work.folder, chunk[0]))
         saved = outcome.kept.sha256()
     seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
-    made: dict[int, Mapping[str, Any]] = {}
+    made: dict[int, RunLine] = {}
     for n, record, guard in zip(chunk, examined.records, outcome.entries, strict=True):
         line = edit_line(record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved)
         made[n] = line
@@ -135,7 +137,7 @@ def _step(
 def _evaluate(
     work: Work,
     after: int,
-    lines: Mapping[int, Mapping[str, Any]],
+    lines: Mapping[int, EditLine],
     ppl: PerplexityReport | None,
     base: PerplexityReport | None,
 ) -> None:
@@ -150,58 +152,45 @@ def _evaluate(
     for start in range(0, len(numbers), SCORED_TOGETHER):
         group = numbers[start : start + SCORED_TOGETHER]
         requests = [work.requests[n] for n in group]
-        scores = work.editor.score_all(requests, [lines[n]["test_prefix"] for n in group])
+        scores = work.editor.score_all(requests, [lines[n].standing.test_prefix for n in group])
         retention += [_retained(n, lines[n], now) for n, now in zip(group, scores, strict=True)]
     collapse = work.editor.judge(base, measured)
     work.record(
-        {
-            "kind": "evaluation",
-            "index": after - 1,
-            "after": after,
-            "ppl": None if measured is None else measured.mean,
-            "collapsed": None if collapse is None else collapse.collapsed,
-            "retention": retention,
-        }
+        EvaluationLine(
+            after=after,
+            ppl=None if measured is None else measured.mean,
+            collapsed=None if collapse is None else collapse.collapsed,
+            retention=tuple(retention),
+        )
     )
 
 
-def _kept(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What later evaluations need of a line; what the guard redid counts in place of the first edit."""
-    record = (line["guard"] or {}).get("record", line)
-    kept = {"case_id": line["case_id"], "test_prefix": record["test_prefix"]}
-    for name in ("pre", "just_before"):
-        locality = (record[name] or record["pre"])["locality"]
-        kept[name] = {key: value for key, value in locality.items() if key.endswith("_output")}
-    return kept
-
-
-def _retained(number: int, line: Mapping[str, Any], now: RequestScores) -> dict[str, Any]:
+def _retained(number: int, line: EditLine, now: RequestScores) -> Retained:
     """One edit's accuracies now; locality is agreement with what the original model said, and beside it with what the
     model said just before that edit."""
 
-    def locality(name: str) -> float | None:
-        near = [
+    def locality(then: Side) -> float | None:
+        return mean(
             sum(a == b for a, b in zip(before, scored.said, strict=True)) / len(before)
             for key, scores in now.locality.items()
-            for before, scored in zip(line[name][f"{key}_output"], scores, strict=True)
-        ]
-        return _mean(near)
+            for before, scored in zip(then.said[key], scores, strict=True)
+        )
 
-    return {
-        "index": number,
-        "case_id": line["case_id"],
-        "rewrite_acc": now.rewrite.accuracy,
-        "rephrase_acc": _mean([s.accuracy for s in now.rephrase]),
-        "locality_acc": locality("pre"),
-        "locality_just_before_acc": locality("just_before"),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+    record = line.standing
+    return Retained(
+        index=number,
+        case_id=line.request.case_id,
+        rewrite=now.rewrite.accuracy,
+        rephrase=mean(s.accuracy for s in now.rephrase),
+        locality=locality(record.pre),
+        locality_just_before=locality(record.just_before or record.pre),
+    )
 
 
-def _collapsed(line: Mapping[str, Any]) -> bool:
+def _stands(line: RunLine) -> bool:
+    return isinstance(line, EditLine) and line.stands
+
+
+def _collapsed(line: RunLine) -> bool:
     """Did this edit collapse the model and stay in it?"""
-    kept = stands(line) and line["collapse"] is not None and bool(line["collapse"]["collapsed"])
-    return kept and (line["guard"] or {}).get("action") == "keep"
+    return isinstance(line, EditLine) and line.guard is not None and line.guard.action == "keep"

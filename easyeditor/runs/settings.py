@@ -11,14 +11,12 @@ from typing import Any, Literal, TypeVar
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import check_seed_size, coerce, field_types, require, unknown_key
+from easyeditor.results.collapse import SMALL_DENOMINATOR
 
 T = TypeVar("T")
 
 Mode = Literal["single", "sequential", "batch"]
 Guard = Literal["keep", "revert", "remedy"]
-SCREEN_THRESHOLD = 1.0
-"""|denominator| below which `--screen` predicts a collapse: between the collapse cases' (up to 0.2 in the papers and on
-the embedded model) and the others' (above 2; Fall of ROME, table 2), nearer to the latter so that few are missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class RunSettings:
     """Leave bad records out instead of refusing the dataset."""
     screen: bool = False
     """Compute denominators only."""
-    screen_threshold: float = SCREEN_THRESHOLD
+    screen_threshold: float = SMALL_DENOMINATOR
     """|denominator| below which a collapse is predicted."""
     on_collapse: Guard = "keep"
     """Leave a collapsing edit, take it back, or take it back and do it again with the method's remedy."""

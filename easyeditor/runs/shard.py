@@ -1,4 +1,4 @@
-"""Requests shared out over processes that torchrun started: who does what, and one journal of all in the end.
+"""Requests shared out over processes that torchrun started: who does what, and how they wait for each other.
 
 The processes talk through the run folder only, so one that dies takes no other with it, and torchrun may start them
 again, all or some, at any time.
@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from easyeditor.errors import ConfigError
-from easyeditor.files import discard, write_text
-from easyeditor.runs.journal import read_raw
+from easyeditor.results.lines import EvaluationLine
+from easyeditor.results.run import RANKS, RESULTS, recorded
 
-RESULTS = "results.jsonl"
 MOST_RANKS = 1_000_000
 POLL = 0.2  # seconds between two looks at the run folder
 
@@ -38,7 +36,7 @@ class Rank:
     @property
     def journal(self) -> str:
         """Name of this process's journal."""
-        return RESULTS if self.world == 1 else f"results.rank{self.rank}.jsonl"
+        return RESULTS if self.world == 1 else RANKS.replace("*", str(self.rank))
 
     def share(self, numbers: Sequence[int]) -> list[int]:
         """The numbers that fall to this process: number % world == rank."""
@@ -102,47 +100,6 @@ def wait_for_all(folder: Path, count: int) -> None:
     """Wait until all ranks together have recorded `count` requests."""
     while True:
         started = time.perf_counter()
-        if sum(1 for line in recorded(folder) if line["kind"] != "evaluation") >= count:
+        if sum(1 for line in recorded(folder) if not isinstance(line, EvaluationLine)) >= count:
             return
         time.sleep(max(POLL, 10 * (time.perf_counter() - started)))  # reading thousands of lines takes a while
-
-
-def journals(folder: Path) -> list[Path]:
-    """The journals in a run folder: the merged one, then the ranks'."""
-    return [path for path in (folder / RESULTS, *sorted(folder.glob("results.rank*.jsonl"))) if path.exists()]
-
-
-def recorded(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every line recorded by any rank, each once."""
-    for _, line in _lines(folder):
-        yield line
-
-
-def merge(folder: Path) -> None:
-    """Put all ranks' lines into `results.jsonl`, in the order of the dataset, and remove the ranks' journals.
-
-    Killed at any moment it can be done again: the merged file is whole before a rank's goes.
-    """
-    ranks = sorted(folder.glob("results.rank*.jsonl"))
-    if not ranks:
-        return
-    lines = sorted(((line["index"], raw) for raw, line in _lines(folder)), key=lambda item: item[0])
-    write_text(folder / RESULTS, b"".join(raw for _, raw in lines).decode())
-    for path in ranks:
-        discard(path)
-
-
-def identity(line: Mapping[str, Any]) -> tuple[str, int]:
-    """What a line is about: two lines of one identity would be work done twice."""
-    kind = "evaluation" if line["kind"] == "evaluation" else "screen" if line["kind"] == "screen" else "edit"
-    return kind, line["after"] if kind == "evaluation" else line["index"]
-
-
-def _lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    seen: set[tuple[str, int]] = set()
-    for path in journals(folder):
-        for raw, line in read_raw(path):
-            known = identity(line)
-            if known not in seen:
-                seen.add(known)
-                yield raw, line

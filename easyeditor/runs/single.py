@@ -9,7 +9,10 @@ from easyeditor.errors import DataError, NumericalError
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.records import EditResult
-from easyeditor.runs.work import Work, edit_line, guarded, tried
+from easyeditor.results.collapse import is_small
+from easyeditor.results.lines import ScreenLine
+from easyeditor.runs.guard import guarded
+from easyeditor.runs.work import Work, edit_line, tried
 
 SCREENED_TOGETHER = 32  # requests whose keys are read in one go: bounds memory
 
@@ -51,9 +54,15 @@ def run_screen(work: Work) -> None:
         found = work.editor.method.screen([work.requests[n] for n in group])
         for n, denominator in zip(group, found, strict=True):
             request = work.requests[n]
-            line = {"kind": "screen", "index": n, "case_id": request.case_id, "subject": request.subject}
-            predicted = abs(denominator) < work.settings.screen_threshold
-            work.record({**line, "prompt": request.prompt, "denominator": denominator, "prediction": predicted})
+            line = ScreenLine(
+                index=n,
+                case_id=request.case_id,
+                subject=request.subject,
+                prompt=request.prompt,
+                denominator=denominator,
+                prediction=is_small(denominator, work.settings.screen_threshold),
+            )
+            work.record(line)
 
 
 def _groups(numbers: Sequence[int], size: int) -> Iterator[list[int]]:

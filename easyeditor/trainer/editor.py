@@ -25,7 +25,10 @@ from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
-from easyeditor.trainer import log, measure
+from easyeditor.results.journal import Journal, rewind
+from easyeditor.results.lines import TrainingLine
+from easyeditor.results.run import TRAINING
+from easyeditor.trainer import measure
 from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
 from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, write_state
 from easyeditor.trainer.tasks import Tasks
@@ -216,8 +219,7 @@ class EditTrainer:
                 for found in self._passes(tasks):
                     measure.add(totals, measure.numbers(found, self.config.cedit, self.config.cloc))
         means = measure.means(totals)
-        if self.rank == 0:
-            log.append(self.folder, {"kind": "validation", "step": self.progressed.step, "requests": count, **means})
+        self._log({"requests": count, **means}, validation=True)
         key = STOP_KEYS[self.config.early_stop_key]
         value = -means[key] if key == "edit_acc" else means[key]
         if math.isfinite(value) and (self.progressed.best is None or value < self.progressed.best):
@@ -227,10 +229,15 @@ class EditTrainer:
     def _log_training(self) -> None:
         means = measure.means(self.progressed.sums)
         self.progressed.sums = {}
+        now = self.progressed
+        run = {"skipped_updates": now.skipped, "seconds": now.seconds, "steps_per_s": now.step / now.seconds}
+        self._log({**means, **run}, validation=False)
+
+    def _log(self, values: dict[str, float], *, validation: bool) -> None:
         if self.rank == 0:
-            now = self.progressed
-            run = {"skipped_updates": now.skipped, "seconds": now.seconds, "steps_per_s": now.step / now.seconds}
-            log.append(self.folder, {"kind": "train", "step": now.step, **means, **run})
+            line = TrainingLine(validation=validation, step=self.progressed.step, values=values)
+            with Journal(self.folder / TRAINING) as journal:
+                journal.append(line.to_json())
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 
@@ -270,7 +277,7 @@ class EditTrainer:
         if self.progressed.all_sums:
             self.progressed.sums = self.progressed.all_sums[self.rank]
         if self.rank == 0:
-            log.rewind(self.folder, self.progressed.step)
+            rewind(self.folder / TRAINING, self.progressed.step)
         LOG.info("going on after step %d of %s", self.progressed.step, path)
 
     # -- making ---------------------------------------------------------------------------------------------------

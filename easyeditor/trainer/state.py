@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.files import check_new, read_json, write_tensors
 from easyeditor.methods.mend.hypernet import Hypernetwork
-from easyeditor.trainer import log
+from easyeditor.results.run import MANIFEST, TRAINING
 
 STATE = "last.safetensors"
 
@@ -30,8 +30,8 @@ def check_place(folder: Path, resume: bool) -> None:
 
 def _begun(folder: Path) -> bool:
     """Does the folder hold a training run that was cut short before its first state?"""
-    manifest = folder / "manifest.json"
-    if (folder / log.NAME).exists():
+    manifest = folder / MANIFEST
+    if (folder / TRAINING).exists():
         return True
     found = read_json(manifest) if manifest.is_file() else None
     return isinstance(found, dict) and "train" in found

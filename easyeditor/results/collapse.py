@@ -1,0 +1,153 @@
+"""The verdict on an edit, did it collapse the model?, and in words what its numbers say of the cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.results.values import flag, known, perplexity
+
+if TYPE_CHECKING:
+    from easyeditor.results.record import EditRecord
+
+SMALL_DENOMINATOR = 1.0
+"""|denominator| below which a collapse is predicted, and explained: between those of collapse cases (up to 0.2 in the
+papers and on the embedded model) and of others (above 2; Fall of ROME, table 2), nearer to the latter so that few are
+missed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collapse:
+    """Perplexity of the original model and after the edit, the limits, and whether they were crossed.
+
+    Non-finite counts as collapsed. `ppl_just_before` is that of the model the edit was made on (None: the original's).
+    """
+
+    collapsed: bool
+    threshold: float
+    ratio: float
+    limit: float
+    finite: bool
+    ppl_before: float
+    ppl_after: float
+    ppl_just_before: float | None = None
+
+    @property
+    def damaged(self) -> bool:
+        """Collapsed, or perplexity above `ratio` times that before and only below the threshold still?"""
+        return self.collapsed or self.ppl_after > self.ratio * self.ppl_before
+
+    def to_json(self) -> dict[str, Any]:
+        """The `collapse` entry of a record; `times_…` is perplexity after the edit as a multiple of that before."""
+        just_before = self.ppl_before if self.ppl_just_before is None else self.ppl_just_before
+        return {
+            **asdict(self),
+            "ppl_just_before": just_before,
+            "times_before": self.ppl_after / self.ppl_before,
+            "times_just_before": self.ppl_after / just_before,
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Collapse:
+        """Inverse of `to_json`."""
+        return Collapse(
+            collapsed=flag(raw["collapsed"]),
+            threshold=known(raw["threshold"]),
+            ratio=known(raw["ratio"]),
+            limit=known(raw["limit"]),
+            finite=flag(raw["finite"]),
+            ppl_before=perplexity(raw["ppl_before"], measured=True) or 0.0,
+            ppl_after=perplexity(raw["ppl_after"], measured=True) or 0.0,
+            ppl_just_before=perplexity(raw.get("ppl_just_before"), measured="ppl_just_before" in raw),
+        )
+
+
+def judge(ppl_before: float, ppl_after: float, *, threshold: float, ratio: float) -> Collapse:
+    """Collapsed when perplexity after is above `threshold` (Butterfly paper: 1000) and above `ratio` times that before.
+
+    The ratio matters only for models whose base is above threshold / ratio. NaN or infinity is a collapse.
+    """
+    limit = max(threshold, ratio * ppl_before) if math.isfinite(ppl_before) else threshold
+    finite = math.isfinite(ppl_after)
+    return Collapse(
+        collapsed=not finite or ppl_after > limit,
+        threshold=threshold,
+        ratio=ratio,
+        limit=limit,
+        finite=finite,
+        ppl_before=ppl_before,
+        ppl_after=ppl_after,
+    )
+
+
+def is_small(denominator: float | None, border: float = SMALL_DENOMINATOR) -> bool:
+    """Does this denominator foretell a collapse? A method without one foretells none."""
+    return denominator is not None and abs(denominator) < border
+
+
+def cause(record: EditRecord) -> str:
+    """What the numbers of an edit that collapsed or damaged its model say of the cause; empty for any other edit."""
+    if record.collapse is None or not record.collapse.damaged:
+        return ""
+    telling = record.telling
+    if telling is None:
+        return "the method has no denominator; look at the size of the update"
+    layer, trace = telling
+    denominator, grown = trace.denominator, trace.value_growth
+    if is_small(denominator):
+        return (
+            f"the denominator at layer {layer} is {denominator:.3g} (a collapse is foretold below "
+            f"{SMALL_DENOMINATOR:g}): the key of the bare prompt (norm {trace.key_norm:.3g}) hardly overlaps the mean "
+            f"key over contexts (norm {trace.prefixed_key_norm:.3g}), and the update is divided by it"
+        )
+    value = "" if grown is None else f"; the value grew {grown:.3g}-fold"
+    if denominator is not None:
+        return f"the denominator is ordinary ({denominator:.3g}), so the keys are not the cause{value}"
+    size = max(layer.delta_norm for layer in record.trace.values())
+    return f"the method has no denominator{value}; the weights moved by ‖ΔW‖ {size:.3g}"
+
+
+def remedy(record: EditRecord) -> str:
+    """What to try against the cause; empty where `cause` is."""
+    telling = record.telling
+    if telling is None or not cause(record):
+        return ""
+    _, trace = telling
+    if is_small(trace.denominator):
+        return f"--set {record.remedy}  (the mean key on both sides; docs/metrics.md)" if record.remedy else ""
+    if trace.value_growth is None:
+        return "fewer or smaller steps"
+    return "a smaller clamp_norm_factor, fewer v_num_grad_steps, or another layer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foretold:
+    """How well something was predicted: counts, and the two shares, None for 0 / 0."""
+
+    pairs: int
+    predicted: int
+    happened: int
+    both: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the predicted that happened."""
+        return self.both / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of what happened that was predicted."""
+        return self.both / self.happened if self.happened else None
+
+
+def foretold(pairs: Iterable[tuple[bool, bool]]) -> Foretold:
+    """Counts of (predicted, happened) pairs."""
+    listed = list(pairs)
+    return Foretold(
+        pairs=len(listed),
+        predicted=sum(said for said, _ in listed),
+        happened=sum(was for _, was in listed),
+        both=sum(said and was for said, was in listed),
+    )

@@ -1,0 +1,313 @@
+"""The lines of a run's journal as typed, frozen values: one class for each `kind`, `line_of` for any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from easyeditor.errors import DataError
+from easyeditor.request import EditRequest
+from easyeditor.results.record import EditRecord
+from easyeditor.results.values import flag, integer, known, mean, number, perplexity, text
+
+PARTS = ("edit", "metrics", "perplexity")
+"""What a record's `seconds` are spent on; `total` is their sum."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guard:
+    """What was done about a collapse: `action` as the run was told; `kept`: does an edit stand? `settings`, `seconds`
+    and `record` belong to an edit done again with the method's remedy, `error` to one that could not be."""
+
+    action: str
+    kept: bool
+    settings: str | None = None
+    seconds: Mapping[str, float] | None = None
+    record: EditRecord | None = None
+    error: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What was done, for a table."""
+        if not self.kept:
+            return f"{self.action}: taken back"
+        return self.action if self.record is None else f"{self.action}: done again, stands"
+
+    def to_json(self) -> dict[str, Any]:
+        """The `guard` entry of a line."""
+        redone = None if self.record is None else self.record.to_json(whole=False)
+        seconds = None if self.seconds is None else dict(self.seconds)
+        every = {"settings": self.settings, "kept": self.kept, "seconds": seconds, "record": redone}
+        told = {"action": self.action, **every, "error": self.error}
+        return {name: value for name, value in told.items() if value is not None}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any], request: EditRequest) -> Guard:
+        """Inverse of `to_json`."""
+        redone = raw.get("record")
+        return Guard(
+            action=text(raw["action"]),
+            kept=flag(raw["kept"]),
+            settings=raw.get("settings"),
+            seconds=raw.get("seconds"),
+            record=None if redone is None else EditRecord.from_json(redone, request),
+            error=raw.get("error"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditLine:
+    """One edit of a run: its record, its place in the dataset (`index`) and in the run (`step`, from 1), its time (s)
+    by part, the guard's action, the norm of its update by weight, and the hash of the saved edit if it stays in the
+    model."""
+
+    record: EditRecord
+    index: int
+    step: int
+    mode: str
+    seconds: Mapping[str, float]
+    guard: Guard | None = None
+    delta: Mapping[str, float] = field(default_factory=dict)
+    saved_sha256: str | None = None
+
+    @property
+    def request(self) -> EditRequest:
+        """What was asked."""
+        return self.record.request
+
+    @property
+    def stands(self) -> bool:
+        """Is the edit in the model (or would be, were edits kept)?"""
+        return self.guard is None or self.guard.kept
+
+    @property
+    def standing(self) -> EditRecord:
+        """The record of the edit that stands: what the guard redid counts in place of the first."""
+        redone = None if self.guard is None else self.guard.record
+        return self.record if redone is None else redone
+
+    @property
+    def left_ppl(self) -> float | None:
+        """Perplexity of the model that went on from here; None when the edit was taken back or nothing measured."""
+        return self.standing.post.ppl if self.stands else None
+
+    def lean(self, *, said: bool = False) -> EditLine:
+        """As `EditRecord.lean`."""
+        guard = self.guard
+        if guard is not None and guard.record is not None:
+            guard = replace(guard, record=guard.record.lean(said=said))
+        return replace(self, record=self.record.lean(said=said), guard=guard)
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+        return {
+            **self.record.to_json(),
+            "kind": "edit",
+            "index": self.index,
+            "step": self.step,
+            "mode": self.mode,
+            "seconds": dict(self.seconds),
+            "guard": None if self.guard is None else self.guard.to_json(),
+            "delta": dict(self.delta),
+            "saved_sha256": self.saved_sha256,
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> EditLine:
+        """Inverse of `to_json`."""
+        record = EditRecord.from_json(raw)
+        return EditLine(
+            record=record,
+            index=integer(raw["index"]),
+            step=integer(raw["step"]),
+            mode=text(raw["mode"]),
+            seconds={part: known(raw["seconds"][part]) for part in (*PARTS, "total")},
+            guard=None if raw["guard"] is None else Guard.from_json(raw["guard"], record.request),
+            delta={name: known(norm) for name, norm in raw.get("delta", {}).items()},
+            saved_sha256=raw.get("saved_sha256"),  # null in runs begun before it was recorded
+        )
+
+    @staticmethod
+    def alone(record: EditRecord) -> EditLine:
+        """The record of single_case_edit.py as the only line of a run."""
+        return EditLine(record=record, index=0, step=1, mode="single", seconds={"edit": record.time})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retained:
+    """How one earlier edit fares now: mean accuracies, None where the request has no such prompts; locality against
+    the original model, and against the model just before that edit."""
+
+    index: int
+    case_id: Any
+    rewrite: float | None
+    rephrase: float | None
+    locality: float | None
+    locality_just_before: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `retention`."""
+        return {
+            "index": self.index,
+            "case_id": self.case_id,
+            "rewrite_acc": self.rewrite,
+            "rephrase_acc": self.rephrase,
+            "locality_acc": self.locality,
+            "locality_just_before_acc": self.locality_just_before,
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Retained:
+        """Inverse of `to_json`."""
+        return Retained(
+            index=integer(raw["index"]),
+            case_id=raw["case_id"],
+            rewrite=number(raw["rewrite_acc"]),
+            rephrase=number(raw["rephrase_acc"]),
+            locality=number(raw["locality_acc"]),
+            locality_just_before=number(raw.get("locality_just_before_acc")),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationLine:
+    """The model after `after` edits: perplexity, verdict, and how each edit in it still holds."""
+
+    after: int
+    ppl: float | None
+    collapsed: bool | None
+    retention: tuple[Retained, ...]
+
+    @property
+    def index(self) -> int:
+        """Place of the last edit made before it."""
+        return self.after - 1
+
+    def means(self) -> dict[str, float | None]:
+        """Mean accuracies over the edits in the model."""
+        return {
+            "rewrite_acc": mean(row.rewrite for row in self.retention),
+            "rephrase_acc": mean(row.rephrase for row in self.retention),
+            "locality_acc": mean(row.locality for row in self.retention),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+        said = {"after": self.after, "ppl": self.ppl, "collapsed": self.collapsed}
+        return {"kind": "evaluation", "index": self.index, **said, "retention": [r.to_json() for r in self.retention]}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> EvaluationLine:
+        """Inverse of `to_json`."""
+        collapsed = None if raw["collapsed"] is None else flag(raw["collapsed"])
+        return EvaluationLine(
+            after=integer(raw["after"]),
+            ppl=perplexity(raw["ppl"], measured=collapsed is not None),
+            collapsed=collapsed,
+            retention=tuple(map(Retained.from_json, raw["retention"])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScreenLine:
+    """One request's denominator, computed without an edit, and whether it foretells a collapse."""
+
+    index: int
+    case_id: Any
+    subject: str
+    prompt: str
+    denominator: float
+    prediction: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+        asked = {"index": self.index, "case_id": self.case_id, "subject": self.subject, "prompt": self.prompt}
+        return {"kind": "screen", **asked, "denominator": self.denominator, "prediction": self.prediction}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> ScreenLine:
+        """Inverse of `to_json`."""
+        return ScreenLine(
+            index=integer(raw["index"]),
+            case_id=raw["case_id"],
+            subject=text(raw["subject"]),
+            prompt=text(raw["prompt"]),
+            denominator=known(raw["denominator"]),
+            prediction=flag(raw["prediction"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureLine:
+    """A request that has no edit, and why."""
+
+    index: int
+    case_id: Any
+    prompt: str
+    mode: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+        place = {"index": self.index, "step": self.index + 1, "case_id": self.case_id}
+        return {"kind": "failed", **place, "prompt": self.prompt, "mode": self.mode, "error": self.error}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> FailureLine:
+        """Inverse of `to_json`."""
+        words = {name: text(raw[name]) for name in ("prompt", "mode", "error")}
+        return FailureLine(index=integer(raw["index"]), case_id=raw["case_id"], **words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingLine:
+    """One line of a training log: a `validation` or the updates since the line before, and its numbers by name."""
+
+    validation: bool
+    step: int
+    values: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+        return {"kind": "validation" if self.validation else "train", "step": self.step, **self.values}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> TrainingLine:
+        """Inverse of `to_json`; numbers that were not finite are NaN, what is no number is left out."""
+        named = {key: value for key, value in raw.items() if key not in ("kind", "step")}
+        values = {key: known(value) for key, value in named.items() if not isinstance(value, (bool, dict, list))}
+        return TrainingLine(validation=raw["kind"] == "validation", step=integer(raw["step"]), values=values)
+
+
+RunLine = EditLine | EvaluationLine | ScreenLine | FailureLine
+"""What a mass edit writes."""
+Line = RunLine | TrainingLine
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], Line]] = {
+    "edit": EditLine.from_json,
+    "evaluation": EvaluationLine.from_json,
+    "screen": ScreenLine.from_json,
+    "failed": FailureLine.from_json,
+    "train": TrainingLine.from_json,
+    "validation": TrainingLine.from_json,
+}
+
+
+def line_of(raw: Mapping[str, Any], where: str) -> Line | None:
+    """The typed value of one line; None for a kind that is not known. Raises DataError naming the place."""
+    kind = raw.get("kind")
+    if not isinstance(kind, str):
+        raise DataError(f"{where}: no 'kind' in this line, so it is not a line of a run's journal")
+    if kind not in KINDS:
+        return None
+    return checked(KINDS[kind], raw, where, f"a whole {kind} record")
+
+
+def checked(parse: Callable[[Mapping[str, Any]], Any], raw: Mapping[str, Any], where: str, what: str) -> Any:
+    """`parse(raw)`. Raises DataError naming the place where it is not `what`."""
+    try:
+        return parse(raw)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, DataError) as error:
+        reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{where}: not {what} ({reason})") from error

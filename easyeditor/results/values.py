@@ -1,0 +1,84 @@
+"""Numbers of a record read back: JSON has neither NaN nor infinity, so what was not finite is null there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def number(value: Any) -> float | None:
+    """A number of a record, or None. Texts such as "inf" and "NaN" count; anything else raises ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+def known(value: Any) -> float:
+    """A number that was written; NaN where it was not finite."""
+    found = number(value)
+    return math.nan if found is None else found
+
+
+def perplexity(value: Any, *, measured: bool) -> float | None:
+    """A perplexity: None when it was not measured, infinity when it was not finite."""
+    found = number(value)
+    if found is None:
+        return math.inf if measured else None
+    return found if math.isfinite(found) else math.inf
+
+
+def numbers(values: Any) -> tuple[float, ...]:
+    """A list of numbers."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"expected a list of numbers, found {values!r}")
+    return tuple(map(known, values))
+
+
+def integer(value: Any) -> int:
+    """A whole number; raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number, found {value!r}")
+    return value
+
+
+def text(value: Any) -> str:
+    """A text; raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, found {value!r}")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """True or false; raises ValueError for anything else."""
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, found {value!r}")
+    return value
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None when nothing is."""
+    found = [value for value in values if value is not None]
+    return math.fsum(found) / len(found) if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Value:
+    """One metric of one request; `value` is None where it cannot be had, and `reason` says why."""
+
+    value: float | None
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a reason and details only where there are some."""
+        told = {"reason": self.reason} if self.reason is not None else {}
+        return {"value": self.value, **told, **({"details": dict(self.details)} if self.details else {})}
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Value:
+        """Inverse of `to_json`."""
+        return Value(value=number(raw["value"]), reason=raw.get("reason"), details=raw.get("details", {}))

@@ -1,0 +1,48 @@
+"""The guard: what is done about an edit that collapses the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from easyeditor.errors import NumericalError
+from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.evaluate.record import Examined
+from easyeditor.records import EditRequest, EditResult
+from easyeditor.results.lines import Guard
+from easyeditor.runs.work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded:
+    """What the guard made of an edit: each record's `guard` entry, the edit that stands (None: none), and perplexity
+    of the model that goes on."""
+
+    entries: tuple[Guard | None, ...]
+    kept: EditResult | None
+    ppl: PerplexityReport | None
+
+
+def guarded(
+    work: Work, requests: Sequence[EditRequest], examined: Examined, draw: int, base: PerplexityReport | None
+) -> Guarded:
+    """Keep a collapsing edit, take it back, or take it back and do it again with the method's remedy."""
+    action, count = work.settings.on_collapse, len(requests)
+    if examined.collapse is None or not examined.collapse.collapsed:
+        return Guarded(entries=(None,) * count, kept=examined.result, ppl=examined.ppl_after)
+    if action == "keep":
+        return Guarded(entries=(Guard(action=action, kept=True),) * count, kept=examined.result, ppl=examined.ppl_after)
+    if action == "revert":
+        return Guarded(entries=(Guard(action=action, kept=False),) * count, kept=None, ppl=examined.ppl_before)
+    again = Guard(action=action, settings=work.editor.method.remedy, kept=False)
+    editor = work.editor.remedied()
+    assert editor is not None  # checked before the run began
+    try:
+        redone = editor.examine_together(requests, ppl_before=examined.ppl_before, ppl_base=base, draw=draw)
+    except NumericalError as error:
+        return Guarded(entries=(replace(again, error=str(error)),) * count, kept=None, ppl=examined.ppl_before)
+    stands = redone.collapse is not None and not redone.collapse.collapsed
+    own = tuple(replace(again, kept=stands, seconds=redone.seconds, record=record) for record in redone.records)
+    if stands:
+        return Guarded(entries=own, kept=redone.result, ppl=redone.ppl_after)
+    return Guarded(entries=own, kept=None, ppl=examined.ppl_before)
