@@ -4,6 +4,7 @@
 # make check   lint, types, import rule
 # make wheels  asks whether every pin has a wheel for every supported Python; installs nothing
 # make bench   timings of benchmarks/
+# make mutants wrong changes to the library, each of which a quick test must notice
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,7 +17,7 @@ refused = $(error $(1) is $(if $(2),Python $(2),no Python that runs here); this 
 install one (for example apt install python3.12 python3.12-venv)$(3) and run: PYTHON=python3.12 make edit)
 supported = $(if $(filter $(SUPPORTED),$(2)),,$(call refused,$(1),$(2),$(3)))
 
-.PHONY: edit test quick check wheels bench env clean
+.PHONY: edit test quick check wheels bench mutants env clean
 
 edit: $(VENV)/.installed
 	@echo "== one ROME edit of the embedded model (fetched on first use)"
@@ -43,6 +44,9 @@ wheels: | $(VENV)/bin/python
 
 bench: $(VENV)/.installed
 	$(PY) benchmarks/rome_edit.py
+
+mutants: $(VENV)/.installed-dev
+	$(PY) tests/mutants.py
 
 env: $(VENV)/.installed-dev
 
