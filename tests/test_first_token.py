@@ -198,12 +198,12 @@ def test_memit_holds_first_tokens_too(tmp_path: Path) -> None:
     method = MEMIT(model, tok, MEMITHyperParams.from_dict({**shared, "protect_first_tokens": True}))
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(200, 48, generator=generator, dtype=torch.float64)
-    method._moments[1] = sample.T @ sample / 200
+    method.statistics._moments[1] = sample.T @ sample / 200
     where = {"stats_dir": str(tmp_path), "model_name": str(model.config.name_or_path)}
     first = moments(method.parts, first_tokens(tok), [1], **where)[1]
     keys, residual = torch.randn(48, 3, generator=generator).double(), torch.randn(32, 3, generator=generator).double()
     left, right = method.solve(1, keys, residual)
-    held = 10 * (method._moments[1] + first) + keys @ keys.T
+    held = 10 * (method.statistics._moments[1] + first) + keys @ keys.T
     wanted = residual.numpy() @ keys.numpy().T @ np.linalg.inv(held.numpy())
     assert np.abs((left @ right).numpy() - wanted).max() < 1e-8 * np.abs(wanted).max()
 

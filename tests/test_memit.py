@@ -149,7 +149,7 @@ def test_batch_edit_repeats_collisions_and_contradictions(tmp_path: Any, caplog:
     corpus = tmp_path / "own.txt"
     corpus.write_text("\n".join(["Some words about a place by the sea, and others."] * 70), encoding="utf-8")
     editor = BaseEditor(hparams)
-    keys = {layer: editor.method._stats_key(layer) for layer in (1, 2)}  # type: ignore[attr-defined]
+    keys = {layer: editor.method.statistics.key(layer) for layer in (1, 2)}  # type: ignore[attr-defined]
     gather(parts, tok, keys, corpus=str(corpus), sums="float64")
     for key in keys.values():
         with np.load(key.paths[0]) as archive:

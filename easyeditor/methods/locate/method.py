@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,22 +17,19 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
-from easyeditor.lm.weights import fingerprint, frozen, sample
+from easyeditor.lm.weights import fingerprint, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
 from easyeditor.methods.locate.search_cache import SearchCache
+from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.locate.value_search import Found, RowLabels, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
-from easyeditor.stats.first_token import first_tokens, later_tokens, moments
-from easyeditor.stats.gather import gather
-from easyeditor.stats.store import StatsKey, missing, read_moment
 
 LOG = logging.getLogger(__name__)
 
-RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean diagonal: few tokens, many dimensions
 GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
 
 L = TypeVar("L", bound=LocateHyperParams)
@@ -52,10 +48,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
             raise ConfigError(f"v_loss_layer is {hparams.v_loss_layer}; allowed: {last}, because {where}")
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
-        self._moments: dict[int, Tensor] = {}
-        self._preserved: dict[int, Tensor | None] = {}
+        self.statistics = Statistics(self.parts, tok, hparams)
         self._warned = False
-        self._weights = sample(model)  # before any edit: statistics are compared with these
 
     def find_parts(self) -> Anatomy:
         h = self.hparams
@@ -99,9 +93,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
 
     def take_over(self, other: EditMethod[Any]) -> None:
         if isinstance(other, LocateMethod):
-            self._groups, self._moments, self._weights = other.context_groups, other._moments, other._weights
-            if self.hparams.protect_first_tokens and other.hparams.protect_first_tokens:
-                self._preserved = other._preserved
+            self._groups, self.statistics = other.context_groups, self.statistics.sharing(other.statistics)
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
@@ -206,82 +198,12 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
 
     def preserved(self, layer: int) -> Tensor | None:
-        """What an update at `layer` holds in place, (K, K) float64: C, or with `protect_first_tokens`
-
-            A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
-            A = w' C' + w M + r I  without collected statistics, C' that of later tokens (`later_token_weight` w').
-
-        None is the identity. Source: docs/first-token-protection.md.
-        """
-        h = self.hparams
-        if not h.protect_first_tokens:
-            return self.moment(layer) if self.uses_statistics else None
-        if layer not in self._preserved:
-            self._preserved[layer] = self._protected(layer)
-        return self._preserved[layer]
-
-    def _protected(self, layer: int) -> Tensor | None:
-        h, parts = self.hparams, self.parts
-        held: Tensor | None = self.moment(layer) if self.uses_statistics else None
-        where = {"stats_dir": h.stats_dir, "model_name": str(self.model.config.name_or_path)}
-        device = self.model.get_parameter(parts.weight_name(layer)).device
-        if held is None and h.later_token_weight:
-            moment_KK = moments(parts, later_tokens(self.tok), [layer], **where)[layer]
-            ridge = RIDGE * moment_KK.diagonal().mean()
-            held = h.later_token_weight * (moment_KK + ridge * torch.eye(len(moment_KK), dtype=torch.float64))
-            held = held.to(device)
-        if h.first_token_weight:
-            moment_KK = h.first_token_weight * moments(parts, first_tokens(self.tok), [layer], **where)[layer].to(
-                device
-            )
-            if held is None:
-                held = torch.eye(len(moment_KK), dtype=torch.float64, device=device)
-            held = held + moment_KK
-        return held
+        """What an update at `layer` holds in place, (K, K) float64; None is the identity (`Statistics.preserved`)."""
+        return self.statistics.preserved(layer, with_moment=self.uses_statistics)
 
     def moment(self, layer: int) -> Tensor:
-        """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
-        says so.
-
-        Raises:
-            StatsError: no statistics (says how to collect them), damaged ones, or another model's.
-        """
-        if layer not in self._moments:
-            path = self._stats_key(layer).find()
-            if path is None:
-                path = self._collect(layer)
-            moment = read_moment(path, self.parts.key_width(layer), self._weights)
-            self._moments[layer] = moment.to(self.model.get_parameter(self.parts.weight_name(layer)).device)
-        return self._moments[layer]
-
-    def _stats_key(self, layer: int) -> StatsKey:
-        h = self.hparams
-        return StatsKey(
-            stats_dir=h.stats_dir,
-            model_name=str(self.model.config.name_or_path),
-            module=self.parts.rewrite_name(layer),
-            dataset=h.mom2_dataset,
-            dtype=h.mom2_dtype,
-            samples=h.mom2_n_samples,
-        )
-
-    def _collect(self, layer: int) -> Path:
-        """Collect the statistics of all the method's layers that lack them, in one pass."""
-        h = self.hparams
-        lacking = [other for other in self.layers if self._stats_key(other).find() is None]
-        if h.collect_stats != "auto":
-            layers = " ".join(map(str, lacking))
-            model = self.model.config.name_or_path
-            command = (
-                f"python -m easyeditor.stats --model {model} --layers {layers} --corpus {h.mom2_dataset} "
-                f"--samples {h.mom2_n_samples} --output {h.stats_dir}"
-            )
-            raise missing(self._stats_key(layer), command)
-        LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, h.stats_dir)
-        gather(self.parts, self.tok, {other: self._stats_key(other) for other in lacking}, show=True)
-        found = self._stats_key(layer).find()
-        assert found is not None
-        return found
+        """The second moment C (K, K) of the keys at `layer`, float64 (`Statistics.moment`)."""
+        return self.statistics.moment(layer)
 
     def notes(self, layer: int, place: int) -> Mapping[str, float]:
         """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`."""

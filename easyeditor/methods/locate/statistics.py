@@ -1,0 +1,117 @@
+"""What an update must leave in place: the second moments of keys at the edited layers. Axes: K key width."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.weights import sample
+from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.stats.first_token import first_tokens, later_tokens, moments
+from easyeditor.stats.gather import gather
+from easyeditor.stats.store import StatsKey, missing, read_moment
+
+LOG = logging.getLogger(__name__)
+
+RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean diagonal: few tokens, many dimensions
+
+
+class Statistics:
+    """Second moments as the hyper-parameters choose them, read (or collected) once each."""
+
+    def __init__(self, parts: Anatomy, tok: PreTrainedTokenizerBase, hparams: LocateHyperParams) -> None:
+        self._parts, self._tok, self._hparams = parts, tok, hparams
+        self._moments: dict[int, Tensor] = {}
+        self._preserved: dict[int, Tensor | None] = {}
+        self._weights = sample(parts.model)  # before any edit: statistics are compared with these
+
+    def sharing(self, other: Statistics) -> Statistics:
+        """These, with what `other` has read of the same model."""
+        self._moments, self._weights = other._moments, other._weights
+        if self._hparams.protect_first_tokens and other._hparams.protect_first_tokens:
+            self._preserved = other._preserved
+        return self
+
+    def preserved(self, layer: int, *, with_moment: bool) -> Tensor | None:
+        """What an update at `layer` holds in place, (K, K) float64: C, or with `protect_first_tokens`
+
+            A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
+            A = w' C' + w M + r I  without collected statistics, C' that of later tokens (`later_token_weight` w').
+
+        Without `with_moment` C is the identity; None is the identity. Source: docs/first-token-protection.md.
+        """
+        h = self._hparams
+        if not h.protect_first_tokens:
+            return self.moment(layer) if with_moment else None
+        if layer not in self._preserved:
+            self._preserved[layer] = self._protected(layer, with_moment)
+        return self._preserved[layer]
+
+    def _protected(self, layer: int, with_moment: bool) -> Tensor | None:
+        h, parts = self._hparams, self._parts
+        held: Tensor | None = self.moment(layer) if with_moment else None
+        where = {"stats_dir": h.stats_dir, "model_name": str(self._parts.model.config.name_or_path)}
+        device = self._parts.model.get_parameter(parts.weight_name(layer)).device
+        if held is None and h.later_token_weight:
+            moment_KK = moments(parts, later_tokens(self._tok), [layer], **where)[layer]
+            ridge = RIDGE * moment_KK.diagonal().mean()
+            held = h.later_token_weight * (moment_KK + ridge * torch.eye(len(moment_KK), dtype=torch.float64))
+            held = held.to(device)
+        if h.first_token_weight:
+            moment_KK = h.first_token_weight * moments(parts, first_tokens(self._tok), [layer], **where)[layer].to(
+                device
+            )
+            if held is None:
+                held = torch.eye(len(moment_KK), dtype=torch.float64, device=device)
+            held = held + moment_KK
+        return held
+
+    def moment(self, layer: int) -> Tensor:
+        """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
+        says so.
+
+        Raises:
+            StatsError: no statistics (says how to collect them), damaged ones, or another model's.
+        """
+        if layer not in self._moments:
+            path = self.key(layer).find()
+            if path is None:
+                path = self._collect(layer)
+            moment = read_moment(path, self._parts.key_width(layer), self._weights)
+            self._moments[layer] = moment.to(self._parts.model.get_parameter(self._parts.weight_name(layer)).device)
+        return self._moments[layer]
+
+    def key(self, layer: int) -> StatsKey:
+        """What identifies the statistics of a layer."""
+        h = self._hparams
+        return StatsKey(
+            stats_dir=h.stats_dir,
+            model_name=str(self._parts.model.config.name_or_path),
+            module=self._parts.rewrite_name(layer),
+            dataset=h.mom2_dataset,
+            dtype=h.mom2_dtype,
+            samples=h.mom2_n_samples,
+        )
+
+    def _collect(self, layer: int) -> Path:
+        """Collect the statistics of all the method's layers that lack them, in one pass."""
+        h = self._hparams
+        lacking = [other for other in h.layers if self.key(other).find() is None]
+        if h.collect_stats != "auto":
+            layers = " ".join(map(str, lacking))
+            model = self._parts.model.config.name_or_path
+            command = (
+                f"python -m easyeditor.stats --model {model} --layers {layers} --corpus {h.mom2_dataset} "
+                f"--samples {h.mom2_n_samples} --output {h.stats_dir}"
+            )
+            raise missing(self.key(layer), command)
+        LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, h.stats_dir)
+        gather(self._parts, self._tok, {other: self.key(other) for other in lacking}, show=True)
+        found = self.key(layer).find()
+        assert found is not None
+        return found
