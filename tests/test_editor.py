@@ -19,7 +19,8 @@ from easyeditor.dataset.sentences import OFFICIAL, OWN, load_sentences, read_sen
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.scoring import score
-from easyeditor.lm.tokens import encode, target_ids
+from easyeditor.lm.replay import row_forward
+from easyeditor.lm.tokens import SLOT, encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
 from easyeditor.records import WeightDelta
 from easyeditor.results.collapse import judge
@@ -813,3 +814,32 @@ def test_the_last_layer_cannot_reach_an_answer_behind_more_text(caplog: pytest.L
         caplog.clear()
         editor_of(layers=layers).method.edit([requests[n] for n in subjects])
         assert caplog.text.count("is the last, and text follows the token it edits") == warnings
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "window", "warned"),
+    [
+        ("mistral", 2, 4, True),  # one layer above, and it sees 3 tokens back
+        ("mistral", 0, 4, False),  # three of them hand it on
+        ("mistral", 2, 40, False),
+        ("gemma2", 2, 4, False),  # the layer above sees everything
+        ("llama", 2, 4, False),  # not an architecture with windows
+    ],
+)
+def test_windows_that_end_before_the_answer_are_warned_of(
+    caplog: pytest.LogCaptureFixture, kind: str, layer: int, window: int, warned: bool
+) -> None:
+    changes = {} if kind == "llama" else {"sliding_window": window}
+    editor = BaseEditor(rome_hparams((build(kind, **changes), tokenizer()), layers=[layer]))
+    request = made("Bay, wet, is in", "Bay")
+    editor.method.edit([request])
+    assert caplog.text.count("the sliding attention of the layers above carries nothing further than 3") == warned
+    assert moved(editor, request, layer) is not warned
+
+
+def moved(editor: Any, request: Any, layer: int) -> bool:
+    """Whether another output of the edited MLP at the subject's last token changes the answer's logits."""
+    rows, _ = editor.method.search_rows(request, [SLOT])
+    forward = row_forward(editor.method.parts, editor.method.parts.mlp(layer), layer, rows[:1], replay=False)
+    still, pushed = (forward(value + torch.zeros_like(forward.initial_BD)) for value in (0.0, 5.0))
+    return not torch.equal(still, pushed)
