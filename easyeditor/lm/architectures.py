@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -184,6 +185,21 @@ def max_positions(model: PreTrainedModel) -> int | None:
     """Longest sequence the model has positions for, or None when its config does not say."""
     config = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None)
+
+
+def attention_reach(parts: Anatomy, layer: int) -> float:
+    """How many tokens further on the attention above block `layer` can carry what that block writes.
+
+    Infinite where any later layer attends to everything; each layer of sliding attention with window W carries it
+    W - 1 tokens. After the last layer 0.
+    """
+    config, count = parts.model.config.get_text_config(), len(parts.blocks)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * count  # without the list, all slide
+    later = kinds[layer + 1 : count]
+    if window is None:
+        return math.inf if later else 0.0
+    return sum((window - 1.0 if kind == "sliding_attention" else math.inf for kind in later), 0.0)
 
 
 def _of(known: Architecture | None) -> Architecture:

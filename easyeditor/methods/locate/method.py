@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
-from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
 from easyeditor.lm.weights import fingerprint, frozen
@@ -179,10 +179,23 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return [found[n] for n in range(len(requests))]
 
     def _check_reach(self, request: EditRequest, layer: int, rows: Sequence[Row]) -> None:
-        """Warn, once, where nothing carries the value to the answer: no attention follows the last layer."""
-        if layer < len(self.parts.blocks) - 1 or any(row.lookup in row.scored for row in rows) or self._warned:
+        """Warn, once, where nothing carries the value to the answer: no later layer, or windows that end before it."""
+        reach = attention_reach(self.parts, layer)
+        apart = min(min(row.scored) - row.lookup for row in rows)
+        if apart <= reach or self._warned:
             return
         self._warned = True
+        if layer < len(self.parts.blocks) - 1:
+            LOG.warning(
+                "request %r: the answer comes %d tokens after the token that layer %d edits, and the sliding attention "
+                "of the layers above carries nothing further than %d, so the search has nothing to go by; choose a "
+                "lower layer, or a shorter prompt",
+                request.case_id,
+                apart,
+                layer,
+                reach,
+            )
+            return
         LOG.warning(
             "request %r: layer %d is the last, and text follows the token it edits, so no attention carries the new "
             "value to the answer and the search has nothing to go by; choose a lower layer, or fact_token: last",
