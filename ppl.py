@@ -6,8 +6,9 @@
   python ppl.py --edit my-edit                      the model with a saved edit applied (single_case_edit.py
   --save-edit)
 
-Perplexity here is the mean over sentences of exp(mean token NLL), no BOS: heavy-tailed, so the median and the
-token-weighted perplexity are printed beside it. Embedded model before any edit: 167.3 on ME-PPL_50.
+Perplexity here is the mean over sentences of exp(mean token NLL), without BOS unless --ppl-bos says otherwise. It is
+heavy-tailed, so the median and the token-weighted perplexity are printed beside it. Embedded model before any edit:
+167.3 on ME-PPL_50.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ def arguments() -> argparse.Namespace:
         "--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU where there is no GPU)"
     )
     p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
+    p.add_argument(
+        "--ppl-bos",
+        default="papers",
+        choices=("papers", "auto", "always"),
+        help="begin each sentence with BOS: never, as the papers; where the tokenizer does; always (default: "
+        "%(default)s)",
+    )
     p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout and nothing else there")
     p.add_argument("--output", metavar="FILE.json", help="also write them there")
     args = p.parse_args()
@@ -59,7 +67,7 @@ def main() -> int:
     check_outputs(files={"--output": args.output}, reads=reads)
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
 
-    from easyeditor.evaluate.perplexity import PerplexityProbe
+    from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
     from easyeditor.lm.loading import load
     from easyeditor.lm.weights import applied, fingerprint
     from easyeditor.progress import progress_bar
@@ -70,7 +78,14 @@ def main() -> int:
     model, tok = load(args.model, device=args.device, dtype=args.dtype)
     if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
         LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
-    probe = PerplexityProbe(model, tok, sentences.texts, fast=args.batch_size is None, batch_size=args.batch_size or 1)
+    probe = PerplexityProbe(
+        model,
+        tok,
+        sentences.texts,
+        fast=args.batch_size is None,
+        batch_size=args.batch_size or 1,
+        add_start_token=begins_with_bos(tok, args.ppl_bos),
+    )
     with applied(model, edit.deltas if edit is not None else ()), progress_bar("perplexity", True) as bar:
         assert bar is not None
         report = probe.measure(lambda done, of: bar(done, of, ""))
@@ -92,7 +107,8 @@ def main() -> int:
         print(to_json(record))
         return 0
     print(
-        f"{args.model}{' + ' + args.edit if args.edit else ''} on {sentences.name} ({len(sentences.texts)} sentences)"
+        f"{args.model}{' + ' + args.edit if args.edit else ''} on {sentences.name} ({len(sentences.texts)} "
+        f"sentences{', each begun with BOS' if report.bos else ''})"
     )
     print(f"  perplexity (mean over sentences, the papers')  {report.mean:12,.2f}")
     print(f"  median over sentences                          {report.median:12,.2f}")

@@ -52,6 +52,9 @@ class HyperParams:
     ppl_sentence_num: int = 50
     """Sentences in the perplexity probe after each edit: 50 (ours or the papers'), 1000 or 10000 (the papers'
     files); 0 = off."""
+    ppl_bos: Literal["papers", "auto", "always"] = "papers"
+    """Whether a perplexity sentence begins with the tokenizer's BOS: papers = never; auto = where the tokenizer puts
+    it before a text of its own accord; always = or it is an error."""
     ppl_batch_size: int = 10
     """Sentences in one forward on the plain path (the fast path batches by tokens)."""
     collapse_threshold: float = 1000.0

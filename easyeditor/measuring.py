@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores, score_requests
-from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
+from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, evaluate
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.tokens import SLOT
@@ -22,6 +23,8 @@ from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
 from easyeditor.results import collapse as verdict
 from easyeditor.results.collapse import Collapse
+
+LOG = logging.getLogger(__name__)
 
 
 class Measuring:
@@ -35,6 +38,7 @@ class Measuring:
     sentences: Sentences | None
     _probe: PerplexityProbe | None
     _prefixes: random.Random
+    _base_was_high: bool = False
 
     def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
         """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
@@ -89,6 +93,7 @@ class Measuring:
                 fast=self.hparams.replay,
                 batch_size=self.hparams.ppl_batch_size,
                 longest=self.hparams.longest_text,
+                add_start_token=begins_with_bos(self.tok, self.hparams.ppl_bos),
             )
         return self._probe
 
@@ -117,6 +122,20 @@ class Measuring:
         """
         if before is None or after is None:
             return None
+        self._warn_if_high(before)
         limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
         found = verdict.judge(before.mean, after.mean, **limits)
         return found if just_before is None else replace(found, ppl_just_before=just_before.mean)
+
+    def _warn_if_high(self, base: PerplexityReport) -> None:
+        """Once, where the unedited model is above the collapse threshold already: the verdict says little then."""
+        if base.mean <= self.hparams.collapse_threshold or self._base_was_high:
+            return
+        self._base_was_high = True
+        LOG.warning(
+            "the unedited model's perplexity is %s, above collapse_threshold (%s): these sentences are foreign to it, "
+            "and a verdict says little; try %s",
+            f"{base.mean:,.0f}",
+            f"{self.hparams.collapse_threshold:,g}",
+            "other sentences" if base.bos else "ppl_bos: auto, or other sentences",
+        )

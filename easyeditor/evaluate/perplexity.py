@@ -1,13 +1,14 @@
 """Perplexity of a model on sentences: the papers' probe for collapse, plain and fast.
 
 The papers' number is the arithmetic mean over sentences of exp(mean token NLL), no BOS (Butterfly paper, section 3).
-It is
-heavy-tailed, so the median and the token-weighted perplexity stand beside it under their own names.
+With BOS (`ppl_bos`) the first word is scored too, and models trained to see one are on known ground.
+It is heavy-tailed, so the median and the token-weighted perplexity stand beside it under their own names.
 Axes: B sentences, T tokens, N scored positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError
+from easyeditor.errors import ConfigError, DataError
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.hooks import Passage, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import check_length, model_inputs, token_batches
 from easyeditor.lm.weights import frozen, version
+
+LOG = logging.getLogger(__name__)
 
 # Tokens per forward of the fast path: large enough for full matmul speed, small enough that the logits stay ~100 MB.
 TOKENS_PER_FORWARD = {"cpu": 512, "cuda": 8192}
@@ -40,6 +43,8 @@ class PerplexityReport:
     perplexities: tuple[float, ...]
     nlls: tuple[float, ...]
     tokens: tuple[int, ...]
+    bos: bool = False
+    """Whether every sentence began with BOS."""
 
     @property
     def mean(self) -> float:
@@ -75,6 +80,7 @@ class PerplexityReport:
             "token_weighted": self.token_weighted,
             "sentences": len(self.perplexities),
             "tokens": sum(self.tokens),
+            "bos": self.bos,
         }
 
 
@@ -101,6 +107,7 @@ class PerplexityProbe:
     ) -> None:
         """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones."""
         self._model = model
+        self._bos = add_start_token
         self._rows = _tokenised(tok, sentences, add_start_token, max_length)
         limits = [limit for limit in (max_positions(model), longest) if limit is not None]
         check_length(self._rows, min(limits, default=None), "the longest sentence")
@@ -133,6 +140,7 @@ class PerplexityProbe:
             perplexities=tuple(_exp(nll) for nll in nlls),
             nlls=tuple(nlls),
             tokens=tuple(len(row) - 1 for row in self._rows),
+            bos=self._bos,
         )
 
     def _plain_nlls(self, rows: list[list[int]]) -> list[float]:
@@ -177,6 +185,24 @@ class PerplexityProbe:
         now = version(p for p in self._model.parameters() if id(p) not in above)
         if now != self._below or len(self._passages) != len(self._batches):
             self._passages, self._below = [], now
+
+
+def begins_with_bos(tok: PreTrainedTokenizerBase, ppl_bos: str) -> bool:
+    """What `ppl_bos` means for a tokenizer. Warns, in one line, where a BOS the model is used to is left out.
+
+    Raises:
+        ConfigError: `always`, and the tokenizer has no BOS.
+    """
+    if ppl_bos == "always" and tok.bos_token_id is None:
+        raise ConfigError("ppl_bos is always, and the tokenizer has no BOS token; use auto or papers")
+    adds = tok.bos_token_id is not None and tok("a")["input_ids"][:1] == [tok.bos_token_id]
+    if adds and ppl_bos == "papers":
+        LOG.warning(
+            "perplexity is measured without BOS, as in the papers, and this tokenizer begins every text with one (%s); "
+            "ppl_bos: auto measures with it",
+            tok.bos_token,
+        )
+    return ppl_bos == "always" or (adds and ppl_bos == "auto")
 
 
 def _tokenised(
