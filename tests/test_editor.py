@@ -833,7 +833,7 @@ def test_windows_that_end_before_the_answer_are_warned_of(
     editor = BaseEditor(rome_hparams((build(kind, **changes), tokenizer()), layers=[layer]))
     request = made("Bay, wet, is in", "Bay")
     editor.method.edit([request])
-    assert caplog.text.count("the sliding attention of the layers above carries nothing further than 3") == warned
+    assert caplog.text.count("further than sliding attention carries it (3)") == warned
     assert moved(editor, request, layer) is not warned
 
 

@@ -185,22 +185,16 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if apart <= reach or self._warned:
             return
         self._warned = True
+        why = "is the last, and text follows the token it edits, so no attention carries the new value to the answer"
         if layer < len(self.parts.blocks) - 1:
-            LOG.warning(
-                "request %r: the answer comes %d tokens after the token that layer %d edits, and the sliding attention "
-                "of the layers above carries nothing further than %d, so the search has nothing to go by; choose a "
-                "lower layer, or a shorter prompt",
-                request.case_id,
-                apart,
-                layer,
-                reach,
+            why = (
+                f"edits a token {apart} before the answer, and the sliding attention above carries only {reach:.0f} on"
             )
-            return
         LOG.warning(
-            "request %r: layer %d is the last, and text follows the token it edits, so no attention carries the new "
-            "value to the answer and the search has nothing to go by; choose a lower layer, or fact_token: last",
+            "request %r: layer %d %s and the search has nothing to go by; choose a lower layer, or fact_token: last",
             request.case_id,
             layer,
+            why,
         )
 
     def _store(self, module: nn.Module, bare: bool = False) -> SearchCache | None:
