@@ -26,7 +26,7 @@ EDIT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Ro
 
 def edited(tiny: Any, bos: bool, **changes: Any) -> dict[str, Any]:
     editor = BaseEditor(rome_hparams(tiny("llama", bos=bos), **changes), sentences=PROBED)
-    return editor.examine(parse(EDIT, "request", 0)).record
+    return editor.examine(parse(EDIT, "request", 0)).record.to_json()
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         self._warned = True
         why = "is the last, and text follows the token it edits, so no attention carries the new value to the answer"
         if layer < len(self.parts.blocks) - 1:
-            why = (
-                f"edits a token {apart} before the answer, and the sliding attention above carries only {reach:.0f} on"
-            )
+            why = f"edits a token {apart} before the answer, further than sliding attention carries it ({reach:.0f}),"
         LOG.warning(
             "request %r: layer %d %s and the search has nothing to go by; choose a lower layer, or fact_token: last",
             request.case_id,
