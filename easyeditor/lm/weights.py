@@ -223,6 +223,16 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
         ) from error
 
 
+def digest(deltas: Sequence[WeightDelta]) -> str:
+    """SHA-256 over the deltas' names, dtypes, shapes and bytes: equal for equal deltas, on whatever device."""
+    made = hashlib.sha256()
+    for delta in deltas:
+        for key, tensor in sorted(delta.tensors().items()):
+            made.update(f"{delta.name} {key} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            made.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
+
+
 def same_deltas(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
     """Are these the same deltas, bit by bit?"""
     if len(ours) != len(theirs):

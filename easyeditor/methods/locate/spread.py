@@ -144,11 +144,11 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         with applied(self.model, spread.deltas):
             return {f"keys.{layer}": self._keys(layer, spread.rows)[0].T for layer in self.layers}
 
-    def _with_keys(self, sums: Mapping[str, Tensor], result: EditResult) -> dict[str, Tensor]:
+    def _with_keys(self, sums: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
         made = dict(sums)
         for layer in self.layers:
             name, width = f"keys.{layer}", self.parts.key_width(layer)
-            keys_KN = result.memory.get(name)
+            keys_KN = memory.get(name)
             if keys_KN is None:
                 continue
             if keys_KN.ndim != 2 or len(keys_KN) != width:
