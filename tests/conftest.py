@@ -88,8 +88,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models, where threads only wait for each other; all cores for the embedded model."""
-    torch.set_num_threads((os.cpu_count() or 1) if "smol" in request.fixturenames else 1)
+    """One thread for tiny models, where threads only wait for each other; all cores for the embedded model.
+
+    TEST_THREADS says otherwise (`make isa`).
+    """
+    usual = (os.cpu_count() or 1) if "smol" in request.fixturenames else 1
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", usual)))
 
 
 @pytest.fixture
