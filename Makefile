@@ -3,6 +3,8 @@
 # make test    everything that is tested; make quick for the part without the embedded model
 # make check   lint, types, import rule
 # make wheels  asks whether every pin has a wheel for every supported Python; installs nothing
+# make isa     the golden and embedded tests under several instruction sets and thread counts (an hour or more)
+# make kills   ends runs at every place where the disk changes (about 800; make test does so at 40)
 # make bench   timings of benchmarks/
 # make mutants wrong changes to the library, each of which a quick test must notice
 
@@ -17,7 +19,7 @@ refused = $(error $(1) is $(if $(2),Python $(2),no Python that runs here); this 
 install one (for example apt install python3.12 python3.12-venv)$(3) and run: PYTHON=python3.12 make edit)
 supported = $(if $(filter $(SUPPORTED),$(2)),,$(call refused,$(1),$(2),$(3)))
 
-.PHONY: edit test quick check wheels bench mutants env clean
+.PHONY: edit test quick check wheels isa kills bench mutants env clean
 
 edit: $(VENV)/.installed
 	@echo "== one ROME edit of the embedded model (fetched on first use)"
@@ -25,9 +27,10 @@ edit: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	@echo "== tests on tiny models, two at a time, one thread each"
-	$(PY) -m pytest -n 2 -m "not embedded"
+	$(PY) -m pytest -n 2 -m "not embedded" --junitxml .pytest_cache/tiny.xml
 	@echo "== tests on the embedded model (fetched on first use)"
-	$(PY) -m pytest -m embedded
+	$(PY) -m pytest -m embedded --junitxml .pytest_cache/embedded.xml
+	@$(PY) tools/skipped.py .pytest_cache/tiny.xml .pytest_cache/embedded.xml
 
 quick: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 -m "not slow"
@@ -41,6 +44,12 @@ check: $(VENV)/.installed-dev
 
 wheels: | $(VENV)/bin/python
 	$(PY) tools/wheels.py requirements.txt requirements-eval.txt requirements-data.txt requirements-dev.txt
+
+isa: $(VENV)/.installed-dev
+	$(PY) tools/isa.py
+
+kills: $(VENV)/.installed-dev
+	KILLS=1000 $(PY) -m pytest -n 2 -rP tests/test_kills.py
 
 bench: $(VENV)/.installed
 	$(PY) benchmarks/rome_edit.py

@@ -1,8 +1,8 @@
 """The golden and the embedded tests under several instruction sets and thread counts: `make isa`.
 
-  python tests/isa.py                        every combination; exit code 1 if one of them fails
-  python tests/isa.py --quick                without the embedded model
-  python tests/isa.py --sets sse --threads 2 -- -x -k rome
+  python tools/isa.py                        every combination; exit code 1 if one of them fails
+  python tools/isa.py --quick                without the embedded model
+  python tools/isa.py --sets sse --threads 2 -- -x -k rome
         some combinations; what follows -- goes to pytest
 
 torch chooses its kernels when it is loaded, so every combination is a process of its own. A set asks for less than the
@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 SETS = {
     "native": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -35,7 +35,7 @@ THREADS = (1, 2)
 
 def golden_files() -> list[str]:
     """Test files that read the reference's numbers or run the embedded model."""
-    found = ((path, path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("test_*.py")))
+    found = ((path, path.read_text(encoding="utf-8")) for path in sorted(TESTS.glob("test_*.py")))
     return [str(path) for path, text in found if "golden_numbers" in text or "smol:" in text]
 
 
@@ -43,7 +43,7 @@ def tested(name: str, threads: int, flags: list[str]) -> tuple[int, str]:
     """pytest's exit code and last line under one set of instructions with so many threads."""
     environment = {**os.environ, **SETS[name], "TEST_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags, *golden_files()]
-    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines() or done.stderr.splitlines() or [""]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return done.returncode, "\n".join([*(f"    {line}" for line in failed), f"    {lines[-1]}"])
