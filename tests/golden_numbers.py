@@ -20,7 +20,17 @@ from easyeditor import EditRequest
 
 HERE = Path(__file__).parent / "golden"
 MODELS = ["tiny-gpt2", "tiny-llama"]
-TOLERANCE = 1e-5  # ten times tighter than asked; the reference itself is 2e-6 from float64
+TOLERANCE = 4e-5
+"""Relative, for the tiny models: five times the reference's largest distance from float64 (8e-6, MEMIT's updates; its
+README). Ours, float32 too, is as far from float64 on the other side, and the largest found over instruction sets from
+AVX-512 down to SSE4.1 is 6e-6. What is computed otherwise than in the reference is away by 1e-3 and more."""
+SEARCHED = 2e-4
+"""The same for what the embedded model's value search finds (target, v): 25 Adam steps through 25 layers, whose float32
+gradients are divided by their own size, so an entry near zero keeps its noise. Five times the largest distance from the
+reference seen between processors (4.2e-5, without AVX-512; with it 2e-6)."""
+FINE_TUNED = 5e-4
+"""The same for a change that FT's Adam made (its first step is the gradient's sign alone): five times the largest
+distance of a float32 run from its float64 run, 1e-4: the reference's and ours, with AVX-512 and without."""
 FOLD = 31  # entries that `fold` adds up to one
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ME_PPL, needs_me_ppl, relative
-from golden_numbers import MODELS, TOLERANCE, as_stored, folder, pair, read, request, tensors
+from golden_numbers import MODELS, SEARCHED, TOLERANCE, as_stored, folder, pair, read, request, tensors
 
 from easyeditor import EditRequest, EditResult, ROMEHyperParams
 from easyeditor.dataset.sentences import DATA, OWN, read_sentences
@@ -60,17 +60,32 @@ def method(model: str, **changes: Any) -> ROME:
 
 
 def check(
-    model: Any, result: Any, layer: int, golden: dict[str, Any], vectors: dict[str, torch.Tensor], key: str
+    model: Any,
+    result: Any,
+    layer: int,
+    golden: dict[str, Any],
+    vectors: dict[str, torch.Tensor],
+    key: str,
+    searched: float = TOLERANCE,
 ) -> None:
-    trace = result.trace[layer]
+    """Compare one edit with the reference's; `searched` is the tolerance of what the value search found.
+
+    v = (v* - W k) / (k u). A small denominator is a sum of products that nearly cancel, and its relative error is their
+    size over its own; so is the numerator's.
+    """
+    trace, target = result.trace[layer], vectors[f"{key}/target"]
+    k = trace.vectors["prefixed_key" if key.endswith("crome") else "key"]
+    cancelled = float(k.norm()) / abs(golden["denominator"])
+    below = TOLERANCE * max(1.0, cancelled)
+    above = searched * max(1.0, float(target.norm()) / golden["numerator_vec_norm"])
     assert relative(trace.vectors["u"], vectors[f"{key}/u"]) < TOLERANCE
-    assert relative(trace.vectors["v"], vectors[f"{key}/v"]) < TOLERANCE
-    assert relative(trace.vectors["target"], vectors[f"{key}/target"]) < TOLERANCE
-    assert trace.denominator == pytest.approx(golden["denominator"], rel=TOLERANCE)
-    assert trace.numerator_norm == pytest.approx(golden["numerator_vec_norm"], rel=TOLERANCE)
+    assert relative(trace.vectors["v"], vectors[f"{key}/v"]) < above + below
+    assert relative(trace.vectors["target"], target) < searched
+    assert trace.denominator == pytest.approx(golden["denominator"], rel=below)
+    assert trace.numerator_norm == pytest.approx(golden["numerator_vec_norm"], rel=above)
     (delta,) = result.deltas
     written = torch.outer(vectors[f"{key}/v"], vectors[f"{key}/u"])
-    assert relative(delta.dense(), as_stored(written, model, delta.name)) < TOLERANCE
+    assert relative(delta.dense(), as_stored(written, model, delta.name)) < above + below + TOLERANCE
     for ours, theirs in zip(trace.losses, golden["trajectory"], strict=True):
         assert ours == pytest.approx(theirs[:4], rel=1e-4, abs=2e-5)
 
@@ -275,8 +290,9 @@ def test_rome_on_the_embedded_model(smol: Any, searches: str, number: int) -> No
             )
             result = ROME(*smol, hparams).edit([made])
             key = f"s{number}/{variant}"
-            check(smol[0], result, 5, golden["rome"][key], vectors, key)
+            check(smol[0], result, 5, golden["rome"][key], vectors, key, SEARCHED)
             if not ME_PPL.exists():
                 continue
-            with applied(smol[0], result.deltas):
-                assert probe.measure().perplexities == pytest.approx(golden["rome"][key]["post_ppl"], rel=1e-4)
+            with applied(smol[0], result.deltas):  # of a collapsed model: in logs, where an error of v adds up once
+                found = [math.log(value) for value in probe.measure().perplexities]
+            assert found == pytest.approx([math.log(value) for value in golden["rome"][key]["post_ppl"]], rel=1e-3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import relative
-from golden_numbers import MODELS, fold, pair, read, tensors
+from golden_numbers import MODELS, TOLERANCE, fold, pair, read, tensors
 
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.weights import frozen
@@ -20,7 +20,6 @@ from easyeditor.methods.mend.passes import Batch, read_factors
 from easyeditor.trainer.passes import PlainPasses
 
 RUNS = ["1_train_b1", "2_train_b2", "3_eval_b1", "4_eval_b2"]
-TOLERANCE = 1e-5
 
 
 class Setting:
