@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from easyeditor.evaluate.record import State, edit_record
 from easyeditor.evaluate.registry import Evaluation, chosen
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
+from easyeditor.lm.ledger import Ledger
 from easyeditor.lm.loading import load
 from easyeditor.measuring import Measuring
 from easyeditor.methods.registry import method_class
@@ -34,6 +36,9 @@ from easyeditor.results.collapse import Collapse
 from easyeditor.results.record import EditRecord
 
 LOG = logging.getLogger(__name__)
+
+LOST_TO_ROUNDING = 0.05
+"""Part of an update (of its norm) that rounding may take without a warning."""
 
 Request = EditRequest | Mapping[str, Any]
 
@@ -72,7 +77,7 @@ class BaseEditor(Measuring, EasyEditCalls):
         self.sentences = sentences
         if sentences is None and self.hparams.ppl_sentence_num:
             self.sentences = load_sentences(self.hparams.ppl_sentence_num)
-        self._ledger = weights.Ledger(self.model)
+        self._ledger = Ledger(self.model)
         self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
         self._probe = None
         self._prefixes = random.Random(self.hparams.seed)
@@ -134,11 +139,12 @@ class BaseEditor(Measuring, EasyEditCalls):
         with self._ledger.original():
             yield self.model
 
-    def commit(self, result: EditResult) -> None:
-        """Keep an edit in the model; `revert` takes it back."""
+    def commit(self, result: EditResult, saved: Path | None = None) -> None:
+        """Keep an edit in the model; `revert` takes it back. With `saved`, the folder it is saved in, its deltas are
+        not kept a second time."""
         if not self.edited:
             self._base = None
-        self._ledger.commit(result.deltas)
+        self._ledger.commit(result.deltas, saved)
         try:
             self.method.committed(result)
         except BaseException:
@@ -220,6 +226,18 @@ class BaseEditor(Measuring, EasyEditCalls):
             seconds=clock.seconds,
         )
 
+    def _rounding(self, result: EditResult) -> dict[str, dict[str, float]]:
+        """What rounding to the weights' dtype leaves of an edit, by weight; a warning where it takes a good part."""
+        found = weights.rounding(self.model, result.deltas)
+        for name, part in found.items():
+            if part.lost > LOST_TO_ROUNDING:
+                LOG.warning(
+                    "%s: %.0f %% of the update is lost in rounding to %s (norm %.3g meant, %.3g written); load a wider "
+                    "dtype",
+                    *(name, 100 * part.lost, self.model.get_parameter(name).dtype, part.intended, part.written),
+                )
+        return {name: dataclasses.asdict(part) for name, part in found.items()}
+
     def _state(
         self,
         requests: Sequence[EditRequest],
@@ -251,6 +269,7 @@ class BaseEditor(Measuring, EasyEditCalls):
         seconds: float,
     ) -> Iterator[EditRecord]:
         """Each request's record; `states` are the original model, just before the edit, and after it."""
+        rounding = self._rounding(result)
         traces = {made.place: trace for made, trace in zip(result.requests, result.traces, strict=True)}
         for number, request in enumerate(requests):
             yield edit_record(
@@ -264,4 +283,5 @@ class BaseEditor(Measuring, EasyEditCalls):
                 trace={layer: trace.numbers() for layer, trace in traces[request.place].items()},
                 test_prefix=prefix,
                 remedy=self.method.remedy,
+                rounding=rounding,
             )

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, WeightDelta
-from easyeditor.errors import DataError, NumericalError
+from easyeditor.errors import DataError, NumericalError, OutputError
 from easyeditor.files import plain
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.ledger import Ledger
 from easyeditor.methods.ft.method import FT
 from easyeditor.methods.rome.method import ROME
 
@@ -282,7 +284,7 @@ def test_reverting_one_of_two_equals_the_other_alone(pair_of_edits: tuple[BaseEd
 
 def test_an_edit_committed_twice_is_taken_back_twice() -> None:
     model = build("llama")
-    ledger, before = weights.Ledger(model), bits(model)
+    ledger, before = Ledger(model), bits(model)
     ledger.commit([noise(model, 1)])
     once = bits(model)
     ledger.commit([noise(model, 1)])
@@ -308,7 +310,7 @@ def test_a_loaded_edit_reverts_the_committed_one(
 def test_a_revert_that_cannot_be_done_changes_nothing() -> None:
     """Float16: the second edit alone leaves the range, which the first kept it in."""
     model = build("llama", dtype=torch.float16)
-    ledger, parts = weights.Ledger(model), anatomy(model)
+    ledger, parts = Ledger(model), anatomy(model)
     shape = parts.rewrite(1).weight.shape
     down, up = (WeightDelta(name=parts.weight_name(1), full=torch.full(shape, v)) for v in (-60000.0, 70000.0))
     ledger.commit([down])
@@ -572,3 +574,94 @@ def test_a_dispatched_model_gets_the_same_edit(kind: str, hooks: bool, tmp_path:
     for replay in (True, False):
         assert relative(method_of(spread, replay=replay).edit([BAY]).deltas[0].dense(), wanted) < 1e-4
         assert picture(spread) == before
+
+
+# Memory of a long sequence
+
+
+def test_a_ledger_holds_bounded_memory_and_takes_back_what_lies_in_files(tmp_path: Path) -> None:
+    model, plain = build("llama"), build("llama")
+    size = noise(model, 1).dense().numel() * 4
+    ledger, before, names = Ledger(model, held_bytes=3 * size), bits(model), [1, 2, 3, 1, 2, 3, 1, 2]
+    edits = [noise(model, layer, scale) for scale, layer in enumerate(names, 1)]
+    for number, edit in enumerate(edits):
+        saved = (
+            EditResult(method="x", requests=(), deltas=(edit,), traces=()).save(tmp_path / "saved")
+            if number == 4
+            else None
+        )
+        ledger.commit([edit], saved)
+        assert ledger._shelf.held_bytes <= 3 * size
+    files = Path(ledger._shelf._folder.name)
+    assert len(list(files.iterdir())) == len(edits) - 3 - 1
+    ledger.commit([replace(edits[0]), noise(model, 2)] * 3)  # larger than what may be held
+    assert ledger._shelf.held_bytes <= 3 * size
+    assert ledger.revert([replace(edits[0]), noise(model, 2)] * 3)
+    for gone in (4, 0, 6):  # in the saved edit, in a file, in memory
+        assert ledger.revert([replace(edits[gone])])
+        assert not ledger.revert([noise(model, 1, 0.5)])
+    for n in (1, 2, 3, 5, 7):
+        weights.add(plain, [edits[n]])
+    assert bits(model) == bits(plain)
+    ledger.revert_all()
+    assert bits(model) == before
+    assert not files.exists()
+    ledger.commit([edits[0]])
+    assert len(ledger) == 1
+
+
+def test_deltas_come_back_from_a_file_as_they_lay() -> None:
+    model = build("llama")
+    (rows, columns), draw = anatomy(model).rewrite(1).weight.shape, torch.Generator().manual_seed(3)
+    left, right = torch.randn(7, rows, generator=draw).T, torch.randn(7, 2 * columns, generator=draw)[:, ::2]
+    ledger = Ledger(model, held_bytes=0)
+    delta = WeightDelta(name=anatomy(model).weight_name(1), left=left, right=right)
+    ledger.commit([delta])
+    (found,) = ledger._shelf[0]
+    assert found.left is not None
+    assert found.left.stride() == left.stride()
+    assert torch.equal(found.dense(), delta.dense())
+    assert ledger.revert([replace(delta, left=left.contiguous())])
+
+
+def test_a_full_disk_leaves_the_model_and_the_ledger_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    ledger = Ledger(model, held_bytes=0)
+    ledger.commit([noise(model, 1)])
+    once = bits(model)
+
+    def full(*_: Any) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr("easyeditor.lm.ledger.write_tensors", full)
+    with pytest.raises(OutputError):
+        ledger.commit([noise(model, 2)])
+    assert bits(model) == once
+    assert len(ledger) == 1
+    assert ledger.revert([noise(model, 1)])
+
+
+# Rounding
+
+
+@pytest.mark.parametrize(("dtype", "lossy"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)])
+def test_what_rounding_takes_of_an_edit_is_recorded_and_warned_of(
+    dtype: torch.dtype, lossy: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Updates of 1e-3 of weights around 0.15: half a unit in the last place of bfloat16 (2^-9) swallows many."""
+    model = build("llama", dtype=dtype)
+    editor = BaseEditor(tuning(model, layers=[1], num_steps=1, lr=1e-3, objective_optimization="target_new"))
+    result = editor.compute(BAY)
+    (record,) = editor.examine_together([BAY], result=result).records
+    ((name, found),) = record.rounding.items()
+    before = model.get_parameter(name).detach().double().clone()
+    intended = result.deltas[0].dense().double()
+    with editor.applied(result):
+        written = model.get_parameter(name).detach().double() - before
+    assert found["intended"] == pytest.approx(float(intended.norm()))
+    assert found["written"] == pytest.approx(float(written.norm()))
+    assert found["lost"] == pytest.approx(float((written - intended).norm() / intended.norm()))
+    assert (found["lost"] > 0.05) == lossy
+    warned = [r.getMessage() for r in caplog.records if "lost in rounding" in r.getMessage()]
+    assert len(warned) == lossy
+    assert not warned or (name in warned[0] and "bfloat16" in warned[0])

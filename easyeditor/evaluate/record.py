@@ -81,6 +81,7 @@ def edit_record(
     trace: Mapping[int, LayerNumbers],
     test_prefix: str | None,
     remedy: str | None,
+    rounding: Mapping[str, Mapping[str, float]],
 ) -> EditRecord:
     """The record of request `number` of an edit; `states` are the original model, just before the edit, and after
     it."""
@@ -110,6 +111,7 @@ def edit_record(
         trace=trace,
         test_prefix=test_prefix,
         remedy=remedy,
+        rounding=rounding,
     )
 
 

@@ -1,10 +1,11 @@
-"""The only writer of parameters: apply an edit, commit it, take it back bit-exactly; trained copies; fingerprint."""
+"""The only writer of parameters: apply an edit, take it back bit-exactly; trained copies; rounding; fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from easyeditor.errors import DataError, NumericalError
 from easyeditor.records import WeightDelta
 
 FINGERPRINT_SAMPLES = 256  # values read per tensor by `fingerprint`
+ROWS_TOGETHER = 512  # of a weight whose rounding is measured: bounds memory
 
 
 @contextmanager
@@ -68,6 +70,40 @@ def add(model: nn.Module, deltas: Sequence[WeightDelta]) -> None:
             weight.copy_(edited)
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What became of one weight's update when it was written in the weight's dtype; Frobenius norms.
+
+    `lost` is the part of the update that is not in the weight: ||intended - written|| / ||intended||.
+    """
+
+    intended: float
+    written: float
+    lost: float
+
+
+@torch.no_grad()
+def rounding(model: nn.Module, deltas: Sequence[WeightDelta]) -> dict[str, Rounding]:
+    """By weight, the update that `deltas` mean and the one that `add` would write now; nothing is written here."""
+    found = {}
+    for name in dict.fromkeys(delta.name for delta in deltas):
+        weight = _parameter(model, name).detach()
+        changes = [delta.dense().to(weight.device) for delta in deltas if delta.name == name]
+        squares = torch.zeros(3, dtype=torch.float64)
+        for rows in range(0, len(weight), ROWS_TOGETHER):
+            part = slice(rows, rows + ROWS_TOGETHER)
+            edited, intended = weight[part], torch.zeros_like(weight[part], dtype=torch.float64)
+            for change in changes:
+                wide = torch.promote_types(weight.dtype, change.dtype)
+                edited = (edited.to(wide) + change[part].to(wide)).to(weight.dtype)
+                intended += change[part]
+            written = edited.double() - weight[part].double()
+            squares += torch.stack([x.square().sum() for x in (intended, written, intended - written)]).cpu()
+        size, wrote, off = squares.sqrt().tolist()
+        found[name] = Rounding(intended=size, written=wrote, lost=off / size if size else 0.0)
+    return found
+
+
 def trainable(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Copies of the named parameters for an optimiser, float32 or wider; the model's own are never written.
 
@@ -95,68 +131,6 @@ def difference(model: nn.Module, copies: Mapping[str, Tensor]) -> list[WeightDel
         WeightDelta(name=name, full=copy.detach() - _parameter(model, name).detach().to(copy.dtype))
         for name, copy in copies.items()
     ]
-
-
-class Ledger:
-    """Edits committed to a model, and the way back.
-
-    Keeps the original of every touched weight and the committed deltas in order. Taking one out rebuilds the touched
-    weights from the originals and the rest, so the result is bit-equal to never having made that edit.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._originals: dict[str, Tensor] = {}
-        self._entries: list[tuple[WeightDelta, ...]] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def commit(self, deltas: Sequence[WeightDelta]) -> None:
-        """Add `deltas` for good; a failure leaves the model as it was."""
-        saved = snapshot(self._model, [delta.name for delta in deltas])
-        try:
-            add(self._model, deltas)
-        except BaseException:
-            restore(self._model, saved)
-            raise
-        self._originals = {**saved, **self._originals}
-        self._entries.append(tuple(deltas))
-
-    def revert(self, deltas: Sequence[WeightDelta]) -> bool:
-        """Take back the last commit of these deltas (or equal ones, loaded again); False if there is none."""
-        for place in reversed(range(len(self._entries))):
-            if same_deltas(self._entries[place], deltas):
-                self._rebuild(self._entries[:place] + self._entries[place + 1 :])
-                return True
-        return False
-
-    def revert_all(self) -> None:
-        """Back to the weights before the first commit, bit-exactly."""
-        self._rebuild([])
-
-    @contextmanager
-    def original(self) -> Iterator[None]:
-        """The weights before the first commit inside the block; the present ones after it, also on error."""
-        present = snapshot(self._model, list(self._originals))
-        try:
-            restore(self._model, self._originals)
-            yield
-        finally:
-            restore(self._model, present)
-
-    def _rebuild(self, entries: list[tuple[WeightDelta, ...]]) -> None:
-        present = snapshot(self._model, list(self._originals))
-        try:
-            restore(self._model, self._originals)
-            for deltas in entries:
-                add(self._model, deltas)
-        except BaseException:
-            restore(self._model, present)
-            raise
-        self._entries = entries
-        touched = {delta.name for deltas in entries for delta in deltas}
-        self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
 
 
 @contextmanager

@@ -150,7 +150,8 @@ class EditRecord:
     made on, where others were in it already (else None); and all that is known of the update.
 
     `probabilities` has P(target_new) and P(ground_truth) before and after. `perplexity` holds the sentences' identity
-    and both reports. `metrics` are the registry's, before and after, where some were asked for.
+    and both reports. `rounding` says by weight what of the update (norm `intended`) stands in the weight's dtype (norm
+    `written`) and which part is `lost`. `metrics` are the registry's, before and after, where some were asked for.
     """
 
     request: EditRequest
@@ -165,6 +166,7 @@ class EditRecord:
     trace: Mapping[int, LayerNumbers]
     test_prefix: str | None
     remedy: str | None
+    rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, Row] = field(default_factory=dict)
 
     @property
@@ -240,6 +242,7 @@ class EditRecord:
             "trace": {str(layer): numbers.to_json() for layer, numbers in self.trace.items()},
             "test_prefix": self.test_prefix,
             "remedy": self.remedy,
+            "rounding": {name: dict(part) for name, part in self.rounding.items()},
             **({"metrics": every} if every else {}),
         }
 
@@ -265,6 +268,10 @@ class EditRecord:
             trace={int(layer): LayerNumbers.from_json(numbers) for layer, numbers in raw["trace"].items()},
             test_prefix=None if raw["test_prefix"] is None else text(raw["test_prefix"]),
             remedy=None if raw["remedy"] is None else text(raw["remedy"]),
+            rounding={
+                name: {key: known(value) for key, value in part.items()}
+                for name, part in raw.get("rounding", {}).items()  # older records have none
+            },
             metrics={
                 when: {name: Value.from_json(value) for name, value in row.items()}
                 for when, row in raw.get("metrics", {}).items()

@@ -40,7 +40,8 @@ def run_sequence(work: Work) -> None:
         else:
             made, ppl = known, None  # measured again when it is needed
             if any(_stands(line) for line in made.values()):
-                work.editor.commit(saved_edit(work.folder, first, made.values()))
+                kept = saved_edit(work.folder, first, made.values())
+                work.editor.commit(kept, delta_folder(work.folder, first))
         lines |= {n: line.lean(said=True) for n, line in made.items() if isinstance(line, EditLine) and line.stands}
         done = first + len(chunk)
         every = work.settings.eval_every
@@ -130,7 +131,7 @@ def _step(
         if n not in known:
             work.record(line)
     if outcome.kept is not None:
-        work.editor.commit(outcome.kept)
+        work.editor.commit(outcome.kept, delta_folder(work.folder, chunk[0]))
     return made, outcome.ppl
 
 

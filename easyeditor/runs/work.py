@@ -82,8 +82,8 @@ class Editing(Protocol):
         """The model before the first commit inside the block."""
         ...
 
-    def commit(self, result: EditResult) -> None:
-        """Keep an edit in the model."""
+    def commit(self, result: EditResult, saved: Path | None = None) -> None:
+        """Keep an edit in the model, whose deltas lie in `saved`."""
         ...
 
     def remedied(self) -> Editing | None:
