@@ -125,10 +125,11 @@ def test_single_gives_the_records_of_one_edit_at_a_time(mass: Any, place: Path, 
     assert [(line["kind"], line["index"], line["step"], line["mode"]) for line in found] == [
         ("edit", i, i + 1, "single") for i in range(5)
     ]
+    wanted = {"kind", "index", "step", "mode", "seconds", "guard", "delta", "saved_sha256"}
     for line, request in zip(found, requests(place), strict=True):
         alone = json.loads(json.dumps(fresh_editor(place).examine(request).record.to_json()))
         assert close(timeless({key: line[key] for key in alone}), timeless(alone))
-        assert set(line) - set(alone) == {"kind", "index", "step", "mode", "seconds", "guard", "delta"}
+        assert set(line) - set(alone) == wanted
         assert line["delta"] == {
             "model.layers.1.mlp.down_proj.weight": pytest.approx(line["trace"]["1"]["delta_norm"], rel=1e-5)
         }
