@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from easyeditor.plain_yaml import parse_yaml
 LOG = logging.getLogger(__name__)
 
 H = TypeVar("H", bound="HyperParams")
+LARGEST_FLOAT = 1e30  # float32 holds it, and its products with what a model has
 MAX_SEED = 2**62  # draws are numbered from the seed on, and generators take 63 bits
 
 
@@ -137,7 +137,8 @@ class HyperParams:
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():
-            require(not isinstance(value, float) or math.isfinite(value), where, key, value, "a finite number")
+            small = not isinstance(value, float) or abs(value) <= LARGEST_FLOAT  # NaN is not
+            require(small, where, key, value, f"a finite number of at most {LARGEST_FLOAT:g} in size")
         named = f"{self.model_name!r} ({type(self.model_name).__name__})"
         require(is_model_name(self.model_name), where, "model_name", named, "a text, or a (model, tokenizer) pair")
         check_seed_size(self.seed, where)

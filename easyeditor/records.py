@@ -188,6 +188,7 @@ class EditResult:
             tensors = load_file(folder / "edit.safetensors")
             if raw["format"] != EDIT_FORMAT:
                 raise DataError(f"{folder}: saved edit of format {raw['format']!r}; this version reads {EDIT_FORMAT}")
+            _check_description(raw, set(tensors))
             deltas = tuple(
                 _checked_delta(d["name"], {key: tensors[f"{i}.{key}"] for key in d["tensors"]}, str(folder))
                 for i, d in enumerate(raw["deltas"])
@@ -219,9 +220,33 @@ def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightD
         tensors.keys() == {"left", "right"} and tensors["left"].shape[-1] == tensors["right"].shape[:1].numel()
     )
     shaped = all(value.ndim == 2 or (key == "full" and value.ndim > 0) for key, value in tensors.items())
-    numbers = all(value.is_floating_point() for value in tensors.values())
+    numbers = len({value.dtype for value in tensors.values()}) == 1 and all(map(_is_numbers, tensors.values()))
     if not isinstance(name, str) or not whole or not shaped or not numbers:
         raise DataError(
-            f"{where}: not a weight delta: name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
+            f"{where}: not a weight delta (a whole weight or two factors, finite, of one dtype of 16 bits or more): "
+            f"name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
         )
     return WeightDelta(name=name, **tensors)
+
+
+def _is_numbers(value: Tensor) -> bool:
+    return value.is_floating_point() and value.element_size() > 1 and bool(value.isfinite().all())
+
+
+def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
+    """Raise ValueError unless edit.json has the types that `save` writes, and a place for every tensor."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("deltas", "requests", "trace", "contexts"), list),
+        **{"method": str, "seconds": (int, float), "model_fingerprint": (str, type(None)), "hparams": dict},
+    }
+    for key, kind in kinds.items():
+        if not isinstance(raw[key], kind):
+            raise ValueError(f"{key} is {raw[key]!r:.40}")
+    if not raw["deltas"]:
+        raise ValueError("it changes no weight (no deltas)")
+    memory = raw.get("memory", [])
+    if not all(isinstance(text, str) for text in raw["contexts"]) or not isinstance(memory, list):
+        raise ValueError("contexts or memory are not lists of texts")
+    placed = {f"{i}.{key}" for i, delta in enumerate(raw["deltas"]) for key in delta["tensors"]}
+    if surplus := tensors - placed - {f"memory.{name}" for name in memory}:
+        raise ValueError(f"tensor {min(surplus)!r} belongs to no delta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,14 +133,17 @@ def load_runs(folders: Sequence[Path], labels: Sequence[str] = ()) -> list[Run]:
     Raises:
         DataError: one is missing, no run, empty or damaged; or the same folder is given twice.
     """
-    twice = [str(path) for path, times in Counter(folder.resolve() for folder in folders).items() if times > 1]
+    twice = [str(path) for path, times in Counter(os.path.realpath(folder) for folder in folders).items() if times > 1]
     if twice:
         raise DataError(f"{twice[0]}: given twice; name each run once")
     runs = [load_run(folder) for folder in folders]
     if labels:
         return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
     count = Counter(run.label for run in runs)
-    return [replace(r, label=f"{r.label} ({r.folder.resolve().name})") if count[r.label] > 1 else r for r in runs]
+    return [
+        replace(r, label=f"{r.label} ({Path(os.path.realpath(r.folder)).name})") if count[r.label] > 1 else r
+        for r in runs
+    ]
 
 
 def load_run(folder: Path) -> Run:

@@ -39,9 +39,9 @@ def numbers(values: Any) -> tuple[float, ...]:
 
 
 def integer(value: Any) -> int:
-    """A whole number; raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected a whole number, found {value!r}")
+    """A whole number from 0: a place, a step, a count; raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"expected a whole number from 0, found {value!r}")
     return value
 
 

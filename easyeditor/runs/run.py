@@ -21,6 +21,7 @@ from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
 from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.folder import environment, run_folder
+from easyeditor.runs.manifest import read_manifest
 from easyeditor.runs.sequence import run_sequence
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.shard import Rank, wait_for, wait_for_all
@@ -111,7 +112,7 @@ def check_same(folder: Path, now: Plan) -> None:
     ]
     manifest = folder / MANIFEST
     if not differing and manifest.exists():
-        before = read_json(manifest)
+        before = read_manifest(manifest)
         if before["data"]["sha256"] != now.dataset.sha256:
             differing.append(f"{now.settings.data} has other content (sha256 {now.dataset.sha256[:12]}…)")
         elif before["config_sha256"] != _sha256(read_json(folder / CONFIG)):
@@ -166,6 +167,8 @@ def execute(
             evaluated.add(line.after)
         else:
             done[line.index] = _brief(line, sequence)
+    if done and max(done) >= len(what.requests):
+        raise DataError(f"{folder}: record {max(done) + 1} is recorded, and the run has {len(what.requests)} requests")
     numbers = rank.share(range(len(what.requests)))
     mine = [n for n in numbers if n in done]
     if not rank.first and len(mine) == len(numbers):
@@ -209,7 +212,7 @@ def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
     """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new."""
     path = folder / MANIFEST
     if path.exists():
-        before = read_json(path)
+        before = read_manifest(path)
         if before["model_fingerprint"] != editor.fingerprint():
             raise ConfigError(f"{folder}: was begun with other weights than {what.hparams.model_name} has now")
         if _texts(before["sentences"]) != _texts(None if editor.sentences is None else editor.sentences.to_json()):

@@ -15,11 +15,12 @@ from easyeditor.files import read_json
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, RunLine, ScreenLine
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
 from easyeditor.results.values import mean
+from easyeditor.runs.manifest import read_manifest
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """The summary of a run folder, as `summary.json` holds it."""
-    config, manifest = read_json(folder / CONFIG), read_json(folder / MANIFEST)
+    config, manifest = read_json(folder / CONFIG), read_manifest(folder / MANIFEST)
     tally = Tally()
     for line in run_lines(folder):
         tally.add(line)

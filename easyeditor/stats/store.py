@@ -8,18 +8,18 @@ shape.
 from __future__ import annotations
 
 import io
-import json
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from easyeditor.errors import StatsError
-from easyeditor.files import whole_file, write_json
+from easyeditor.errors import ConfigError, DataError, StatsError
+from easyeditor.files import read_json, whole_file, write_json
+from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.weights import alike
 
 FORMAT = 1
@@ -91,21 +91,22 @@ def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
+            _check_header(path, archive, "mom2.mom2", (width, width))
+            _check_header(path, archive, "mom2.count", ())
             total = np.asarray(archive["mom2.mom2"], dtype=np.float64)
             count = float(archive["mom2.count"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except StatsError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         why = f"{type(error).__name__}: {error}"
         raise StatsError(f"{path}: not a readable statistics file ({why}); delete it and collect again") from error
-    if total.shape != (width, width):
-        raise StatsError(
-            f"{path}: moment of shape {total.shape}, but the keys have width {width}: another model's file"
-        )
     if not count > 0 or not np.isfinite(total).all():
         raise StatsError(
             f"{path}: count {count}, finite {bool(np.isfinite(total).all())}; the file is damaged, delete it"
         )
     if not (np.diagonal(total) > 0).all():
         raise StatsError(f"{path}: a sum of squares on the diagonal is not above 0; the file is damaged, delete it")
+    _check_positive(path, total)
     manifest = read_manifest(path)
     if manifest is not None and weights is not None and not alike(manifest.weights, weights):
         raise StatsError(
@@ -115,14 +116,35 @@ def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
     return torch.from_numpy(total / count)
 
 
+def _check_header(path: Path, archive: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise StatsError, before anything of the array is read, for another shape (it may claim terabytes) or type."""
+    with archive.zip.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        found, _, kind = read(member)
+    if found != shape or kind.kind not in "fiu":
+        raise StatsError(f"{path}: {name} is {kind} of shape {found}, and real numbers of shape {shape} are needed")
+
+
+def _check_positive(path: Path, total: NDArray[np.float64]) -> None:
+    """Raise StatsError unless the matrix is symmetric and has no negative eigenvalue, up to float32's rounding."""
+    scale = float(np.trace(total))  # at least the largest eigenvalue, and 1e-6 of it is 16 times what rounding does
+    if float(np.abs(total - total.T).max()) > 1e-6 * scale:
+        raise StatsError(f"{path}: the moment is not symmetric; the file is damaged, delete it")
+    raised = torch.from_numpy(total) + 1e-6 * scale * torch.eye(len(total), dtype=torch.float64)
+    if int(torch.linalg.cholesky_ex(raised).info) != 0:
+        raise StatsError(f"{path}: the moment is not positive definite, so it is no sum of k k^T; collect again")
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest of a statistics file; None for upstream's, which have none. Raises StatsError if it is damaged."""
     where = _manifest_path(path)
     if not where.exists():
         return None
     try:
-        manifest = Manifest(**json.loads(where.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        raw, types = read_json(where), field_types(Manifest)
+        manifest = Manifest(**{key: coerce(value, types[key], key) for key, value in raw.items()})
+    except (DataError, ConfigError, KeyError, AttributeError, TypeError) as error:
         raise StatsError(f"{where}: not a readable manifest ({error}); delete it with its .npz") from error
     if manifest.format != FORMAT:
         raise StatsError(f"{where}: manifest of format {manifest.format}; this version reads {FORMAT}")

@@ -223,5 +223,7 @@ def _wide(values: Tensor) -> Tensor:
 @torch.no_grad()
 def _clamp(offset_RD: Tensor, most_R: Tensor) -> None:
     norm_R = offset_RD.norm(dim=1)
+    if not bool(torch.isfinite(norm_R).all()):  # infinity would scale the offset to 0, an edit that does nothing
+        raise NumericalError("the value search's offset has a norm beyond the dtype; lower v_lr; nothing was changed")
     factor_R = torch.where(norm_R > most_R, most_R / norm_R, torch.ones_like(norm_R))
     offset_RD.mul_(factor_R.unsqueeze(1))

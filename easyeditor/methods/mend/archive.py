@@ -15,8 +15,10 @@ from torch import Tensor
 
 from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.files import read_json, write_json, write_tensors
+from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import alike, sample
+from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 
@@ -76,15 +78,21 @@ def read_archive(name: str | None, parts: Anatomy, *, inner_params: list[str] | 
             raise DataError(
                 f"format {raw['format']!r} of {raw['method']!r}; this version reads format {FORMAT} of MEND"
             )
-        spec = NetworkSpec(**raw["network"])
+        types = field_types(MENDHyperParams)
+        spec = NetworkSpec(**{key: coerce(value, types[key], key) for key, value in raw["network"].items()})
         shapes = {w["name"]: (w["inputs"], w["outputs"]) for w in raw["inner_params"]}
+        if Path(raw["tensors"]).name != raw["tensors"] or not shapes:
+            raise ValueError(f"tensors {raw['tensors']!r}, {len(shapes)} weights: not one file beside it, or no weight")
         model, tensors = raw["model"], load_file(folder / raw["tensors"])
+        _check_size(spec, tensors)
         _check_model(folder, shapes, model, parts)
         _check_names(folder, list(shapes), inner_params)
         weights = edited_weights(parts, list(shapes))
         hypernet = Hypernetwork(spec, weights, edit_lr=0.0, generator=torch.Generator())
         fill(hypernet, tensors, str(folder))
-    except (DataError, KeyError, TypeError, ValueError, OSError, SafetensorError, AttributeError) as error:
+    except (DataError, KeyError, TypeError, ValueError, OSError, SafetensorError, AttributeError, ConfigError) as error:
+        if isinstance(error, ConfigError) and str(error).startswith("inner_params"):
+            raise
         if isinstance(error, DataError) and str(error).startswith(str(folder)):
             raise
         raise DataError(f"{folder}: not a whole MEND archive ({type(error).__name__}: {error}); {HOW}") from error
@@ -128,6 +136,17 @@ def fill(hypernet: Hypernetwork, tensors: Mapping[str, Tensor], where: str) -> N
     hypernet.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})
     if not hypernet.trained:
         raise DataError(f"{where}: its normalisation has seen fewer than 2 tokens, so it was never trained; {HOW}")
+
+
+def _check_size(spec: NetworkSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, before a network is built, for one that these tensors cannot be: it may claim a billion."""
+    widest = max((size for tensor in tensors.values() if tensor.numel() for size in tensor.shape), default=0)
+    if not 0 <= spec.n_hidden < len(tensors):
+        raise ValueError(f"n_hidden is {spec.n_hidden}, and the archive holds {len(tensors)} tensors")
+    if spec.hidden_dim is not None and not 0 < spec.hidden_dim <= widest:
+        raise ValueError(f"hidden_dim is {spec.hidden_dim}, and the widest tensor has {widest}")
+    if spec.rank is not None and spec.rank < 1:
+        raise ValueError(f"rank is {spec.rank}")
 
 
 def _check_model(folder: Path, shapes: Mapping[str, tuple[int, int]], made: Mapping[str, Any], parts: Anatomy) -> None:
