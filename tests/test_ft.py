@@ -416,8 +416,11 @@ def upstream_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("values", upstream_cases())
-def test_upstream_file_loads_with_its_values(values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    loaded = FTHyperParams.from_dict(values)
+def test_upstream_file_loads_with_its_values(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    loaded = FTHyperParams.from_hparams(tmp_path / "upstream")
     types = field_types(FTHyperParams)
     for key, value in values.items():
         if types[key] is float or (key == "norm_constraint" and isinstance(value, str)):
