@@ -297,19 +297,19 @@ def state() -> dict[str, Any]:
 
 # rich and pydantic are loaded first: what other packages do when imported is not ours (rich draws from `random`).
 LIGHT = f"""
-import importlib, json, logging, os, random, sys, time, warnings
+import importlib, json, logging, os, random, sys, warnings
 from typing import Any
 import numpy, pydantic, rich.console, rich.table
 {inspect.getsource(state)}
-before, started = state(), time.perf_counter()
+before, there = state(), set(sys.modules)
 import easyeditor
-seconds = time.perf_counter() - started
+fresh = {{name for name in set(sys.modules) - there if name.split(".")[0] != "easyeditor"}}
 for name in sys.argv[1:]:
     importlib.import_module(name)
 easyeditor.ROMEHyperParams.from_hparams("hparams/ROME/smollm2-135m")
 easyeditor.EditRequest.make("Bay is in", subject="Bay", target_new="Italy")
 changed = [key for key, value in state().items() if value != before.get(key)]
-print(json.dumps([seconds, changed, sorted({{"torch", "transformers"}} & set(sys.modules))]))
+print(json.dumps([len(fresh), changed, sorted({{"torch", "transformers"}} & set(sys.modules))]))
 """
 LIGHT_MODULES = [
     "easyeditor.cli",
@@ -326,8 +326,8 @@ def test_reading_a_configuration_is_quick_loads_no_torch_and_changes_nothing() -
     command = [sys.executable, "-c", LIGHT, *LIGHT_MODULES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    seconds, changed, loaded = json.loads(done.stdout)
-    assert seconds < 1
+    fresh, changed, loaded = json.loads(done.stdout)
+    assert fresh < 20, "importing easyeditor loads many modules of others: it is no longer quick"
     assert (changed, loaded) == ([], [])
 
 
