@@ -23,6 +23,7 @@ from easyeditor import cli
 from easyeditor.errors import DataError, OutputError
 from easyeditor.report import __main__ as script
 from easyeditor.report import build, canvas, curves, facts, scatter, tables
+from easyeditor.report.opening import opening
 from easyeditor.report.page import LONGEST
 from easyeditor.report.render import latex_escaped, to_csv, to_latex
 from easyeditor.results.collapse import cause, foretold
@@ -421,6 +422,41 @@ def test_the_page_needs_nothing_else_and_escapes_subjects(written: Path) -> None
     assert not re.search(r"@import|url\(|https?://", text)
     assert "python mass_edit.py --data &#x27;data/facts 1.json&#x27;" in text
     assert "prefers-color-scheme: dark" in text
+
+
+def test_the_page_opens_with_the_verdict_then_figures_then_what_was_run(written: Path) -> None:
+    text = (written / "index.html").read_text(encoding="utf-8")
+    places = [text.index(f'<h2 id="{name}">') for name in ("verdict", "perplexity", "denominator", "summary", "edits")]
+    assert places == sorted(places)
+    verdict = text[places[0] : places[1]]
+    for said in (
+        "<strong>COLLAPSED: 2 of 5 edits (40.0%); threshold 1,000.</strong>",
+        "Perplexity: unedited 92.9, median after an edit 100.0, worst not finite (&lt;script&gt;alert(1)",
+        "Median |denominator|: collapsed 0.1, others 8.",
+        "The list of collapsed edits below has the cause of each.",
+    ):
+        assert said in verdict
+
+
+def test_the_verdict_of_other_runs(tmp_path: Path) -> None:
+    def said(*lines: Any) -> tuple[str, ...]:
+        return opening(load_run(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), list(lines))))
+
+    held = said(edit_line(0, ppl=93.0), edit_line(1, ppl=95.0))
+    assert held[0] == "No collapse: 2 of 2 edits kept the model below the threshold 1,000."
+    assert held[1] == "Perplexity: unedited 92.9, median after an edit 94.0, worst 95.0 (Arthur, #1)."
+    assert held[-1] == "Nothing to do."
+    assert said(edit_line(0, ppl=math.inf))[1].endswith("worst not finite (Chicago, #0).")
+    assert said(edit_line(0, ppl=None)) == (
+        "No verdict on collapse: perplexity was not measured (ppl_sentence_num: 0).",
+    )
+    without = said(edit_line(0, ppl=5000.0, denominator=None))
+    assert not any("denominator" in line for line in without[:-1])
+    assert without[-1].startswith("Try: ")
+    grown = [edit_line(n, ppl=ppl, mode="sequential", step=n + 1) for n, ppl in enumerate((93.0, 5000.0, 9000.0))]
+    assert said(*grown)[0] == "COLLAPSED: 2 of 3 edits (66.7%), the first at step 2; threshold 1,000."
+    (screened,) = said(*screen_lines([edit_line(0, denominator=0.1), edit_line(1)]))
+    assert screened.startswith("1 of 2 screened requests are predicted to collapse the model (|denominator| < ")
 
 
 def test_long_tables_are_cut_on_the_page_and_whole_in_csv(tmp_path: Path) -> None:
