@@ -12,6 +12,7 @@ from easyeditor.errors import OutputError
 from easyeditor.files import check_parent, write_bytes, write_text
 from easyeditor.report import curves, facts, scatter, tables
 from easyeditor.report.canvas import Drawn, counted, styled
+from easyeditor.report.opening import opening
 from easyeditor.report.page import html_page, is_page
 from easyeditor.report.render import to_csv, to_latex, without_run
 from easyeditor.report.tables import Table
@@ -31,6 +32,8 @@ class Report:
     figures: tuple[Drawn, ...]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
+    verdicts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(run, sentences) of each run that can be judged."""
 
 
 def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
@@ -46,6 +49,7 @@ def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
         figures=tuple(draw(runs, worst)),
         notes=tuple(note for run in runs for note in run.notes),
         commands=tuple(line for run in runs if (line := facts.command_line(run))),
+        verdicts=tuple((run.label, lines) for run in runs if (lines := opening(run))),
     )
 
 
@@ -93,7 +97,8 @@ def write_report(report: Report, folder: Path) -> Path:
         write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))
         write_text(folder / "tables" / f"{table.name}.tex", to_latex(table))
     page = folder / PAGE
-    write_text(page, html_page(report.title, report.tables, report.figures, report.notes, report.commands))
+    parts = (report.tables, report.figures, report.notes, report.commands, report.verdicts)
+    write_text(page, html_page(report.title, *parts))
     return page
 
 

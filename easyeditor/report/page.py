@@ -78,13 +78,17 @@ def is_page(path: Path) -> bool:
 
 
 def html_page(
-    title: str, tables: Sequence[Table], figures: Sequence[Drawn], notes: Sequence[str], commands: Sequence[str]
+    title: str,
+    tables: Sequence[Table],
+    figures: Sequence[Drawn],
+    notes: Sequence[str],
+    commands: Sequence[str],
+    verdicts: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> str:
-    """The whole page. The first two tables stand before the figures, the others after them."""
-    sections = [_table(table) for table in tables[:2]] + [_figure(figure) for figure in figures]
-    sections += [_table(table) for table in tables[2:]] + [_commands(commands)]
-    links = [(table.name, table.title) for table in tables[:2]] + [(f.name, f.title) for f in figures]
-    links += [(table.name, table.title) for table in tables[2:]] + [("again", "How to run it again")]
+    """The whole page: the verdicts, (run, sentences) each, then the figures, then what was run and the other tables."""
+    sections = [_figure(figure) for figure in figures] + [_table(table) for table in tables] + [_commands(commands)]
+    links = [("verdict", "Verdict")] if verdicts else []
+    links += [(part.name, part.title) for part in (*figures, *tables)] + [("again", "How to run it again")]
     nav = " ".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in links)
     return "\n".join(
         [
@@ -93,11 +97,22 @@ def html_page(
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{_CSS}</style></head>\n<body>",
             f"<h1>{escape(title)}</h1>\n<nav>{nav}</nav>",
+            _verdicts(verdicts),
             _notes(notes),
             *sections,
             f"<script>{_SCRIPT}</script>\n</body></html>\n",
         ]
     )
+
+
+def _verdicts(verdicts: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A paragraph for each run, its first sentence bold; the run's name where there are several."""
+    parts = []
+    for label, (first, *rest) in verdicts:
+        name = f"{escape(label)}: " if len(verdicts) > 1 else ""
+        lines = [f"<strong>{name}{escape(first)}</strong>", *map(escape, rest)]
+        parts.append(f"<p>{'<br>'.join(lines)}</p>")
+    return '<h2 id="verdict">Verdict</h2>\n' + "\n".join(parts) if parts else ""
 
 
 def _notes(notes: Sequence[str]) -> str:
