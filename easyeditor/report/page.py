@@ -88,7 +88,8 @@ def html_page(
     """The whole page: the verdicts, (run, sentences) each, then the figures, then what was run and the other tables."""
     sections = [_figure(figure) for figure in figures] + [_table(table) for table in tables] + [_commands(commands)]
     links = [("verdict", "Verdict")] if verdicts else []
-    links += [(part.name, part.title) for part in (*figures, *tables)] + [("again", "How to run it again")]
+    links += [(figure.name, figure.title) for figure in figures] + [(table.name, table.title) for table in tables]
+    links.append(("again", "How to run it again"))
     nav = " ".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in links)
     return "\n".join(
         [
