@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams, read_yaml, yaml_path
 from easyeditor.methods.table import METHODS, MethodRow
+
+LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from easyeditor.methods.base import EditMethod
@@ -57,7 +60,8 @@ def canonical(alg_name: Any) -> str | None:
 
 
 def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values` with what their `alg_name` stands for: its spelling, its row's preset and defaults.
+    """`values` with what their `alg_name` stands for: its spelling, its row's preset and defaults, without keys that
+    have no use here (which are named in a warning).
 
     Raises:
         ConfigError: a method whose hyper-parameters are another class's, or a value against the preset.
@@ -74,7 +78,11 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
             raise ConfigError(
                 f"{where}: {key} is {values[key]!r}; allowed: {meant!r}, which alg_name {name} stands for"
             )
-    return {**row.defaults, **values, **row.preset, "alg_name": name}
+    told = [key for key in row.unused if key in values]
+    if told:
+        LOG.warning("%s: read and not used: %s", where, ", ".join(told))
+    used = {key: value for key, value in values.items() if key not in told}
+    return {**row.defaults, **used, **row.preset, "alg_name": name}
 
 
 def _load(target: str) -> Any:

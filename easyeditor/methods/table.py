@@ -26,6 +26,8 @@ class MethodRow:
     """Hyper-parameters the name stands for; another value is refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters taken where the file does not give them."""
+    unused: tuple[str, ...] = ()
+    """Keys of the field's files that are read and have no use here; a file that gives one is told so."""
     spellings: tuple[str, ...] = ()
     """Other ways `alg_name` is written in the field's files."""
 
@@ -46,6 +48,15 @@ METHODS: dict[str, MethodRow] = {
         defaults={"if_prefix": True},
         spellings=("C_ROME",),
     ),
+    "R-ROME": MethodRow(
+        title="R-ROME",
+        hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
+        method="easyeditor.methods.rome.method:ROME",
+        paper="https://arxiv.org/abs/2403.07175",
+        preset={"if_c_rome": True},
+        unused=("enable_prompt_keys", "enable_random_prefix_keys", "original_implementation"),
+        spellings=("R_ROME", "RROME"),
+    ),
     "FTP-ROME": MethodRow(
         title="FTP-ROME",
         hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
@@ -58,6 +69,58 @@ METHODS: dict[str, MethodRow] = {
         hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",
         method="easyeditor.methods.memit.method:MEMIT",
         paper="https://arxiv.org/abs/2210.07229",
+    ),
+    "MEMIT-Seq": MethodRow(
+        title="MEMIT-Seq",
+        hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",
+        method="easyeditor.methods.memit.method:MEMIT",
+        paper="https://arxiv.org/abs/2605.26670",
+        preset={"earlier_keys": "edited"},
+        unused=("cov_matrix_weight", "lambda_reg"),
+        spellings=("MEMIT_Seq", "MEMIT_seq", "MEMIT_SEQ"),
+    ),
+    "ENCORE": MethodRow(
+        title="ENCORE",
+        hparams="easyeditor.methods.memit.hparams:MEMITHyperParams",
+        method="easyeditor.methods.memit.method:MEMIT",
+        paper="https://arxiv.org/abs/2502.01636",
+        preset={"earlier_keys": "solved"},
+        defaults={"update_norm_lambda": 10.0, "early_stop": "mpes", "prob_cutoff": -4},
+        unused=(
+            *("add_prev_edits", "calculate_norms", "calculate_objective_value", "condition_num", "dynamic_multiplier"),
+            *("emmet_lambda", "gd_lambda", "grad_desc_lr", "grad_desc_steps", "norm_control"),
+            *("random_vector_preservation", "spectral_norm", "use_gd"),
+        ),
+    ),
+    "EMMET": MethodRow(
+        title="EMMET",
+        hparams="easyeditor.methods.emmet.hparams:EMMETHyperParams",
+        method="easyeditor.methods.emmet.method:EMMET",
+        paper="https://arxiv.org/abs/2403.14236",
+        unused=("calculate_objective_value",),
+    ),
+    "AlphaEdit": MethodRow(
+        title="AlphaEdit",
+        hparams="easyeditor.methods.alphaedit.hparams:AlphaEditHyperParams",
+        method="easyeditor.methods.alphaedit.method:AlphaEdit",
+        paper="https://arxiv.org/abs/2410.02355",
+        unused=("P_loc",),
+    ),
+    "NAS": MethodRow(
+        title="NAS",
+        hparams="easyeditor.methods.alphaedit.hparams:AlphaEditHyperParams",
+        method="easyeditor.methods.alphaedit.method:AlphaEdit",
+        paper="https://arxiv.org/abs/2602.02543",
+        preset={"norm_anchor": True},
+        unused=("P_loc", "use_nas"),
+    ),
+    "SPHERE": MethodRow(
+        title="SPHERE",
+        hparams="easyeditor.methods.alphaedit.hparams:AlphaEditHyperParams",
+        method="easyeditor.methods.alphaedit.method:AlphaEdit",
+        paper="https://arxiv.org/abs/2510.01172",
+        preset={"filters": ["sphere"]},
+        unused=("P_loc",),
     ),
     "MEND": MethodRow(
         title="MEND",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
 from easyeditor.methods.hparams import LayerHyperParams
 
+Filter = Literal["rect", "rect-official", "prune", "sphere", "revive"]
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -55,6 +58,21 @@ class LocateHyperParams(LayerHyperParams):
     """Weight of first tokens' second moment in what is held in place; 0 leaves it out."""
     later_token_weight: float = 1.0
     """Weight of later tokens' second moment, which stands for C where no statistics are used; 0 takes the identity."""
+    filters: list[Filter] = field(default_factory=list)
+    """What of an update is written, in this order: RECT (the largest relative changes: `rect` as AlphaEdit's lineage
+    has it, `rect-official` as its authors), PRUNE, SPHERE, REVIVE."""
+    rect_share: float = 0.4
+    """Share of an update's entries that `rect` keeps."""
+    rect_dropped: float = 0.8
+    """Share of an update's entries that `rect-official` drops."""
+    prune_base: float = math.e
+    """Base of the logarithm that tames large singular values: e, 2, 1.5 or 1.2 in the paper."""
+    sphere_ratio: float = 0.5
+    """Cumulative share of the leading directions that `sphere` takes from an update."""
+    sphere_strength: float = 0.5
+    """How much of these directions it takes: 0.5 with AlphaEdit, 0.8 with MEMIT."""
+    revive_energy: float = 0.3
+    """Share of the sum of singular values whose directions `revive` leaves untouched."""
     mom2_dataset: str = "wikipedia"
     """Corpus the statistics come from."""
     mom2_n_samples: int = 100000
@@ -69,6 +87,10 @@ class LocateHyperParams(LayerHyperParams):
         require(self.clamp_norm_factor > 0, where, "clamp_norm_factor", self.clamp_norm_factor, "a number above 0")
         require(self.v_weight_decay >= 0, where, "v_weight_decay", self.v_weight_decay, "0 or more")
         require(self.mom2_n_samples > 0, where, "mom2_n_samples", self.mom2_n_samples, "1 or more")
+        for key in ("rect_share", "rect_dropped", "sphere_ratio", "sphere_strength", "revive_energy"):
+            require(0 < getattr(self, key) <= 1, where, key, getattr(self, key), "above 0, at most 1")
+        require(self.prune_base > 1, where, "prune_base", self.prune_base, "a number above 1")
+        self._check_filters(where)
         for key in ("first_token_weight", "later_token_weight"):
             require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
         require(self.kl_factor >= 0, where, "kl_factor", self.kl_factor, "0 or more")
@@ -76,4 +98,13 @@ class LocateHyperParams(LayerHyperParams):
             allowed = "pairs (tokens, how many), both above 0"
             require(
                 min(pair) > 0, where, "context_template_length_params", self.context_template_length_params, allowed
+            )
+
+    def _check_filters(self, where: str) -> None:
+        if len(set(self.filters)) < len(self.filters):
+            raise ConfigError(f"{where}: filters is {self.filters}; name each once")
+        excluding = [name for name in self.filters if name in ("rect", "rect-official", "prune")]
+        if len(excluding) > 1:
+            raise ConfigError(
+                f"{where}: filters {' and '.join(excluding)} exclude each other: each says what of an update stays"
             )

@@ -17,9 +17,10 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
-from easyeditor.lm.weights import fingerprint, frozen
+from easyeditor.lm.weights import fingerprint, frozen, snapshot
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
+from easyeditor.methods.locate.filters import FILTERS, NEED_ORIGINALS
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
 from easyeditor.methods.locate.search_cache import SearchCache
@@ -49,6 +50,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self.statistics = Statistics(self.parts, tok, hparams)
+        self._unfiltered: dict[int, float] = {}
+        self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
         self._warned = False
 
     def find_parts(self) -> Anatomy:
@@ -94,6 +97,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
     def take_over(self, other: EditMethod[Any]) -> None:
         if isinstance(other, LocateMethod):
             self._groups, self.statistics = other.context_groups, self.statistics.sharing(other.statistics)
+            self._originals = other._originals or self._originals
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
@@ -142,15 +146,15 @@ class LocateMethod(EditMethod[L], Generic[L]):
         layer: int,
         progress: Progress | None = None,
         *,
-        bare_norms: Sequence[float] | None = None,
+        bare: bool = False,
+        norms: Sequence[float] | None = None,
     ) -> list[Found]:
         """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
 
-        With `bare_norms` on the bare prompts alone, clamped and decayed relative to these norms, one for each request.
+        `bare` searches on the bare prompts alone; clamp and decay go by `norms`, one for each request, where given.
         With `targets_dir`, searches saved before are read, and new ones saved.
         """
-        bare = bare_norms is not None
-        store = self._store(module, bare)
+        store = self._store(module, ["bare prompt"] * bare + ["norms given"] * (norms is not None))
         found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
         made = {n: self.search_rows(requests[n], [SLOT] if bare else None) for n in todo}
@@ -170,7 +174,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 settings,
                 watch,
                 mean_initial=self.starts_from_mean and not bare,
-                norms=None if bare_norms is None else [bare_norms[n] for n in members],
+                norms=None if norms is None else [norms[n] for n in members],
             )
             for n, result in zip(members, results, strict=True):
                 found[n] = result
@@ -195,11 +199,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
             why,
         )
 
-    def _store(self, module: nn.Module, bare: bool = False) -> SearchCache | None:
+    def _store(self, module: nn.Module, how: Sequence[str] = ()) -> SearchCache | None:
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
-        where = [name, self.starts_from_mean, *(["bare prompt"] if bare else [])]
+        where = [name, self.starts_from_mean, *how]
         return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
 
     def preserved(self, layer: int) -> Tensor | None:
@@ -211,15 +215,26 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return self.statistics.moment(layer)
 
     def notes(self, layer: int, place: int) -> Mapping[str, float]:
-        """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`."""
-        return {}
+        """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`: with
+        `filters`, the norm of the layer's update before them."""
+        return {} if layer not in self._unfiltered else {"delta_norm_unfiltered": self._unfiltered[layer]}
 
     def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> WeightDelta:
-        """The update values @ keys^T as a low-rank delta in the weight's own orientation, float32 or wider."""
+        """The update values @ keys^T as a delta in the weight's own orientation, float32 or wider: low-rank, or dense
+        what `filters` leave of it."""
         name = self.parts.weight_name(layer)
         dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
         keys_Kr, values_Dr = keys_Kr.to(dtype), values_Dr.to(dtype)
-        if weight_is_transposed(self.parts.rewrite(layer)):
+        transposed = weight_is_transposed(self.parts.rewrite(layer))
+        if self.hparams.filters:
+            update_DK, weight = values_Dr @ keys_Kr.T, self.model.get_parameter(name).detach()
+            self._unfiltered[layer] = float(update_DK.double().norm())
+            first = self._originals.get(name, weight)
+            now_DK, first_DK = (w.T if transposed else w for w in (weight.to(dtype), first.to(dtype)))
+            for filter_name in self.hparams.filters:
+                update_DK = FILTERS[filter_name](update_DK, now_DK, first_DK, self.hparams)
+            return WeightDelta(name=name, full=(update_DK.T if transposed else update_DK).contiguous())
+        if transposed:
             return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
         return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
 

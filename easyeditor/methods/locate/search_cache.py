@@ -21,7 +21,7 @@ class SearchCache:
     """Reads and writes targets under a name that holds all they depend on: request, weights, contexts, where and how
     they are searched. The statistics are not among them, so ROME and C-ROME share theirs, with and without C."""
 
-    _SETTINGS = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "fact_token")
+    SETTINGS = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "fact_token")
 
     def __init__(
         self, hparams: LocateHyperParams, model_fingerprint: str, contexts: Sequence[str], where: Sequence[Any]
@@ -29,7 +29,7 @@ class SearchCache:
         """`where` names what the offset is added to, and from which initial value."""
         assert hparams.targets_dir is not None
         self._folder = Path(hparams.targets_dir)
-        settings = {key: getattr(hparams, key) for key in self._SETTINGS}
+        settings = {key: getattr(hparams, key) for key in self.SETTINGS}
         if hparams.early_stop != "loss":  # searches saved before there was a choice keep their names
             settings |= {key: getattr(hparams, key) for key in ("early_stop", "prob_cutoff", "early_stop_rows")}
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]

@@ -124,7 +124,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
                 keys[f"keys.{layer}"] = keys_NK.T
                 left_Dr, right_rK = self.solve(layer, keys_NK.T, residual_ND.T)
                 deltas.append(self.delta(layer, right_rK.T, left_Dr))
-                size = float((left_Dr @ right_rK).norm())
+                size = deltas[-1].norm() if self.hparams.filters else float((left_Dr @ right_rK).norm())
                 for n, trace in enumerate(traces):
                     notes = self.notes(layer, n)
                     trace[layer] = _trace(found[n], residual_ND[n], bare_NK[n], keys_NK[n], size, notes)

@@ -28,11 +28,11 @@ class Statistics:
         self._parts, self._tok, self._hparams = parts, tok, hparams
         self._moments: dict[int, Tensor] = {}
         self._preserved: dict[int, Tensor | None] = {}
-        self._weights = sample(parts.model)  # before any edit: statistics are compared with these
+        self.weights = sample(parts.model)  # before any edit: statistics are compared with these
 
     def sharing(self, other: Statistics) -> Statistics:
         """These, with what `other` has read of the same model."""
-        self._moments, self._weights = other._moments, other._weights
+        self._moments, self.weights = other._moments, other.weights
         if self._hparams.protect_first_tokens and other._hparams.protect_first_tokens:
             self._preserved = other._preserved
         return self
@@ -82,7 +82,7 @@ class Statistics:
             path = self.key(layer).find()
             if path is None:
                 path = self._collect(layer)
-            moment = read_moment(path, self._parts.key_width(layer), self._weights)
+            moment = read_moment(path, self._parts.key_width(layer), self.weights)
             self._moments[layer] = moment.to(self._parts.model.get_parameter(self._parts.weight_name(layer)).device)
         return self._moments[layer]
 

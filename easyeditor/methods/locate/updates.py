@@ -37,15 +37,16 @@ def rank_one(
     return RankOne(u_K, residual_D / denominator, float(residual_D.norm()), float(denominator))
 
 
-def joint_update(keys_Kr: Tensor, held_KK: Tensor | None) -> Tensor:
-    """A^-1 K (K^T A^-1 K)^-1, shape (K, r), float64: times the residuals it answers each of the keys with its own.
+def joint_update(keys_Kr: Tensor, held_KK: Tensor | None, *, ridge: float = 0.0) -> Tensor:
+    """A^-1 K (K^T A^-1 K + ridge I)^-1, shape (K, r), float64: times the residuals it answers each of the keys with its
+    own (EMMET, Gupta et al. 2024, eq. 10); a ridge gives way where similar keys ask for different answers.
 
     Among all updates that do, R (K^T A^-1 K)^-1 (A^-1 K)^T is that of least tr dW A dW^T: it moves the keys whose
     second moment is A least. A is the identity when none is given.
     """
     keys_Kr = keys_Kr.double()
     whitened_Kr = keys_Kr if held_KK is None else _solve(held_KK.double(), keys_Kr)
-    return _solve((keys_Kr.T @ whitened_Kr).T, whitened_Kr.T).T
+    return _solve(plus_identity(keys_Kr.T @ whitened_Kr, ridge).T, whitened_Kr.T).T
 
 
 def key_direction(key_K: Tensor, moment_KK: Tensor | None) -> Tensor:
@@ -66,6 +67,24 @@ def spread_update(keys_KN: Tensor, held_KK: Tensor) -> Tensor:
     `held_KK` weighs what must not change: lambda C, and whatever a method adds to it.
     """
     return _solve(held_KK + keys_KN @ keys_KN.T, keys_KN)
+
+
+def projected_update(keys_KN: Tensor, projection_KK: Tensor, earlier_KK: Tensor | None, ridge: float) -> Tensor:
+    """AlphaEdit eq. 11: (P (K K^T + K_p K_p^T) + ridge I)^-1 P K, shape (K, N); `earlier_KK` is K_p K_p^T.
+
+    Without earlier keys the same by a system of N: P K (K^T P K + ridge I)^-1.
+    """
+    projected_KN = projection_KK @ keys_KN
+    if earlier_KK is None:
+        return _solve(plus_identity(keys_KN.T @ projected_KN, ridge).T, projected_KN.T).T
+    return _solve(plus_identity(projection_KK @ (keys_KN @ keys_KN.T + earlier_KK), ridge), projected_KN)
+
+
+def plus_identity(matrix_KK: Tensor, weight: float) -> Tensor:
+    """A matrix plus a multiple of the identity."""
+    if not weight:
+        return matrix_KK
+    return matrix_KK + weight * torch.eye(len(matrix_KK), dtype=matrix_KK.dtype, device=matrix_KK.device)
 
 
 def _solve(matrix_KK: Tensor, right: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""MEMIT's hyper-parameters: every key of the upstream YAML files, and ours."""
+"""Hyper-parameters of MEMIT, MEMIT-Seq and ENCORE: every key of the upstream files, and ours."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from easyeditor.hparams import require
-from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 
 @dataclass(kw_only=True)
-class MEMITHyperParams(LocateHyperParams):
-    """MEMIT (Meng et al. 2023)."""
+class MEMITHyperParams(SpreadHyperParams):
+    """MEMIT (Meng et al. 2023) and what differs from it by what else it holds in place."""
 
     alg_name: str = "MEMIT"
-    mom2_update_weight: float
-    """Weight λ of the second moment against the new keys: larger keeps old knowledge more, and changes less."""
-    batch_size: int | None = None
-    """Facts in one edit of `batch_edit`; null: all of them."""
-    layer_selection: Literal["all"] = "all"
-    """Upstream's key; only `all` exists."""
+    earlier_keys: Literal["forgotten", "edited", "solved"] = "forgotten"
+    """Keys of committed edits, held in place by later ones: none (MEMIT), those read on the edited model (MEMIT-Seq),
+    or those the edit was solved with (ENCORE)."""
+    update_norm_lambda: float = 0.0
+    """Weight γ of ‖ΔW‖² in what an edit minimises (ENCORE)."""
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.mom2_update_weight > 0, where, "mom2_update_weight", self.mom2_update_weight, "a number above 0")
-        require(
-            self.batch_size is None or self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more, or null"
-        )
-        require(self.mom2_adjustment, where, "mom2_adjustment", self.mom2_adjustment, "true: MEMIT needs statistics")
-        require(self.layers == sorted(self.layers), where, "layers", self.layers, "layers in ascending order")
+        require(self.update_norm_lambda >= 0, where, "update_norm_lambda", self.update_norm_lambda, "0 or more")

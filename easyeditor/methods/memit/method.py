@@ -1,20 +1,35 @@
-"""MEMIT: many facts at once, spread over several layers. Axes: N requests, K key width, D model width."""
+"""MEMIT, MEMIT-Seq, ENCORE: many facts at once, spread over several layers. Axes: N requests, K key width, D model
+width."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from easyeditor.methods.locate.spread import SpreadMethod
-from easyeditor.methods.locate.updates import spread_update
+from easyeditor.methods.locate.norm_anchor import AnchoredMethod
+from easyeditor.methods.locate.spread import Spread
+from easyeditor.methods.locate.updates import plus_identity, spread_update
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 
 
-class MEMIT(SpreadMethod[MEMITHyperParams]):
-    """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1)."""
+class MEMIT(AnchoredMethod[MEMITHyperParams]):
+    """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1).
+
+    MEMIT-Seq (arXiv 2605.26670) also holds the keys K_p of earlier edits in place; ENCORE (Gupta et al. 2025, arXiv
+    2502.01636) the size of the update as well, and stops the value search once the target is the first choice.
+    """
 
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
-        """dW = R K^T (lambda C + K K^T)^-1."""
-        held_KK = self.preserved(layer)
-        assert held_KK is not None  # MEMIT's hyper-parameters demand statistics
-        adjusted_KN = spread_update(keys_KN, self.hparams.mom2_update_weight * held_KK)
-        return residual_DN, adjusted_KN.T
+        """dW = R K^T (lambda C + gamma I + K_p K_p^T + K K^T)^-1."""
+        held_KK = plus_identity(self.held(layer), self.hparams.update_norm_lambda)
+        earlier_KK = self.earlier(layer)
+        if earlier_KK is not None:
+            held_KK = held_KK + earlier_KK
+        return residual_DN, spread_update(keys_KN, held_KK).T
+
+    def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
+        kept = self.hparams.earlier_keys
+        if kept == "forgotten":
+            return {}
+        return self.keys_after(spread) if kept == "edited" else spread.keys

@@ -134,7 +134,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             norms = [float(found[n].initial_D.norm()) for n in first]
             own = [requests[n] for n in first]
             for n, value in zip(
-                first, self.values(own, self.parts.mlp(layer), layer, progress, bare_norms=norms), strict=True
+                first, self.values(own, self.parts.mlp(layer), layer, progress, bare=True, norms=norms), strict=True
             ):
                 made[n] = value
         return made
@@ -187,7 +187,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             loss_first=found.losses[0][0],
             loss_last=found.losses[-1][0],
             steps=len(found.losses),
-            delta_norm=float(made.u_K.norm() * made.v_D.norm()) if bare is None else delta.norm(),
+            delta_norm=delta.norm() if bare or h.filters else float(made.u_K.norm() * made.v_D.norm()),
             losses=tuple(found.losses),
             loss_names=SEARCH_LOSSES,
             notes=self.notes(layer, 0),

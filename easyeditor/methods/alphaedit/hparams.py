@@ -1,0 +1,30 @@
+"""Hyper-parameters of AlphaEdit, NAS and SPHERE: every key of the upstream files, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from easyeditor.hparams import require
+from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
+
+
+@dataclass(kw_only=True)
+class AlphaEditHyperParams(SpreadHyperParams):
+    """AlphaEdit (Fang et al. 2024)."""
+
+    alg_name: str = "AlphaEdit"
+    mom2_update_weight: float = 15000.0
+    """Read for compatibility; AlphaEdit's equation has no λ."""
+    nullspace_threshold: float = 2e-2
+    """Singular values of C below this span the null space in which an update may move."""
+    nullspace_scale: Literal["absolute", "relative"] = "absolute"
+    """Is the threshold a number, as published, or a multiple of C's largest singular value, which means the same for
+    every model?"""
+    L2: float = 10.0
+    """Weight of ‖ΔW‖² in what an edit minimises."""
+
+    def validate(self, where: str) -> None:
+        super().validate(where)
+        require(self.nullspace_threshold > 0, where, "nullspace_threshold", self.nullspace_threshold, "above 0")
+        require(self.L2 > 0, where, "L2", self.L2, "a number above 0")

@@ -1,0 +1,153 @@
+"""NAS: every target gets the norm of an ordinary edit's (Norm Anchors Make Model Edits Last, arXiv 2602.02543).
+
+v* = v0 + offset, v0 the MLP's output at the lookup token of the bare prompt; m the mean of ||v*|| over pilot edits of
+the unedited model, the largest twentieth left out. Then v* m / ||v*|| takes v*'s place; an edit with ||v*|| > 2 m is
+dropped (v* = v0), as the published code does and its abstract does not say.
+
+Axes: D model width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.errors import ConfigError
+from easyeditor.files import read_json, write_json
+from easyeditor.lm.tokens import SLOT
+from easyeditor.lm.weights import frozen, sample
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.locate.keys import read_at_lookup
+from easyeditor.methods.locate.rows import prompt_row
+from easyeditor.methods.locate.search_cache import SearchCache
+from easyeditor.methods.locate.spread import SpreadMethod
+from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
+from easyeditor.methods.locate.value_search import Found
+from easyeditor.records import EditRequest
+
+LOG = logging.getLogger(__name__)
+
+FACTS = Path(__file__).resolve().parents[3] / "data" / "facts.json"
+TOO_LONG = 2.0  # times the anchor: an edit beyond is dropped
+TINY = 1e-10  # added to a norm that is divided by
+
+S = TypeVar("S", bound=SpreadHyperParams)
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """A target after the rule; `norm` is ||v*|| before it."""
+
+    found: Found
+    norm: float
+    dropped: bool
+
+
+def anchored(found: Found, v0_D: Tensor, anchor: float) -> Anchored:
+    """One target with the anchor's norm, or dropped."""
+    v0_D = v0_D.to(found.offset_D)
+    value_D = v0_D + found.offset_D
+    norm = float(value_D.norm())
+    dropped = norm > TOO_LONG * anchor
+    scaled_D = v0_D if dropped else value_D * (anchor / (norm + TINY))
+    return Anchored(Found(found.initial_D, scaled_D - v0_D, found.losses), norm, dropped)
+
+
+def anchor_of(norms: Sequence[float], quantile: float) -> float:
+    """The mean of the smallest `quantile` of the norms (the largest floor((1 - q) n) left out)."""
+    kept = sorted(norms)[: len(norms) - math.floor(round((1 - quantile) * len(norms), 9))]
+    return math.fsum(kept) / len(kept)
+
+
+class AnchoredMethod(SpreadMethod[S], Generic[S]):
+    """A spread method that knows `norm_anchor`: NAS on whatever equation it solves."""
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: S) -> None:
+        super().__init__(model, tok, hparams)
+        self._anchor: float | None = None
+        self._norms: list[Anchored] = []
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.hparams.norm_anchor and self._anchor is None:
+            self._anchor = self.hparams.norm_anchor_value or self._measured()
+
+    def take_over(self, other: EditMethod[Any]) -> None:
+        super().take_over(other)
+        if isinstance(other, AnchoredMethod):
+            self._anchor = other._anchor
+
+    def adjusted(self, requests: Sequence[EditRequest], found: list[Found]) -> list[Found]:
+        if self._anchor is None:
+            return found
+        v0_ND = self._initial(requests)
+        self._norms = [anchored(f, v0_D, self._anchor) for f, v0_D in zip(found, v0_ND, strict=True)]
+        for request, made in zip(requests, self._norms, strict=True):
+            if made.dropped:
+                LOG.warning(
+                    "request %r: its value has norm %.3g, more than twice the anchor's %.3g, so its edit is dropped",
+                    request.case_id,
+                    made.norm,
+                    self._anchor,
+                )
+        return [made.found for made in self._norms]
+
+    def notes(self, layer: int, place: int) -> Mapping[str, float]:
+        """`norm_anchor` m, `value_norm` before the rule, and `dropped` (1: the edit was)."""
+        if self._anchor is None:
+            return super().notes(layer, place)
+        made = self._norms[place]
+        own = {"norm_anchor": self._anchor, "value_norm": made.norm, "dropped": float(made.dropped)}
+        return {**super().notes(layer, place), **own}
+
+    def held(self, layer: int) -> Tensor:
+        """lambda C, or lambda A where first tokens are protected, (K, K) float64."""
+        preserved_KK = self.preserved(layer)
+        assert preserved_KK is not None  # the hyper-parameters demand statistics
+        return self.hparams.mom2_update_weight * preserved_KK
+
+    def _initial(self, requests: Sequence[EditRequest]) -> Tensor:
+        """v0 (N, D): the MLP's output at the lookup token of the bare prompts, at the last edited layer."""
+        rows = [prompt_row(self.tok, request, SLOT, self.hparams.fact_token) for request in requests]
+        return read_at_lookup(self.parts, self.parts.mlp(self.layers[-1]), rows, self.hparams.batch_tokens)[1]
+
+    def pilot_norms(self, requests: Sequence[EditRequest]) -> list[float]:
+        """||v*|| of the searches of `requests` on their bare prompts alone."""
+        layer = self.layers[-1]
+        with frozen(self.model):
+            found = self.values(requests, self.parts.block(layer), layer, bare=True)
+            v0_ND = self._initial(requests)
+        return [float((v0_D + f.offset_D).norm()) for f, v0_D in zip(found, v0_ND, strict=True)]
+
+    def _measured(self) -> float:
+        """The anchor of this model, read where it is kept, else measured and kept beside the statistics.
+
+        Raises:
+            ConfigError: it was never measured, and the model holds edits already.
+        """
+        h, layer = self.hparams, self.layers[-1]
+        said = {key: getattr(h, key) for key in (*SearchCache.SETTINGS, "nas_restart", "nas_quantile", "seed")}
+        identity = {**said, "layer": layer, "weights": self.statistics.weights}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")
+        if path.exists():
+            return float(read_json(path)["anchor"])
+        if sample(self.model) != self.statistics.weights:
+            raise ConfigError(f"{path}: no anchor is kept, and it is measured before the first edit; begin a new run")
+        facts = read_dataset(str(FACTS)).requests
+        chosen = random.Random(h.seed).sample(facts, min(h.nas_restart, len(facts)))
+        LOG.info("measuring the norm of ordinary edits' values on %d facts (kept in %s)", len(chosen), path)
+        anchor = anchor_of(self.pilot_norms(chosen), h.nas_quantile)
+        write_json(path, {"anchor": anchor, "facts": len(chosen), "layer": layer, **said})
+        return anchor
