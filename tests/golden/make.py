@@ -22,6 +22,8 @@ from tests.golden_numbers import HERE, MODELS, fold
 
 XZ = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lp": 2, "lc": 2, "pb": 2}  # for four-byte numbers
 FORWARDS = ("denominator", "numerator_vec_norm", "target_ids", "lookup_idxs", "input_ids", "attention_lengths")
+NEWER = ("alphaedit", "memit_seq", "emmet", "rrome", "encore", "nas", "post", "locft", "ultraedit")
+DROPPED = ("trajectory", "vstar", "layers", "num_correct", "delta_norm", "init_norm", "batch_norms", "stats")
 MEND_FULL = ("u_mean", "u_s", "v_mean", "v_s", ".k")
 
 Tensors = dict[str, torch.Tensor]
@@ -155,6 +157,29 @@ def embedded(full: Path) -> None:
     })  # fmt: skip
 
 
+def newer(full: Path, name: str) -> None:
+    """The methods since 2024: settings, counts and anchors; values whole, matrices folded."""
+    kept: Tensors = {}
+    meta: dict[str, Any] = {}
+    for method in NEWER:
+        stem = f"{method}_{name}"
+        raw = json.loads((full / "methods" / f"{stem}.json").read_text(encoding="utf-8"))
+        meta[method] = {
+            entry: {key: item for key, item in value.items() if key not in DROPPED}
+            if entry.startswith(("f32/", "pilot"))
+            else value
+            for entry, value in raw.items()
+        }
+        for key, value in load_file(full / "methods" / f"{stem}.safetensors").items():
+            tensor = key.rsplit("/", 1)[1]
+            if tensor in ("u", "v", "z", "mean", "std", "n"):
+                kept[f"{method}/{key}"] = value.float()
+            elif tensor in ("delta_W", "keys_after", "keys", "values_grad") or "/P/" in key:
+                kept[f"{method}/{key}"] = fold(value).float()
+    pack_tensors(f"newer_{name}.safetensors", kept)
+    pack_json(f"newer_{name}.json", meta)
+
+
 def main(full: Path, hparams: Path) -> None:
     pack_json("hparams_upstream.json", json.loads(hparams.read_text(encoding="utf-8"))["hparams"])
     inputs = json.loads((full / "inputs.json").read_text(encoding="utf-8"))
@@ -167,6 +192,7 @@ def main(full: Path, hparams: Path) -> None:
         memit(full, name)
         fine_tuning(full, name)
         mend(full, name)
+        newer(full, name)
         pack(f"eval_{name}.json", (full / f"eval_{name}.json").read_bytes())
     embedded(full)
     text = json.dumps(inputs, ensure_ascii=False, indent=1)

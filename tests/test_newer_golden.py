@@ -1,0 +1,330 @@
+"""The closed-form methods since 2024 against their authors' own numbers (tests/golden/newer_*), and what they refuse.
+
+Tolerance: ten times the noise of one rounding, end to end, as measured on the authors' code (z and keys 3e-6, updates
+8e-6), with room for another processor.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import relative
+from golden_numbers import MODELS, fold, folder, pair, read, request, tensors
+
+from easyeditor import BaseEditor, load_hparams
+from easyeditor.errors import ConfigError, StatsError
+from easyeditor.methods.locate import filters
+from easyeditor.methods.locate.norm_anchor import AnchoredMethod, anchor_of
+from easyeditor.records import EditRequest
+
+UPDATE, VALUE = 8e-5, 3e-5
+LAYERS = (2, 3, 4)
+TRIOS = ((1, (0, 1, 2)), (2, (3, 4, 5)))
+
+
+@lru_cache
+def golden(model: str, method: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    stored = tensors(f"newer_{model}.safetensors")
+    own = {key.removeprefix(f"{method}/"): value for key, value in stored.items() if key.startswith(f"{method}/")}
+    return read(f"newer_{model}.json")[method], own
+
+
+def editor(model: str, alg_name: str, hparams: Any, contexts: str = "memit", **changes: Any) -> BaseEditor:
+    """An editor on a fresh copy of a golden model."""
+    lm, tok = pair(model)
+    values = {key: value for key, value in hparams.items() if key != "model_name"}
+    return BaseEditor.from_hparams(
+        load_hparams(
+            {
+                **values,
+                "alg_name": alg_name,
+                "model_name": (copy.deepcopy(lm), tok),
+                "device": "cpu",
+                "stats_dir": str(folder() / "stats"),
+                "context_templates": read("inputs.json")[f"context_templates_{contexts}"],
+                "ppl_sentence_num": 0,
+                **changes,
+            }
+        )
+    )
+
+
+def check_deltas(result: Any, wanted: dict[str, torch.Tensor], entry: str, layers: Any = LAYERS) -> None:
+    for delta, layer in zip(result.deltas, layers, strict=True):
+        assert relative(fold(delta.dense()), wanted[f"{entry}/layer{layer}/delta_W"]) < UPDATE, (entry, layer)
+
+
+@pytest.mark.parametrize(("alg_name", "method"), [("AlphaEdit", "alphaedit"), ("MEMIT-Seq", "memit_seq")])
+@pytest.mark.parametrize("model", MODELS)
+def test_two_batches_where_the_second_knows_the_first(model: str, alg_name: str, method: str) -> None:
+    meta, wanted = golden(model, method)
+    made = editor(model, alg_name, meta["hparams"])
+    for batch, numbers in TRIOS:
+        result = made.compute([request(n) for n in numbers])
+        check_deltas(result, wanted, f"f32/batch{batch}")
+        for layer in LAYERS:
+            after = wanted[f"f32/batch{batch}/layer{layer}/keys_after"]
+            assert relative(fold(result.memory[f"keys.{layer}"].T), after) < VALUE
+        made.commit(result)
+    if alg_name == "AlphaEdit":
+        for layer in LAYERS:
+            space = made.method.space(layer)  # type: ignore[attr-defined]
+            assert space.rank == meta["kept_rank"][str(layer)]["kept"]
+            assert relative(fold(space.projection_KK), wanted[f"f32/P/layer{layer}"]) < UPDATE
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_encore_remembers_the_keys_it_solved_with(model: str) -> None:
+    meta, wanted = golden(model, "encore")
+    made = editor(model, "ENCORE", meta["f32/solve/batch1"]["hparams"])
+    for batch, numbers in TRIOS:
+        result = made.compute([request(n) for n in numbers])
+        check_deltas(result, wanted, f"f32/solve/batch{batch}")
+        made.commit(result)
+
+
+@pytest.mark.parametrize("run", ["mpes2", "mpes4"])
+@pytest.mark.parametrize("model", MODELS)
+def test_most_probable_early_stopping_ends_at_their_pass(model: str, run: str) -> None:
+    meta, wanted = golden(model, "encore")
+    made = editor(model, "ENCORE", meta[f"f32/{run}"]["hparams"], early_stop_rows="prefixed").method
+    assert isinstance(made, AnchoredMethod)
+    found = made.values([request(n) for n in range(6)], made.parts.block(0), 0)
+    assert [len(f.losses) for f in found] == meta[f"f32/{run}"]["n_forward"]
+    assert relative(torch.stack([f.target_D for f in found]), wanted[f"f32/{run}/z"]) < VALUE
+
+
+@pytest.mark.parametrize("run", ["batch6", "batch1", "batch6_norm", "batch6_layers"])
+@pytest.mark.parametrize("model", MODELS)
+def test_emmet(model: str, run: str) -> None:
+    meta, wanted = golden(model, "emmet")
+    hparams = meta[f"f32/{run}"]["hparams"]
+    result = editor(model, "EMMET", hparams).compute([request(n) for n in meta[f"f32/{run}"]["requests"]])
+    check_deltas(result, wanted, f"f32/{run}", hparams["layers"])
+
+
+def test_emmet_has_easyedits_rule_for_a_single_request() -> None:
+    meta, _ = golden("tiny-llama", "emmet")
+    hparams = meta["f32/batch1"]["hparams"]
+    theirs, ours = (
+        editor("tiny-llama", "EMMET", hparams, **changes).compute(request(1)).deltas[0].dense()
+        for changes in ({"emmet_lambda_single": True}, {})
+    )
+    assert relative(theirs, ours) > 100 * UPDATE
+
+
+@pytest.mark.parametrize("run", ["nas", "nas_low"])
+@pytest.mark.parametrize("model", MODELS)
+def test_nas_gives_targets_the_anchors_norm_or_drops_them(model: str, run: str) -> None:
+    meta, wanted = golden(model, "nas")
+    said = meta[f"f32/{run}"]
+    result = editor(model, "NAS", meta["hparams"], norm_anchor_value=said["anchor"]).compute(
+        [request(n) for n in range(6)]
+    )
+    targets = torch.stack([trace[4].vectors["target"] for trace in result.traces])
+    assert relative(targets, wanted[f"f32/{run}/z"]) < VALUE
+    assert [n for n, trace in enumerate(result.traces) if trace[4].notes["dropped"]] == said["skipped"]
+    check_deltas(result, wanted, f"f32/{run}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_anchor_of_a_pilot(model: str) -> None:
+    """The authors search a batch with one loss for all, so their norms differ a little from searches of their own."""
+    meta, _ = golden(model, "nas")
+    made = editor(model, "NAS", meta["hparams"], norm_anchor_value=1.0).method
+    assert isinstance(made, AnchoredMethod)
+    raw = read("inputs.json")["requests"]
+    pool = [
+        EditRequest.make(
+            raw[b]["prompt"].replace(raw[b]["subject"], "{}") if "{}" not in raw[b]["prompt"] else raw[b]["prompt"],
+            subject=raw[a]["subject"],
+            target_new=raw[c]["target_new"],
+        )
+        for a, b, c in meta["pilot"]["pool"]
+    ]
+    norms = made.pilot_norms([pool[n] for n in meta["pilot"]["sample"]])
+    assert anchor_of(norms, 0.95) == pytest.approx(meta["pilot"]["anchor"], rel=0.1)
+    assert anchor_of([1.0, 2.0, 30.0], 0.95) == 11.0  # floor(0.15) = 0 are left out
+    assert anchor_of([*range(1, 20), 1000.0], 0.95) == 10.0
+
+
+@pytest.mark.parametrize("variant", ["plain", "mom2"])
+@pytest.mark.parametrize("model", MODELS)
+def test_r_rome(model: str, variant: str) -> None:
+    meta, wanted = golden(model, "rrome")
+    made = editor(model, "R-ROME", meta[f"hparams_{variant}"], contexts="rome")
+    for n in (0, 1, 4):
+        trace = made.compute(request(n)).trace[2]
+        for name in ("u", "v"):
+            assert relative(trace.vectors[name], wanted[f"f32/r{n}/{variant}_rrome/{name}"]) < VALUE
+
+
+# Filters
+
+
+def memit_update(model: str, layer: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The reference's MEMIT update and the clean weight as (outputs, inputs), and is the weight stored turned."""
+    stored = tensors(f"memit_{model}.safetensors")
+    entry = f"f32/batch6/layer{layer}"
+    update = (stored[f"{entry}/resid"].double().T @ stored[f"{entry}/adj_k"].double()).float()
+    name = "transformer.h.{}.mlp.c_proj.weight" if "gpt2" in model else "model.layers.{}.mlp.down_proj.weight"
+    weight = pair(model)[0].get_parameter(name.format(layer)).detach()
+    turned = weight.shape != update.shape
+    return update, weight.T if turned else weight, turned
+
+
+def as_golden(update: torch.Tensor, turned: bool) -> torch.Tensor:
+    return fold(update.T if turned else update)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_filters_by_their_authors_numbers(model: str) -> None:
+    _, wanted = golden(model, "post")
+    for layer in LAYERS:
+        update, weight, turned = memit_update(model, layer)
+        found = {
+            f"rect40/layer{layer}": filters.rect_largest(update, weight),
+            f"rect80/layer{layer}": filters.rect_official(update, weight),
+            f"revive/layer{layer}/tau_0.3": filters.revive(update, weight, 0.3),
+            f"revive/layer{layer}/tau_0.6": filters.revive(update, weight, 0.6),
+        }
+        way = "linear" if turned else "as_stored"
+        for strength in (0.5, 0.8):
+            key = f"sphere/layer{layer}/{way}_eta0.5_alpha{strength}"
+            found[key] = filters.sphere(update, weight, 0.5, strength)
+        checked = 0
+        for key, made in found.items():
+            if f"{key}/delta_W" in wanted:
+                assert relative(as_golden(made, turned), wanted[f"{key}/delta_W"]) < UPDATE, key
+                checked += 1
+        assert checked >= 3, layer
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prune_tames_large_singular_values_and_warns_where_it_cannot(
+    model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    meta, wanted = golden(model, "post")
+    update, weight, turned = memit_update(model, 2)
+    total = update * meta["prune"]["layer2/base_e"]["scale_of_memit_delta"]
+    for text, base in (("e", np.e), ("2", 2.0), ("1.5", 1.5), ("1.2", 1.2)):
+        caplog.clear()
+        made = filters.prune(total, weight, base)
+        assert relative(as_golden(made, turned), wanted[f"prune/layer2/base_{text}/delta_W"]) < UPDATE, text
+        assert bool(caplog.records) == (float(torch.linalg.matrix_norm(weight, 2)) * np.log(base) < 1)
+
+
+def test_rect_keeps_the_published_count() -> None:
+    meta, _ = golden("tiny-gpt2", "post")
+    update, weight, _ = memit_update("tiny-gpt2", 2)
+    assert int((filters.rect_largest(update, weight) != 0).sum()) == meta["rect40"]["2"]["kept"]
+    assert int((filters.rect_official(update, weight) == 0).sum()) == meta["rect80"]["2"]["zeroed"]
+
+
+def test_prune_works_on_the_whole_change_since_the_first_edit() -> None:
+    """Two commits under `prune`: the weight is W0 plus the pruned total, never the pruned update on top of the rest."""
+    meta, _ = golden("tiny-llama", "memit_seq")
+    made = editor("tiny-llama", "MEMIT-Seq", meta["hparams"], filters=["prune"], layers=[4])
+    name = made.method.weight_names[0]
+    first = made.model.get_parameter(name).detach().clone().double()
+    plain = editor("tiny-llama", "MEMIT-Seq", meta["hparams"], layers=[4])
+    totals = []
+    for n in (0, 1):
+        result = made.compute(request(n))
+        free = plain.compute(request(n)).deltas[0].dense().double() if n == 0 else None
+        made.commit(result)
+        totals.append((made.model.get_parameter(name).detach().double() - first, free))
+    change, free = totals[0]
+    assert free is not None
+    assert relative(change, filters.prune(free, first)) < UPDATE
+    limit = float(torch.linalg.matrix_norm(first, 2))
+    assert float(torch.linalg.matrix_norm(totals[1][0].detach(), 2)) < limit * 3
+
+
+@pytest.mark.parametrize("alg_name", ["ROME", "MEMIT", "EMMET", "AlphaEdit"])
+def test_any_closed_form_method_takes_filters(alg_name: str) -> None:
+    hparams = read("inputs.json")["hparams"]["ROME" if alg_name == "ROME" else "MEMIT"]["tiny-gpt2"]
+    more = {} if alg_name == "ROME" else {"nullspace_threshold": 0.0505} if alg_name == "AlphaEdit" else {}
+    contexts = "rome" if alg_name == "ROME" else "memit"
+    plain = editor("tiny-gpt2", alg_name, hparams, contexts, **more).compute(request(1))
+    made = editor("tiny-gpt2", alg_name, hparams, contexts, filters=["rect", "sphere"], **more).compute(request(1))
+    layer = hparams["layers"][0]
+    trace = made.trace[layer]
+    assert trace.notes["delta_norm_unfiltered"] == pytest.approx(plain.trace[layer].delta_norm, rel=1e-4)
+    assert trace.delta_norm == pytest.approx(made.deltas[0].norm())
+    assert trace.delta_norm < trace.notes["delta_norm_unfiltered"]
+    name = made.deltas[0].name
+    weight = pair("tiny-gpt2")[0].get_parameter(name).detach().T
+    wanted = filters.sphere(filters.rect_largest(plain.deltas[0].dense().T, weight), weight)
+    assert relative(made.deltas[0].dense().T, wanted) < UPDATE
+
+
+# What they refuse
+
+
+def test_a_null_space_of_no_or_all_directions(tmp_path: Path) -> None:
+    meta, _ = golden("tiny-llama", "alphaedit")
+    for threshold, count in ((1e-12, "0 of 128"), (1e6, "128 of 128")):
+        made = editor("tiny-llama", "AlphaEdit", meta["hparams"], nullspace_threshold=threshold)
+        with pytest.raises(StatsError, match=f"has {count} directions"):
+            made.compute(request(0))
+
+
+def test_a_projection_that_keeps_nearly_all_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    meta, _ = golden("tiny-gpt2", "alphaedit")
+    made = editor("tiny-gpt2", "AlphaEdit", {**meta["hparams"], "layers": [2]}, nullspace_threshold=0.999,
+                  nullspace_scale="relative")  # fmt: skip
+    result = made.compute(request(0))
+    assert "so it protects nothing" in caplog.text
+    assert 0.99 < result.trace[2].notes["kept_share"] < 1
+
+
+def test_the_projection_is_kept_beside_the_statistics() -> None:
+    meta, _ = golden("tiny-llama", "alphaedit")
+    first = editor("tiny-llama", "AlphaEdit", meta["hparams"], nullspace_threshold=0.1)
+    made = first.compute(request(0))
+    kept = list((folder() / "stats").rglob("*null-space*"))
+    assert len(kept) >= len(LAYERS)
+    again = editor("tiny-llama", "AlphaEdit", meta["hparams"], nullspace_threshold=0.1).compute(request(0))
+    assert all(torch.equal(a.dense(), b.dense()) for a, b in zip(made.deltas, again.deltas, strict=True))
+    for path in kept:
+        path.write_bytes(b"damaged")
+    with pytest.raises(StatsError, match="not a readable null space"):
+        editor("tiny-llama", "AlphaEdit", meta["hparams"], nullspace_threshold=0.1).compute(request(0))
+    for path in kept:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"filters": ["rect", "rect-official"]}, "exclude each other"),
+        ({"filters": ["prune", "rect"]}, "exclude each other"),
+        ({"filters": ["sphere", "sphere"]}, "name each once"),
+        ({"filters": ["spher"]}, "filters"),
+        ({"sphere_strength": 1.5}, "sphere_strength"),
+        ({"prune_base": 1.0}, "prune_base"),
+        ({"update_norm_lambda": -1.0}, "update_norm_lambda"),
+        ({"earlier_keys": "solved"}, "earlier_keys"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"nas_quantile": 0.0}, "nas_quantile"),
+    ],
+)
+def test_wrong_settings_are_one_line(changes: dict[str, Any], told: str) -> None:
+    meta, _ = golden("tiny-llama", "memit_seq")
+    with pytest.raises(ConfigError, match=told) as caught:
+        load_hparams({**meta["hparams"], "alg_name": "MEMIT-Seq", **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_without_a_use_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    meta, _ = golden("tiny-llama", "encore")
+    load_hparams({**meta["f32/mpes2"]["hparams"], "alg_name": "ENCORE", "model_name": "m"})
+    assert "read and not used: " in caplog.text
+    assert "norm_control" in caplog.text
