@@ -20,7 +20,7 @@ import random
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
-from easyeditor.errors import ConfigError
+from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import yaml_path
 
@@ -37,6 +37,13 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--train", metavar="FILE", help="training requests (default: data/facts.json, split `train`)")
     p.add_argument("--val", metavar="FILE", help="validation requests (default: data/facts.json, split `validation`)")
     p.add_argument("--train-size", type=int, metavar="N", help="train on N of the requests, drawn by the seed")
+    p.add_argument(
+        "--apart",
+        nargs="*",
+        metavar="FILE",
+        help="train on no text that the validation requests, the test split of data/facts.json (where that is trained "
+        "on) or these files' requests hold",
+    )
     p.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override hyper-parameters"
     )
@@ -55,6 +62,7 @@ def main() -> int:
     args = arguments()
 
     from easyeditor import CounterFactDataset, MENDTrainingHparams
+    from easyeditor.dataset.training import apart
     from easyeditor.outputs import check_outputs
     from easyeditor.runs.shard import process_group, rank_of
 
@@ -63,20 +71,33 @@ def main() -> int:
     device = args.device if args.device is not None else (rank.local if rank.world > 1 else None)
     flags += [] if device is None else [f"device={device}"]
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override([*args.set, *flags])
-    reads = {"--train": args.train, "--val": args.val, "--hparams": yaml_path(args.hparams), **hparams.reads()}
+    reads = {
+        "--train": args.train,
+        "--val": args.val,
+        "--apart": args.apart or [],
+        "--hparams": yaml_path(args.hparams),
+        **hparams.reads(),
+    }
     check_outputs(shared={"--output": args.output}, reads=reads)
     if (args.train is None) != (args.val is None) and args.train is None:
         raise ConfigError("--val without --train; give both, or neither for data/facts.json")
     train = CounterFactDataset(args.train or FACTS, split=None if args.train else "train")
+    val = None
+    if args.val is not None or args.train is None:
+        val = CounterFactDataset(args.val or FACTS, split=None if args.val else "validation")
+    if args.apart is not None:
+        held_out = [CounterFactDataset(file) for file in args.apart]
+        held_out += [] if val is None else [val]
+        held_out += [] if args.train else [CounterFactDataset(FACTS, split="test")]
+        train.requests = apart(train, [request for data in held_out for request in data])
+        if not train.requests:
+            raise DataError(f"{train.path}: --apart leaves no request; every one shares a text with the held-out ones")
     if args.train_size is not None:
         if not 0 < args.train_size <= len(train):
             raise ConfigError(
                 f"--train-size is {args.train_size}; allowed: 1 to {len(train)}, the requests in {train.path}"
             )
         train.requests = random.Random(hparams.seed).sample(train.requests, args.train_size)
-    val = None
-    if args.val is not None or args.train is None:
-        val = CounterFactDataset(args.val or FACTS, split=None if args.val else "validation")
     if args.dry_run:
         counts = {"train": len(train), "validation": None if val is None else len(val)}
         print(to_json({"hparams": hparams.to_dict(), "requests": counts}, indent=1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -10,6 +11,7 @@ from easyeditor.dataset.formats import parse
 from easyeditor.errors import DataError
 from easyeditor.files import read_json
 from easyeditor.records import EditRequest
+from easyeditor.request import Probe
 
 
 class RequestDataset(Sequence[EditRequest]):
@@ -52,6 +54,35 @@ class RequestDataset(Sequence[EditRequest]):
 
     def __iter__(self) -> Iterator[EditRequest]:
         return iter(self.requests)
+
+
+def apart(train: Iterable[EditRequest], held_out: Iterable[EditRequest]) -> list[EditRequest]:
+    """Training requests that share no text with `held_out` ones.
+
+    Locality probes whose prompt a held-out request edits, paraphrases or probes are taken out; a request that is
+    left without any, or whose own prompt or paraphrase is such a text, is left out. Without this, a hypernetwork is
+    taught to keep the very answers that are then tested.
+    """
+    taken = {text for request in held_out for text in (*_edited(request), *_probed(request))}
+    kept = []
+    for request in train:
+        probes = {key: probe for key, old in request.locality.items() if (probe := _without(old, taken)).prompts}
+        if not taken.intersection(_edited(request)) and (probes or not request.locality):
+            kept.append(dataclasses.replace(request, locality=probes))
+    return kept
+
+
+def _edited(request: EditRequest) -> tuple[str, ...]:
+    return request.prompt, *request.rephrase_prompts
+
+
+def _probed(request: EditRequest) -> list[str]:
+    return [prompt for probe in request.locality.values() for prompt in probe.prompts]
+
+
+def _without(probe: Probe, taken: Set[str]) -> Probe:
+    pairs = [(p, a) for p, a in zip(probe.prompts, probe.answers, strict=True) if p not in taken]
+    return Probe(prompts=tuple(p for p, _ in pairs), answers=tuple(a for _, a in pairs))
 
 
 class CounterFactDataset(RequestDataset):
