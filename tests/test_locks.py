@@ -1,0 +1,195 @@
+"""One process at a time: on a run, a training, a first fetch. A lock says who holds it and goes with its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from script_runs import Ran, awaited, call, ended, save_tiny, write_yaml
+from test_mass import QUICK, record_of
+from test_mend_training import records
+from test_mend_training import write_yaml as write_training
+from test_outputs import content
+
+import mass_edit
+import pretrain_mend
+from easyeditor.errors import OutputError
+from easyeditor.lm import embedded
+from easyeditor.locks import locked
+
+HOLDER = f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def visible(root: Path) -> dict[str, bytes | None]:
+    return {place: kept for place, kept in content(root).items() if ".lock" not in place}
+
+
+def waiting(until: Callable[[], bool], child: int) -> None:
+    """Wait until the child has done something; it ending first fails the test."""
+    while not until():
+        assert ended(child) is None, "the child ended"
+        time.sleep(0.001)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """A child process that does `work` and exits with 0, or 1 for an exception."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def hold(path: Path, told: Path) -> None:
+    """Take the lock, say so, keep it until killed."""
+    with locked(path, "x"):
+        told.touch()
+        signal.pause()
+
+
+# The lock
+
+
+def test_a_lock_is_held_once_says_by_whom_and_leaves_nothing(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", "the run"):
+        with pytest.raises(OutputError, match=f"the run: .*{HOLDER}"), locked(tmp_path / ".lock", "the run"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / ".lock", "the run"):
+        pass
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    child = forked(lambda: hold(tmp_path / ".lock", tmp_path / "told"))
+    waiting((tmp_path / "told").exists, child)
+    with pytest.raises(OutputError, match=f"process {child} on"), locked(tmp_path / ".lock", "x"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    assert awaited(child) == -signal.SIGKILL
+    with locked(tmp_path / ".lock", "x"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["told"]
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, YAMLs, data."""
+    root = tmp_path_factory.mktemp("locks")
+    write_yaml(root / "rome.yaml", save_tiny(root / "llama"), **QUICK)
+    (root / "data.json").write_text(json.dumps([record_of("Bay"), record_of("Oslo")]))
+    write_training(root / "mend.yaml", root / "llama")
+    (root / "facts.json").write_text(json.dumps(records()))
+    return root
+
+
+@pytest.fixture
+def script(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return lambda module, *flags: call(module, flags, monkeypatch, capsys)
+
+
+MASS = ["--hparams", "rome.yaml", "--data", "data.json"]
+
+
+@pytest.mark.parametrize("name", ["run", "new"])
+def test_a_second_process_on_a_run_is_refused(name: str, script: Any, tmp_path: Path) -> None:
+    assert script(mass_edit, *MASS, "--output", "run").code == 0
+    lines = (tmp_path / "run/results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run/results.jsonl").write_text(lines[0])
+    before = visible(tmp_path)
+    flags = ["--resume", "run"] if name == "run" else [*MASS, "--output", "new"]
+    Path("new").mkdir(exist_ok=name == "run")
+    before = visible(tmp_path)
+    with locked(Path(name) / ".lock", "x"):
+        ran = script(mass_edit, *flags)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.splitlines()[-1].startswith(f"error: {name}: ")
+        assert HOLDER in ran.err.splitlines()[-1]
+        assert visible(tmp_path) == before
+    assert script(mass_edit, *flags).code == 0
+    assert not (tmp_path / name / ".lock").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_of_one_run_hold_a_lock_each(
+    rank: str, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert script(mass_edit, *MASS, "--output", "run").code == 0
+    other = {"0": ".lock-1", "1": ".lock"}[rank]
+    own = {"1": ".lock-1", "0": ".lock"}[rank]
+    for key, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(key, value)
+    with locked(tmp_path / "run" / other, "x"):
+        assert script(mass_edit, "--resume", "run").code == 0
+        with locked(tmp_path / "run" / own, "x"):
+            assert script(mass_edit, "--resume", "run").code == 2
+
+
+def test_a_second_training_is_refused(script: Any, tmp_path: Path) -> None:
+    flags = ["--hparams", "mend.yaml", "--train", "facts.json", "--val", "facts.json", "--output", "trained"]
+    assert script(pretrain_mend, *flags).code == 0
+    before = visible(tmp_path)
+    with locked(Path("trained/.lock"), "x"):
+        ran = script(pretrain_mend, *flags, "--resume")
+    assert (ran.code, ran.out) == (2, "")
+    assert HOLDER in ran.err.splitlines()[-1]
+    assert visible(tmp_path) == before
+
+
+# A first fetch
+
+
+def finished(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("whole")
+
+
+def test_a_second_first_fetch_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: Any, **__: Any) -> Path:
+        raise AssertionError("fetched twice")
+
+    monkeypatch.setattr(embedded, "obtain", fetch)
+    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    with locked(tmp_path / "cache/.model.lock", "x"):
+        child = forked(lambda: embedded.ensure(tmp_path / "cache/model"))
+        waiting((tmp_path / "waits").exists, child)
+        finished(tmp_path / "cache/model")
+        kept = (tmp_path / "cache/model").stat().st_ino
+    assert awaited(child) == 0
+    assert (tmp_path / "cache/model").stat().st_ino == kept
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["model"]
+
+
+def test_the_excerpt_is_fetched_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from easyeditor.stats import corpus
+
+    file = tmp_path / "cache/excerpt.jsonl"
+    monkeypatch.setattr(corpus, "EXCERPT_FILE", file)
+    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    monkeypatch.setattr(corpus, "obtain", lambda *_: pytest.fail("fetched twice"))
+    with locked(tmp_path / "cache/.excerpt.jsonl.lock", "x"):
+        child = forked(lambda: list(corpus.open_corpus(corpus.EXCERPT).documents))
+        waiting((tmp_path / "waits").exists, child)
+        file.write_text(json.dumps({"text": "a"}) + "\n")
+    assert awaited(child) == 0
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["excerpt.jsonl"]
