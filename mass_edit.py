@@ -27,7 +27,6 @@ import argparse
 import functools
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.results.run import CONFIG
-    from easyeditor.runs.run import begun, check_same, check_world, execute, plan
+    from easyeditor.runs.run import begun, check_same, check_world, execute, plan, taken_up
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
         args.resume = args.output  # torchrun starts the same command again when a process has died
@@ -148,7 +147,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
 
     quiet_transformers()
     there = args.resume if rank.first else args.resume or args.output
-    run_at = begun(args.output, what) if there is None else nullcontext(Path(there))
+    run_at = begun(args.output, what) if there is None else taken_up(Path(there), rank)
     with run_at as folder, resumable(f"go on with --resume {folder}"):
         editor = functools.partial(BaseEditor, metrics=settings.metrics)
         summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())

@@ -17,6 +17,7 @@ import argparse
 import logging
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
@@ -104,19 +105,22 @@ def main() -> int:
         return 0
 
     from easyeditor import EditTrainer
+    from easyeditor.locks import LOCK, locked
     from easyeditor.runs.folder import environment
+    from easyeditor.trainer.editor import training_folder
 
     quiet_transformers()
-    with process_group(rank):
-        options = {"folder": args.output, "resume": args.resume, "store_dtype": args.store_dtype}
-        trainer = EditTrainer(hparams, train, val, **options)
-        if trainer.rank == 0:
+    folder = training_folder(hparams, args.output)
+    held = locked(folder / LOCK, str(folder)) if rank.first else nullcontext()
+    with process_group(rank), held:
+        trainer = EditTrainer(hparams, train, val, folder=folder, resume=args.resume, store_dtype=args.store_dtype)
+        if rank.first:
             data = {
                 "train": [str(train.path), len(train)],
                 "validation": None if val is None else [str(val.path), len(val)],
             }
-            write_json(trainer.folder / "manifest.json", {**environment(), **data})
-            write_json(trainer.folder / "config.json", hparams.to_dict())
+            write_json(folder / "manifest.json", {**environment(), **data})
+            write_json(folder / "config.json", hparams.to_dict())
         else:
             logging.getLogger().setLevel(logging.WARNING)
         with resumable("go on with --resume"):

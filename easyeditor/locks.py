@@ -1,4 +1,4 @@
-"""One process at a time: a lock file that says who holds it. The kernel lets go of it with the process, however it ends."""
+"""One process at a time: a lock file that says who holds it; the kernel lets go of it when the process ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from easyeditor.errors import OutputError
-from easyeditor.files import discard
+from easyeditor.files import discard, make_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         OutputError: another process holds it (says which one `what` is at work in), or the file cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folder(path.parent)
         handle = _taken(path, what, wait)
     except OSError as error:
         raise OutputError(f"{path}: cannot be locked ({error.strerror or error})") from error
@@ -35,7 +35,11 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         discard(path)  # while it is still ours, so that nobody has just taken it
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file open too
         os.close(handle)
+        for folder in made:  # nothing came to stand in it
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _taken(path: Path, what: str, wait: bool) -> int:

