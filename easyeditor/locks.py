@@ -30,7 +30,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         made = make_folder(path.parent)
         handle = _taken(path, what, wait)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be locked ({error.strerror or error})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
         yield
     finally:
