@@ -107,7 +107,7 @@ def main() -> int:
     from easyeditor import EditTrainer
     from easyeditor.locks import LOCK, locked
     from easyeditor.runs.folder import environment
-    from easyeditor.trainer.editor import training_folder
+    from easyeditor.trainer.state import training_folder
 
     quiet_transformers()
     folder = training_folder(hparams, args.output)

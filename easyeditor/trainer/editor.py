@@ -30,7 +30,7 @@ from easyeditor.results.lines import TrainingLine
 from easyeditor.results.run import TRAINING
 from easyeditor.trainer import measure
 from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
-from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, write_state
+from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, training_folder, write_state
 from easyeditor.trainer.tasks import Tasks
 
 LOG = logging.getLogger(__name__)
@@ -311,11 +311,3 @@ class EditTrainer:
         start = "new" if self.config.archive is None else hashlib.sha256(repr(self.config.archive).encode()).hexdigest()
         data = f"{len(requests)} requests {digest}"
         return {**identity, "weights": sample(self.model), "data": data, "ranks": str(self.world), "start": start}
-
-
-def training_folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
-    """Where a training run writes: `given`, or <results_dir>/models/MEND/<model>."""
-    if given is not None:
-        return Path(given)
-    name = h.model_name if isinstance(h.model_name, str) else h.model_name[0].config.name_or_path
-    return Path(h.results_dir) / "models" / "MEND" / (Path(name).name or "model")

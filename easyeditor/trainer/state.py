@@ -13,10 +13,19 @@ from safetensors import SafetensorError, safe_open
 
 from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.files import check_new, read_json, write_tensors
+from easyeditor.methods.mend.hparams import MENDTrainingHparams
 from easyeditor.methods.mend.hypernet import Hypernetwork
 from easyeditor.results.run import MANIFEST, TRAINING
 
 STATE = "last.safetensors"
+
+
+def training_folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
+    """Where a training run writes: `given`, or <results_dir>/models/MEND/<model>."""
+    if given is not None:
+        return Path(given)
+    name = h.model_name if isinstance(h.model_name, str) else h.model_name[0].config.name_or_path
+    return Path(h.results_dir) / "models" / "MEND" / (Path(name).name or "model")
 
 
 def check_place(folder: Path, resume: bool) -> None:
