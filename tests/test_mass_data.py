@@ -289,7 +289,8 @@ def run_of(folder: Path, lines: dict[str, list[dict[str, Any]]], **run: Any) -> 
     folder.mkdir(exist_ok=True)
     config = {"hparams": {"model_name": "tiny", "ppl_sentence_num": 3}, "run": settings(**run).to_dict()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    manifest = {"method": "M", "selected": 4, "data": {"format": "flat", "bad": []}}
+    manifest = {"method": "M", "selected": 4, "data": {"format": "flat", "bad": [], "sha256": "12ab"}}
+    manifest |= {"model_fingerprint": "f", "context_templates": [], "sentences": None, "config_sha256": "34cd"}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     for file, own in lines.items():
         write(folder / file, own)
