@@ -116,7 +116,7 @@ def test_emmet_has_easyedits_rule_for_a_single_request() -> None:
         editor("tiny-llama", "EMMET", hparams, **changes).compute(request(1)).deltas[0].dense()
         for changes in ({"emmet_lambda_single": True}, {})
     )
-    assert relative(theirs, ours) > 100 * UPDATE
+    assert relative(theirs, ours) > 10 * UPDATE
 
 
 @pytest.mark.parametrize("run", ["nas", "nas_low"])
