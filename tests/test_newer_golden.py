@@ -323,6 +323,33 @@ def test_wrong_settings_are_one_line(changes: dict[str, Any], told: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["AlphaEdit", "EMMET", "R-ROME"])
+def test_easyedits_files_load_with_their_values(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    for values in (found for by in read("hparams_upstream.json")[method].values() for found in by.values()):
+        caplog.clear()
+        made = load_hparams({**values, "alg_name": method})
+        told = caplog.text.partition("read and not used: ")[2].split(", ")
+        for key, value in values.items():
+            if key in ("alg_name", *(name.strip() for name in told)):
+                continue
+            found = getattr(made, key)
+            found = [list(pair) for pair in found] if key == "context_template_length_params" else found
+            assert found == (float(value) if isinstance(found, float) else value), key
+
+
+def test_their_hyper_parameter_classes_are_public() -> None:
+    from easyeditor import AlphaEditHyperParams, EMMETHyperParams
+
+    assert AlphaEditHyperParams(**_needed()).alg_name == "AlphaEdit"
+    assert EMMETHyperParams(**_needed(), mom2_update_weight=1.0).alg_name == "EMMET"
+
+
+def _needed() -> dict[str, Any]:
+    keys = ("layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
+    hparams = read("inputs.json")["hparams"]["MEMIT"]["tiny-llama"]
+    return {key: hparams[key] for key in (*keys, "mom2_adjustment")} | {"model_name": "m"}
+
+
 def test_keys_without_a_use_are_named(caplog: pytest.LogCaptureFixture) -> None:
     meta, _ = golden("tiny-llama", "encore")
     load_hparams({**meta["f32/mpes2"]["hparams"], "alg_name": "ENCORE", "model_name": "m"})
