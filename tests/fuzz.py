@@ -1,0 +1,564 @@
+"""What the fuzzer tries: wrong values at every door, each input in a folder of its own, run in this process.
+
+An input is a list of flags and the files they name. It holds when the script ends with 0, or with 2 and one line of at
+most 500 characters on stderr, nothing on stdout and nothing on disk changed; never with a traceback, never after more
+than ten seconds, never with more than 2 GB on top of what the process had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+from conftest import CONTEXTS
+from fake_runs import edit_line
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from script_runs import save_tiny, strict, write_yaml
+
+import easyeditor.report.__main__ as report_main
+import easyeditor.stats.__main__ as stats_main
+import mass_edit
+import ppl
+import pretrain_mend
+import single_case_edit
+from easyeditor import cli
+from easyeditor.records import EditRequest, EditResult, WeightDelta
+
+SECONDS, BYTES, LONGEST = 10.0, 2 * 2**30, 500
+
+
+@dataclass(frozen=True)
+class Input:
+    """One try: a script, its flags, and files (name -> content) that stand beside the tiny model `m` and `h.yaml`."""
+
+    script: Any
+    flags: list[str]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+# Values
+
+
+TEXTS = st.sampled_from(
+    [
+        *(
+            "",
+            " ",
+            "\0",
+            "a\0b",
+            "\ud800",
+            "{}",
+            "{} {}",
+            "Bay",
+            "~",
+            "null",
+            "true",
+            "1e999",
+            "-0",
+            "NaN",
+            "0x10",
+            "\u202e",
+        ),
+        *(
+            "../x",
+            "/dev/null",
+            "/proc/self/mem",
+            ".",
+            "..",
+            "x" * 300,
+            "é",
+            "🦋",
+            "a\nb",
+            "%s%n",
+            "*a",
+            "&a",
+            "!!python/none",
+        ),
+    ]
+)
+NUMBERS = st.sampled_from(
+    [
+        *(0, 1, -1, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.0, 1.5, 1e-300, 1e300, 1e39),
+        *(math.nan, math.inf, -math.inf, True, False, None),
+    ]
+)
+VALUES = st.recursive(
+    st.one_of(TEXTS, NUMBERS, st.text(max_size=8), st.integers(-5, 200), st.floats(width=32)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS | st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+GARBAGE = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"\xff\xfe", b"[" * 5000, b'{"a":' * 5000, b"\0" * 100, b"a: &a [*a]\n", b"- " * 2000]),
+)
+
+
+def paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value inside a JSON value."""
+    yield before
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths(item, (*before, key))
+
+
+def changed(value: Any, at: tuple[Any, ...], new: Any, *, drop: bool) -> Any:
+    """A copy of a JSON value with one place in it replaced, or dropped."""
+    if not at:
+        return new
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
+    if len(at) == 1 and drop:
+        del copy[at[0]]
+    else:
+        copy[at[0]] = changed(copy[at[0]], at[1:], new, drop=drop)
+    return copy
+
+
+@st.composite
+def damaged(draw: Any, whole: Any) -> bytes:
+    """A JSON file that was right but for one or two places; or bytes that are no such file."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(GARBAGE)
+    value = whole
+    for _ in range(draw(st.integers(1, 2))):
+        at = draw(st.sampled_from(list(paths(value))))
+        value = changed(value, at, draw(VALUES), drop=draw(st.booleans()))
+    text = json.dumps(value).encode()
+    return text[: draw(st.integers(0, len(text)))] if draw(st.integers(0, 9)) == 0 else text
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML reads it: JSON, which YAML holds, but for what JSON writes otherwise."""
+    return json.dumps(value).replace("Infinity", ".inf").replace("NaN", ".nan")
+
+
+# Doors: each a strategy of inputs
+
+
+REQUEST = {
+    **{"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy", "ground_truth": "France", "case_id": 3},
+    **{"rephrase_prompt": ["Where is Bay?"], "locality": {"near": {"prompt": ["A b"], "ground_truth": ["c"]}}},
+    **{"portability": {"far": {"prompt": "A", "ground_truth": "b"}}, "generation_prompts": ["Bay was"]},
+}
+FORMATS: list[Any] = [
+    REQUEST,
+    {
+        "src": "Bay is in",
+        "alt": "Italy",
+        "subject": "Bay",
+        "answers": ["France"],
+        "loc": "nq question: a",
+        "loc_ans": "b",
+    },
+    {"question": "Bay is in", "subject": "Bay", "answer": "Italy", "case_index": 1},
+    {
+        "requested_rewrite": {
+            **{"prompt": "{} is in", "subject": "Bay"},
+            **{"target_new": {"str": "Italy"}, "target_true": {"str": "France"}},
+        },
+        "paraphrase_prompts": ["Bay"],
+        "neighborhood_prompts": ["A b"],
+    },
+]
+HPARAMS: dict[str, Any] = {
+    **{"alg_name": "ROME", "model_name": "./m", "device": "cpu", "layers": [1], "v_num_grad_steps": 2, "v_lr": 0.5},
+    **{"v_loss_layer": 3, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0, "kl_factor": 0.0625, "seed": 1},
+    **{
+        "mom2_adjustment": False,
+        "context_templates": CONTEXTS,
+        "ppl_sentence_num": 0,
+        "stats_dir": "s",
+        "dtype": "float32",
+    },
+}
+EDIT_FLAGS = [
+    *(
+        "--hparams",
+        "--set",
+        "--request",
+        "--prompt",
+        "--subject",
+        "--target-new",
+        "--rephrase-prompt",
+        "--device",
+        "--dtype",
+    ),
+    *(
+        "--output",
+        "--save-edit",
+        "--save-model",
+        "--locality-prompt",
+        "--locality-ground-truth",
+        "--ground-truth",
+        "--nothing",
+    ),
+]
+MASS_FLAGS = [
+    *(
+        "--mode",
+        "--batch-size",
+        "--eval-every",
+        "--stop-on-collapse",
+        "--start",
+        "--limit",
+        "--shuffle",
+        "--seed",
+        "--union",
+    ),
+    *(
+        "--on-collapse",
+        "--together",
+        "--metrics",
+        "--screen",
+        "--screen-threshold",
+        "--collect-collapsed",
+        "--resume",
+        "--set",
+    ),
+]
+STATS_FLAGS = [
+    *("--layers", "--corpus", "--samples", "--max-length", "--batch-tokens", "--tokens-per-dim", "--dtype", "--every"),
+    *("--output", "--sums", "--model", "--device"),
+]
+WORDS = st.one_of(TEXTS, st.text(max_size=6), NUMBERS.map(str)).map(lambda text: text.replace("\0", "\\0"))
+
+
+@st.composite
+def yaml_values(draw: Any) -> Input:
+    """One or two values of a YAML."""
+    values = dict(HPARAMS)
+    for key in draw(st.lists(st.sampled_from([*HPARAMS, "fp16", "replay", "nothing"]), min_size=1, max_size=2)):
+        values[key] = draw(VALUES)
+    text = "\n".join(f"{key}: {yaml_text(value)}" for key, value in values.items()).encode("utf-8", "surrogatepass")
+    return Input(
+        single_case_edit,
+        ["--hparams", "y.yaml", "--dry-run"],
+        {"y.yaml": text if draw(st.booleans()) else text + draw(GARBAGE)},
+    )
+
+
+@st.composite
+def overrides(draw: Any) -> Input:
+    """`--set` with any key and value."""
+    key, value = (
+        draw(st.one_of(st.sampled_from([*HPARAMS, "fp16"]), TEXTS)),
+        draw(st.one_of(VALUES.map(yaml_text), WORDS)),
+    )
+    return Input(single_case_edit, ["--set", f"{key}={value}", "--dry-run"])
+
+
+@st.composite
+def requests(draw: Any) -> Input:
+    """One request in a file."""
+    return Input(
+        single_case_edit,
+        ["--request", "r.json", "--dry-run"],
+        {"r.json": draw(damaged(draw(st.sampled_from(FORMATS))))},
+    )
+
+
+@st.composite
+def records(draw: Any) -> Input:
+    """Datasets: JSON and JSON lines, bad records refused or left out."""
+    whole = draw(st.sampled_from(FORMATS))
+    good, bad = json.dumps(whole).encode(), draw(damaged(whole))
+    content = good + b"\n" + bad + b"\n" if draw(st.booleans()) else b"[" + good + b"," + bad + b"]"
+    flags = [
+        "--data",
+        draw(st.sampled_from(["d.json", "d.jsonl"])),
+        "--dry-run",
+        *draw(st.sampled_from([[], ["--skip-bad"]])),
+    ]
+    return Input(mass_edit, flags, {flags[1]: content})
+
+
+@st.composite
+def run_lines(draw: Any) -> Input:
+    """A run to go on with, or to report on, whose journal has a damaged line."""
+    if draw(st.booleans()):
+        files = finished_run()
+        line = draw(damaged(json.loads(files["run/results.jsonl"]))) + draw(st.sampled_from([b"\n", b""]))
+        return Input(mass_edit, ["--resume", "run"], {**files, "run/results.jsonl": line})
+    lines = [json.dumps(edit_line(0)).encode(), draw(damaged(edit_line(1, ppl=draw(st.sampled_from([93.5, 2e4])))))]
+    content = b"\n".join(draw(st.permutations(lines))) + b"\n"
+    return Input(report_main, ["run", "--output", "run/report"], {"run/results.jsonl": content})
+
+
+def finished_run() -> dict[str, bytes]:
+    """The files of the finished run."""
+    return {f"run/{path.name}": path.read_bytes() for path in (TEMPLATE[0] / "done").iterdir() if path.is_file()}
+
+
+@st.composite
+def manifests(draw: Any) -> Input:
+    """A run to go on with, whose config or manifest is damaged."""
+    name = draw(st.sampled_from(["config.json", "manifest.json"]))
+    files = finished_run()
+    whole = json.loads(files[f"run/{name}"])
+    return Input(mass_edit, ["--resume", "run"], {**files, f"run/{name}": draw(damaged(whole))})
+
+
+@st.composite
+def saved_edits(draw: Any) -> Input:
+    """A saved edit whose description or tensors are damaged, applied by ppl.py."""
+    folder = TEMPLATE[0] / "edit"
+    files = {f"edit/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    whole = json.loads(files["edit/edit.json"])
+    if draw(st.integers(0, 3)):
+        files["edit/edit.json"] = draw(damaged(whole))
+    else:
+        files["edit/edit.safetensors"] = bitten(draw, files["edit/edit.safetensors"])
+    return Input(ppl, ["--model", "m", "--device", "cpu", "--data", "two.txt", "--edit", "edit"], files)
+
+
+@st.composite
+def statistics(draw: Any) -> Input:
+    """A statistics file with other arrays, other bytes or another manifest, checked."""
+    packed = io.BytesIO()
+    total = draw(
+        st.sampled_from(
+            [np.eye(48), np.eye(48) - 2, np.eye(3), np.zeros(48), np.eye(48) * 1j, np.full((48, 48), np.nan)]
+        )
+    )
+    count = draw(
+        st.sampled_from([np.array(4), np.array("4"), np.array([4]), np.array(-1), np.array(np.nan), np.array(None)])
+    )
+    np.savez(packed, **{"mom2.mom2": total, "mom2.count": count})
+    name = "s/m/two_stats/model.layers.1.mlp.down_proj_float32_mom2_5.npz"
+    content = packed.getvalue() if draw(st.booleans()) else bitten(draw, packed.getvalue())
+    made = {"module": "m", "model_name": "m", "weights": "00", "corpus": "c", "corpus_identity": "i", "samples": 1}
+    made |= {"documents": 1, "tokens": 4, "max_length": 4, "sums": "float32", "format": 1}
+    settings = ["mom2_adjustment=true", "stats_dir=s", "mom2_dataset=two", "mom2_n_samples=5"]
+    beside = {f"{name}.json": draw(damaged(made))} if draw(st.booleans()) else {}
+    return Input(single_case_edit, ["--set", *settings, "--output", "out"], {name: content, **beside})
+
+
+@st.composite
+def archives(draw: Any) -> Input:
+    """A MEND archive whose description or tensors are damaged."""
+    folder = TEMPLATE[0] / "archive"
+    files = {f"archive/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    if draw(st.integers(0, 3)):
+        files["archive/archive.json"] = draw(damaged(json.loads(files["archive/archive.json"])))
+    else:
+        (name,) = [name for name in files if name.endswith(".safetensors")]
+        files[name] = bitten(draw, files[name])
+    text = b"alg_name: MEND\nmodel_name: ./m\ndevice: cpu\narchive: archive\nppl_sentence_num: 0\n"
+    return Input(single_case_edit, ["--hparams", "mend.yaml", "--output", "out"], {**files, "mend.yaml": text})
+
+
+@st.composite
+def flags(draw: Any) -> Input:
+    """Any flags with any words behind them, of every script."""
+    script, start, names = draw(
+        st.sampled_from(
+            [
+                (single_case_edit, ["--dry-run"], EDIT_FLAGS),
+                (mass_edit, ["--data", "d.json", "--dry-run"], MASS_FLAGS),
+                (stats_main, ["--hparams", "h.yaml", "--check"], STATS_FLAGS),
+                (
+                    ppl,
+                    ["--data", "none.txt"],
+                    ["--model", "--edit", "--sentences", "--batch-size", "--dtype", "--output"],
+                ),
+                (
+                    pretrain_mend,
+                    ["--dry-run"],
+                    ["--train", "--val", "--train-size", "--set", "--max-iters", "--output"],
+                ),
+                (report_main, ["run"], ["--output", "--label", "--worst"]),
+            ]
+        )
+    )
+    given = [word for name in draw(st.lists(st.sampled_from(names), max_size=3)) for word in (name, draw(WORDS))]
+    return Input(script, [*start, *given], {"d.json": json.dumps([REQUEST]).encode()})
+
+
+def bitten(draw: Any, content: bytes) -> bytes:
+    """A binary file with a few bytes changed, or cut off."""
+    data = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        data[draw(st.integers(0, min(len(data), 400) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
+    "YAML values": yaml_values,
+    "overrides": overrides,
+    "requests": requests,
+    "dataset records": records,
+    "lines of a run": run_lines,
+    "manifests": manifests,
+    "saved edits": saved_edits,
+    "statistics files": statistics,
+    "MEND archives": archives,
+    "flags": flags,
+}
+TEMPLATE: list[Path] = []  # the folder every input starts from, made once by `prepare`
+
+
+def prepare(root: Path) -> None:
+    """The tiny model, its YAML, a finished run, a saved edit and an archive, in `root`."""
+    import torch
+    from conftest import build
+
+    from easyeditor.lm.architectures import anatomy
+    from easyeditor.methods.mend.archive import write_archive
+    from easyeditor.methods.mend.hparams import MENDHyperParams
+    from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
+    from easyeditor.methods.mend.network import NetworkSpec
+
+    save_tiny(root / "m")
+    write_yaml(root / "h.yaml", "./m", ppl_sentence_num=0, v_num_grad_steps=2)
+    (root / "two.txt").write_text("The first sentence.\nAnd the second.\n", encoding="utf-8")
+    (root / "d.json").write_text(json.dumps([REQUEST]), encoding="utf-8")
+    name = "model.layers.1.mlp.down_proj.weight"
+    request = EditRequest.make("Bay is in", subject="Bay", target_new="Italy")
+    delta = WeightDelta(name=name, left=torch.ones(32, 1), right=torch.ones(1, 48))
+    EditResult(method="ROME", requests=(request,), deltas=(delta,), traces=({},)).save(root / "edit")
+    parts = anatomy(build("llama"))
+    spec = NetworkSpec.of(MENDHyperParams(model_name="m", rank=2))
+    net = Hypernetwork(spec, edited_weights(parts, [name]), edit_lr=0.1, generator=torch.Generator())
+    for buffer in net.buffers():
+        buffer.fill_(3.0)  # as if it had been trained
+    write_archive(root / "archive", net, parts, training={"step": 1})
+    with contextlib.chdir(root):
+        ran = run(mass_edit, ["--hparams", "h.yaml", "--data", "d.json", "--output", "done"])
+    assert ran[0] == 0, ran
+    TEMPLATE[:] = [root]
+
+
+def run(script: Any, flags: list[str]) -> tuple[Any, str, str]:
+    """A script's main as its `__main__` runs it, in this process: exit code, stdout, stderr."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [script.__name__, *flags]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.run(script.main)
+    except SystemExit as ended:
+        return ended.code, out.getvalue(), err.getvalue()
+    finally:
+        sys.argv = argv
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder: files with their content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def wrong(tried: Input, folder: Path) -> str | None:
+    """Run one input in `folder`, made anew; what is wrong with how it ended, or None."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "m").symlink_to(TEMPLATE[0] / "m")
+    for name in ("h.yaml", "two.txt", "d.json"):
+        shutil.copy(TEMPLATE[0] / name, folder)
+    for name, content in tried.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    flags = tried.flags
+    if tried.script in (single_case_edit, mass_edit) and not {"--hparams", "--resume"} & set(flags):
+        flags = ["--hparams", "h.yaml", *flags]
+    before, used, started = listing(folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    with contextlib.chdir(folder):
+        try:
+            code, out, err = run(tried.script, flags)
+        except BaseException as error:  # whatever comes through is a traceback for a user
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return f"traceback: {type(error).__name__}: {error!s:.200}"
+    seconds = time.perf_counter() - started
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) * 1024
+    if seconds > SECONDS:
+        return f"took {seconds:.1f} s"
+    if grown > BYTES:
+        return f"took {grown / 2**30:.1f} GB"
+    if "Traceback" in err:
+        return f"traceback: {err[-300:]}"
+    if code == 0:
+        return wrong_result(out) if "--dry-run" in flags and out.startswith("{") else None
+    if code != 2:
+        return f"exit code {code}"
+    if "--check" in flags:
+        return None  # what is wrong with each file is said on stdout
+    last = err.splitlines()[-1] if err else ""
+    if not last.startswith("error: ") or len(last) > LONGEST or err.count("error: ") < 1:
+        return f"stderr: {err[-300:]!r}"
+    if out:
+        return f"stdout: {out[:200]!r}"
+    after = listing(folder)
+    if after != before:
+        return f"on disk: {[name for name in sorted({*before, *after}) if after.get(name) != before.get(name)]}"
+    return None
+
+
+def wrong_result(out: str) -> str | None:
+    """What is wrong with the plan that a dry run prints: JSON without NaN, that UTF-8 holds."""
+    try:
+        strict(out.encode("utf-8").decode("utf-8"))
+    except (ValueError, AssertionError) as error:
+        return f"result: {error}"
+    return None
+
+
+def _attempt(strategy: st.SearchStrategy[Input], folder: Path, seed: int) -> list[tuple[Input, str | None]]:
+    """25 inputs drawn by a seed, and what was wrong with each."""
+    tried: list[tuple[Input, str | None]] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=25,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(one=strategy)
+    def attempt(one: Input) -> None:
+        tried.append((one, wrong(one, folder)))
+
+    attempt()
+    return tried
+
+
+def main(minutes: float, seed: int) -> int:
+    """Try inputs of all doors for so many minutes; say how many, and every one that went wrong."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    say = (sys.__stdout__ or sys.stdout).write
+    counts, found = dict.fromkeys(DOORS, 0), 0
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place) / "root")
+        end, turn = time.monotonic() + 60 * minutes, 0
+        while time.monotonic() < end:
+            for door, strategy in DOORS.items():
+                tried = _attempt(strategy(), Path(place) / "try", seed + turn)
+                counts[door] += len(tried)
+                for one, reason in tried:
+                    if reason is not None:
+                        found += 1
+                        short = {name: content[:2000] for name, content in one.files.items() if len(content) < 20_000}
+                        say(f"{door}: {reason}\n  {one.script.__name__} {one.flags}\n  {short}\n")
+            turn += 1
+    say(f"{sum(counts.values())} inputs tried ({counts}), {found} went wrong\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, int(sys.argv[2]) if len(sys.argv) > 2 else 0))
