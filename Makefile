@@ -5,6 +5,7 @@
 # make wheels  asks whether every pin has a wheel for every supported Python; installs nothing
 # make isa     the golden and embedded tests under several instruction sets and thread counts (an hour or more)
 # make kills   ends runs at every place where the disk changes (about 800; make test does so at 40)
+# make fuzz    wrong inputs of every kind, drawn anew, for MINUTES=10
 # make bench   timings of benchmarks/
 # make mutants wrong changes to the library, each of which a quick test must notice
 
@@ -12,6 +13,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 TORCH ?= default
+MINUTES ?= 10
+SEED ?= 0
 SUPPORTED := 3.11 3.12 3.13 3.14
 version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 , := ,
@@ -19,7 +22,7 @@ refused = $(error $(1) is $(if $(2),Python $(2),no Python that runs here); this 
 install one (for example apt install python3.12 python3.12-venv)$(3) and run: PYTHON=python3.12 make edit)
 supported = $(if $(filter $(SUPPORTED),$(2)),,$(call refused,$(1),$(2),$(3)))
 
-.PHONY: edit test quick check wheels isa kills bench mutants env clean
+.PHONY: edit test quick check wheels isa kills fuzz bench mutants env clean
 
 edit: $(VENV)/.installed
 	@echo "== one ROME edit of the embedded model (fetched on first use)"
@@ -50,6 +53,9 @@ isa: $(VENV)/.installed-dev
 
 kills: $(VENV)/.installed-dev
 	KILLS=1000 $(PY) -m pytest -n 2 -rP tests/test_kills.py
+
+fuzz: $(VENV)/.installed-dev
+	cd tests && PYTHONPATH=.. ../$(PY) fuzz.py $(MINUTES) $(SEED)
 
 bench: $(VENV)/.installed
 	$(PY) benchmarks/rome_edit.py
