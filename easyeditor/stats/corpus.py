@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import DataError, OutputError
-from easyeditor.fetch import WheelFile, file_sha256, obtain
+from easyeditor.fetch import WheelFile, file_sha256, hub, obtain
 from easyeditor.files import write_text
 from easyeditor.locks import locked
 from easyeditor.progress import progress_bar
@@ -140,8 +140,9 @@ def _wikipedia() -> Corpus:
     class Articles:
         def __iter__(self) -> Iterator[str]:
             try:
-                for row in load_dataset("wikimedia/wikipedia", snapshot, split="train", streaming=True):
-                    yield row["text"]
+                with hub():
+                    for row in load_dataset("wikimedia/wikipedia", snapshot, split="train", streaming=True):
+                        yield row["text"]
             except Exception as error:  # no network, no hub, no such snapshot
                 raise DataError(
                     f"Wikipedia cannot be read through `datasets` ({type(error).__name__}: {error}); use --corpus "
