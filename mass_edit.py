@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, resumable, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, yaml_path
@@ -66,8 +66,7 @@ def arguments() -> argparse.Namespace:
     allowed = ("keep", "revert", "remedy", "c-rome")  # c-rome: the old spelling of remedy
     p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy}", help=guard)
     p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
-    more = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
-    p.add_argument("--metrics", nargs="+", metavar="NAME", help=more)
+    p.add_argument("--metrics", nargs="+", metavar="NAME", help=METRICS_HELP)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
     threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
@@ -142,7 +141,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         print(to_json({**what.config(), "data": what.dataset.to_json(), "selected": len(what.requests)}, indent=1))
         return 0
 
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.runs.mine import collapsing
 
     quiet_transformers()

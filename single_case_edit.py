@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import EXIT_COLLAPSED, parser, quiet_transformers, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json
 from easyeditor.hparams import HyperParams, yaml_path
@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rephrase-prompt", **many, help="paraphrases that should give the new answer too")
     p.add_argument("--locality-prompt", **many, help="unrelated prompts whose answers should stay")
     p.add_argument("--locality-ground-truth", **many, help="one answer for each locality prompt")
+    p.add_argument("--metrics", **many, metavar="NAME", help=METRICS_HELP)
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
     p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
@@ -114,7 +115,7 @@ def main() -> int:
 
     from rich.console import Console
 
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.lm.loading import save
     from easyeditor.report.verdict import print_record
     from easyeditor.runs.folder import run_folder, write_run
@@ -122,7 +123,7 @@ def main() -> int:
     quiet_transformers()
     check_targets(args, hparams)
     with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
-        editor = BaseEditor(hparams)
+        editor = BaseEditor(hparams, metrics=args.metrics)
         examined = editor.examine(request, verbose=True)
         manifest = {
             "seed": hparams.seed,

@@ -62,7 +62,7 @@ def clocks() -> tuple[float, float]:
 
 
 def speed(args: argparse.Namespace) -> None:
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.lm.loading import load
     from easyeditor.methods.registry import load_hparams
     from easyeditor.records import EditRequest
@@ -100,7 +100,7 @@ def speed(args: argparse.Namespace) -> None:
 
 def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, folder: Path | None = None) -> list[Any]:
     """Run mode single in a temporary folder (or `folder`); the journal's lines, none when a folder is given."""
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.results.run import run_lines
     from easyeditor.runs.run import begin, execute, plan
     from easyeditor.runs.settings import RunSettings

@@ -42,7 +42,7 @@ def main() -> None:
 
     from easyeditor.cli import quiet_transformers
     from easyeditor.dataset.reader import read_dataset
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     torch.set_num_threads(args.threads)

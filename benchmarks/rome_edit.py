@@ -56,7 +56,7 @@ def main() -> None:
 
 def make_editor(hparams: str, **settings: Any) -> Any:
     from easyeditor.cli import quiet_transformers
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     quiet_transformers()

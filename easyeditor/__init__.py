@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from easyeditor.dataset.training import CounterFactDataset as CounterFactDataset
     from easyeditor.dataset.training import KnowEditDataset as KnowEditDataset
     from easyeditor.dataset.training import ZsreDataset as ZsreDataset
+    from easyeditor.easyedit import BaseEditor as BaseEditor
     from easyeditor.easyedit import summary_metrics as summary_metrics
-    from easyeditor.editor import BaseEditor as BaseEditor
     from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.registry import load_hparams as load_hparams
     from easyeditor.records import EditRequest as EditRequest
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from easyeditor.trainer.editor import EditTrainer as EditTrainer
 
 _HOMES = {
-    "BaseEditor": "easyeditor.editor",
+    "BaseEditor": "easyeditor.easyedit",
     "CounterFactDataset": "easyeditor.dataset.training",
     "EditRequest": "easyeditor.records",
     "EditResult": "easyeditor.records",

@@ -20,6 +20,7 @@ EXIT_ERROR = 2
 EXIT_COLLAPSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+METRICS_HELP = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,10 +1,9 @@
-"""EasyEdit's door: its calls, arguments and return values, on top of `examine`."""
+"""EasyEdit's door: BaseEditor, its calls, arguments and return values, on top of the editor."""
 
 from __future__ import annotations
 
 import logging
 import statistics
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from easyeditor.dataset.columns import requests_from_columns
-from easyeditor.errors import DataError
+from easyeditor.editor import Editor
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.record import Examined
 from easyeditor.files import to_json
 from easyeditor.lm import weights
-from easyeditor.methods.base import EditMethod
-from easyeditor.records import EditRequest, EditResult
+from easyeditor.records import EditRequest
 
 LOG = logging.getLogger(__name__)
 
@@ -30,27 +27,8 @@ SAME_METRIC = ("exact match", "token em", "token_em")
 """Values of `eval_metric` that name what is measured anyway: the share of tokens that are right."""
 
 
-class EasyEditCalls(ABC):
-    """`edit` and `batch_edit` as EasyEdit and the seed repository call them; the editor brings the rest."""
-
-    model: PreTrainedModel
-    method: EditMethod[Any]
-
-    @abstractmethod
-    def examine_together(
-        self,
-        requests: Sequence[EditRequest],
-        *,
-        ppl_before: PerplexityReport | None = None,
-        ppl_base: PerplexityReport | None = None,
-        verbose: bool = False,
-        label: str = "",
-    ) -> Examined:
-        """Compute one edit for all requests, measure the model before and with it, and take it back."""
-
-    @abstractmethod
-    def commit(self, result: EditResult) -> None:
-        """Keep an edit in the model."""
+class BaseEditor(Editor):
+    """The editor with `edit` and `batch_edit` as EasyEdit and the seed repository call them."""
 
     def edit(
         self,
@@ -121,15 +99,6 @@ class EasyEditCalls(ABC):
         size = getattr(self.method.hparams, "batch_size", None) or len(requests)
         chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
         return self._edited(chunks, restore is not False, verbose)
-
-    def _check_subjects(self, requests: Sequence[EditRequest]) -> None:
-        """Raise DataError for a request without the subject that the method needs."""
-        for request in requests:
-            if self.method.needs_subject and not request.subject:
-                raise DataError(
-                    f"request {request.case_id!r}: {self.method.title} needs the subject: give subject=, the words in "
-                    "the prompt whose fact is changed"
-                )
 
     def _edited(
         self, chunks: Sequence[Sequence[EditRequest]], restore: bool, verbose: bool

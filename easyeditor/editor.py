@@ -1,4 +1,4 @@
-"""BaseEditor: load, compute, apply, evaluate. Orchestration only; the work is done in methods/, evaluate/ and lm/."""
+"""Editor: load, compute, apply, evaluate. Orchestration only; the work is done in methods/, evaluate/ and lm/."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
-from easyeditor.easyedit import EasyEditCalls
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.record import Examined as Examined
 from easyeditor.evaluate.record import State, edit_record
@@ -43,15 +41,15 @@ LOST_TO_ROUNDING = 0.05
 Request = EditRequest | Mapping[str, Any]
 
 
-class BaseEditor(Measuring, EasyEditCalls):
+class Editor(Measuring):
     """Edits facts in one model with one method, and measures what the edit did.
 
-    As values: `compute` -> EditResult, then `applied`, `commit`, `revert`. As EasyEdit: `edit(prompts=…, …)` and
-    `batch_edit` (easyedit.py).
+    Edits are values: `compute` -> EditResult, then `applied`, `commit`, `revert`; `examine` measures around one.
+    EasyEdit's calls stand on top (easyedit.py: BaseEditor).
     """
 
     @classmethod
-    def from_hparams(cls, hparams: HyperParams) -> BaseEditor:
+    def from_hparams(cls, hparams: HyperParams) -> Self:
         """Load the model the hyper-parameters name (or take the pair they hold)."""
         return cls(hparams)
 
@@ -62,7 +60,7 @@ class BaseEditor(Measuring, EasyEditCalls):
         measured around every edit beside EasyEdit's."""
         if not isinstance(hparams, HyperParams):
             raise ConfigError(
-                f"BaseEditor needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
+                f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
             )
         self.hparams = hparams.checked()
         self.metrics = tuple(metric.name for metric in chosen(metrics)) if metrics else ()
@@ -112,7 +110,16 @@ class BaseEditor(Measuring, EasyEditCalls):
         results = self.method.edit_each(requests, progress)
         return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
 
-    def remedied(self) -> BaseEditor | None:
+    def _check_subjects(self, requests: Sequence[EditRequest]) -> None:
+        """Raise DataError for a request without the subject that the method needs."""
+        for request in requests:
+            if self.method.needs_subject and not request.subject:
+                raise DataError(
+                    f"request {request.case_id!r}: {self.method.title} needs the subject: give subject=, the words in "
+                    "the prompt whose fact is changed"
+                )
+
+    def remedied(self) -> Self | None:
         """An editor of the same model and commits with the method's remedy set; None without a remedy."""
         method = self.method.remedied()
         if method is None:
@@ -184,8 +191,8 @@ class BaseEditor(Measuring, EasyEditCalls):
         result: EditResult | None = None,
         ppl_before: PerplexityReport | None = None,
         ppl_base: PerplexityReport | None = None,
-        scores_before: Sequence[RequestScores] | None = None,
-        scores_base: Sequence[RequestScores] | None = None,
+        before: Evaluation | None = None,
+        base: Evaluation | None = None,
         draw: int | None = None,
         verbose: bool = False,
         label: str = "",
@@ -194,32 +201,33 @@ class BaseEditor(Measuring, EasyEditCalls):
 
         `pre`, locality and the verdict are those of the original model, before the first commit; where edits are
         committed, the model as it is (just before this edit) is measured too. What is known already is given: the edit
-        (`result`), perplexity and scores of the model as it is (`…_before`) and of the original one (`…_base`).
-        `draw` is for `test_prefix`. Nothing stays in the model, also on error.
+        (`result`), what `measure` and perplexity gave on the model as it is (`…before`) and on the original one
+        (`…base`). `draw` is for `test_prefix`. Nothing stays in the model, also on error.
         """
         prefix = self.test_prefix(draw)
         clock = Stopwatch()
-        measure = functools.partial(self._state, requests, prefix, clock, verbose=verbose)
+        state = functools.partial(self._state, requests, prefix, clock, verbose=verbose)
         title = f"{label} perplexity"
         if self.edited:
-            now = measure(f"{title} before", scores=scores_before, ppl=ppl_before, metrics=False)
+            now = state(f"{title} before", before, ppl_before, metrics=False)
             with self.original():
-                base = measure(f"{title} of the original", scores=scores_base, ppl=ppl_base or self._base)
-            self._base = base.ppl
+                first = state(f"{title} of the original", base, ppl_base or self._base)
+            self._base = first.ppl
         else:
-            now = base = measure(f"{title} before", scores=scores_before or scores_base, ppl=ppl_before or ppl_base)
+            now = first = state(f"{title} before", before or base, ppl_before or ppl_base)
         if result is None:
             with clock("edit"):
                 result = self.compute(requests, verbose=verbose, label=label)
         else:
             clock.seconds["edit"] = result.seconds
         with self.applied(result):
-            after = measure(f"{title} after", against=base.metrics)
-        collapse = self.judge(base.ppl, after.ppl, now.ppl)
+            after = state(f"{title} after", against=first.evaluation)
+        collapse = self.judge(first.ppl, after.ppl, now.ppl)
+        records = self._records(requests, result, (first, now, after), collapse, prefix, clock.seconds["edit"])
         return Examined(
-            records=tuple(self._records(requests, result, (base, now, after), collapse, prefix, clock.seconds["edit"])),
+            records=tuple(records),
             result=result,
-            ppl_base=base.ppl,
+            ppl_base=first.ppl,
             ppl_before=now.ppl,
             ppl_after=after.ppl,
             collapse=collapse,
@@ -244,20 +252,21 @@ class BaseEditor(Measuring, EasyEditCalls):
         prefix: str | None,
         clock: Stopwatch,
         title: str,
-        *,
-        scores: Sequence[RequestScores] | None = None,
+        evaluation: Evaluation | None = None,
         ppl: PerplexityReport | None = None,
+        *,
         metrics: bool = True,
         against: Evaluation | None = None,
         verbose: bool,
     ) -> State:
         """Measure the model as it is; what is given is not measured again."""
         with clock("metrics"):
-            scores = self.score_all(requests, [prefix] * len(requests)) if scores is None else scores
-            found = self.evaluate(requests, prefix, against) if metrics else None
+            if evaluation is None:
+                prefixes = [prefix] * len(requests)
+                evaluation = self.measure(requests, prefixes, metrics=metrics, before=against)
         with clock("perplexity"):
             ppl = self._measure(title, verbose) if ppl is None else ppl
-        return State(scores=scores, metrics=found, ppl=ppl)
+        return State(evaluation=evaluation, ppl=ppl)
 
     def _records(
         self,

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.metric import Settings
-from easyeditor.evaluate.metrics import RequestScores, score_requests
+from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
-from easyeditor.evaluate.registry import Evaluation, evaluate
+from easyeditor.evaluate.registry import Evaluation, chosen, measure
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.base import EditMethod
@@ -45,35 +45,37 @@ class Measuring:
         return self._measure("perplexity", verbose)
 
     def score(self, request: EditRequest, prefix: str | None = None) -> RequestScores:
-        """All metrics of one request on the model as it is now."""
-        (scores,) = self.score_all([request], [prefix])
-        return scores
+        """What a record says of one request, on the model as it is now."""
+        return self.measure([request], [prefix], metrics=False).scores(0)
 
-    def score_all(self, requests: Sequence[EditRequest], prefixes: Sequence[str | None]) -> list[RequestScores]:
-        """`score` of several requests, batched together."""
-        return score_requests(
-            self.model,
-            self.tok,
-            requests,
-            prefixes=prefixes,
-            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
-            batch_tokens=self.hparams.batch_tokens,
-        )
+    def measure(
+        self,
+        requests: Sequence[EditRequest],
+        prefixes: Sequence[str | None],
+        *,
+        metrics: bool = True,
+        before: Evaluation | None = None,
+    ) -> Evaluation:
+        """What records say of the requests on the model as it is, and with `metrics` the chosen ones; every prompt is
+        asked once, all batched together. `before` is what this gave on the unedited model, which some metrics compare
+        with."""
+        settings = [
+            Settings(
+                prefix=prefix,
+                prefix_rephrase=self.method.prefixes == "all",
+                seed=self.hparams.seed,
+                idf_texts=request.reference_texts,
+                batch_tokens=self.hparams.batch_tokens,
+            )
+            for request, prefix in zip(requests, prefixes, strict=True)
+        ]
+        asked = chosen(self.metrics) if self.metrics and metrics else []
+        return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
-    def evaluate(
-        self, requests: Sequence[EditRequest], prefix: str | None = None, before: Evaluation | None = None
-    ) -> Evaluation | None:
-        """The chosen `metrics` of requests on the model as it is; None when none is chosen. `before` is what this gave
-        on the unedited model, which locality compares with."""
-        if not self.metrics:
-            return None
-        settings = Settings(
-            prefix=prefix,
-            prefix_rephrase=getattr(self.hparams, "if_prefix", False) == "all",
-            seed=self.hparams.seed,
-            batch_tokens=self.hparams.batch_tokens,
-        )
-        return evaluate(self.model, self.tok, requests, self.metrics, settings=settings, before=before)
+    @property
+    def compares(self) -> bool:
+        """Does a chosen metric compare with the unedited model?"""
+        return any(metric.needs_before for metric in (chosen(self.metrics) if self.metrics else ()))
 
     def _measure(self, title: str, verbose: bool) -> PerplexityReport | None:
         probe = self._perplexity_probe()
@@ -98,11 +100,11 @@ class Measuring:
         return self._probe
 
     def test_prefix(self, draw: int | None = None) -> str | None:
-        """One of the contexts that hold text, drawn by the seed, when `if_prefix` asks for it.
+        """One of the contexts that hold text, drawn by the seed, when the method asks for it.
 
         Draws follow each other; with `draw`, a number of the caller's, the seed and that number alone decide.
         """
-        if not getattr(self.hparams, "if_prefix", False):
+        if not self.method.prefixes:
             return None
         texts = [context for context in self.method.contexts if context != SLOT]
         if not texts:

@@ -464,7 +464,7 @@ def factors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def saved(source: Path) -> Path:
     """A saved edit of tiny llama."""
-    from easyeditor.editor import BaseEditor
+    from easyeditor.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     hparams = load_hparams(str(write_yaml(source / "h.yaml", source / "m", ppl_sentence_num=0)))

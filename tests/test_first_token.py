@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
 
-from easyeditor.editor import BaseEditor
+from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.lm.architectures import anatomy

@@ -220,9 +220,9 @@ def test_consistency_by_hand() -> None:
     request = parse({**FULL.to_json(), "reference_texts": ["rome tiber"]}, "r")
     rare, both = 1 + math.log(3 / 2), 1.0
     made = drawn("rome rome", "forum")
-    references = ("rome tiber", "rome forum")
+    settings = Settings(idf_texts=("rome tiber", "rome forum"))
     wanted = 2 * both * both / (math.hypot(2 * both, rare) * math.hypot(both, rare))
-    assert value("RS", request, generated=made, references=references).value == pytest.approx(wanted)
+    assert value("RS", request, generated=made, settings=settings).value == pytest.approx(wanted)
 
 
 def test_essence_is_a_perplexity_of_the_first_100_tokens() -> None:

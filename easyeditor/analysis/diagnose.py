@@ -30,7 +30,7 @@ from easyeditor.analysis.lab import steps
 from easyeditor.analysis.outcome import Finding, Outcome, Table
 from easyeditor.analysis.projection import separation
 from easyeditor.analysis.spectra import growth, leading, overlap
-from easyeditor.editor import BaseEditor
+from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
 from easyeditor.records import WeightDelta
 from easyeditor.results.collapse import SMALL_DENOMINATOR
@@ -104,7 +104,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
 def _measured(
     record: EditRecord,
     deltas: Sequence[WeightDelta],
-    editor: BaseEditor,
+    editor: Editor,
     before: dict[str, tuple[Tensor, Tensor]],
     rank: int,
 ) -> list[Any]:

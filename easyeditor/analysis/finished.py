@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyeditor.editor import BaseEditor
+from easyeditor.editor import Editor
 from easyeditor.errors import DataError
 from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class
@@ -46,7 +46,7 @@ class Finished:
             raise DataError(f"{folder}: the run recorded no edit")
         return cls(run, hparams.override(overrides), int(run.settings["batch_size"]) if run.mode == "batch" else 1)
 
-    def updates(self, editor: BaseEditor, limit: int) -> Iterator[tuple[EditLine, Sequence[WeightDelta]]]:
+    def updates(self, editor: Editor, limit: int) -> Iterator[tuple[EditLine, Sequence[WeightDelta]]]:
         """Each edit with the updates in the model when it was measured: its own, and in a sequence all up to it.
 
         Saved ones are read; others are computed again, which the run's contexts and seed make possible.
@@ -63,18 +63,18 @@ class Finished:
                     standing += saved_edit(self.run.folder, first, [line]).deltas
                 yield line, standing
 
-    def editor(self) -> BaseEditor:
+    def editor(self) -> Editor:
         """An editor of the run's model with its contexts. Raises DataError: the model has other weights now."""
         contexts = list(self.run.manifest["context_templates"]) or None
         changes: dict[str, Any] = {"save_keys": False} if "save_keys" in vars(self.hparams) else {}
         if "context_templates" in vars(self.hparams):
             changes["context_templates"] = contexts
-        editor = BaseEditor(dataclasses.replace(self.hparams, ppl_sentence_num=0, **changes))
+        editor = Editor(dataclasses.replace(self.hparams, ppl_sentence_num=0, **changes))
         if editor.fingerprint() != self.run.manifest["model_fingerprint"]:
             raise DataError(f"{self.run.folder}: was made with other weights than {self.hparams.model_name} has now")
         return editor
 
-    def _again(self, editor: BaseEditor, record: EditRecord) -> EditResult:
+    def _again(self, editor: Editor, record: EditRecord) -> EditResult:
         result = editor.compute(record.request)
         for layer, trace in result.trace.items():
             then = record.trace[layer].denominator

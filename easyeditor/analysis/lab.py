@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
-from easyeditor.editor import BaseEditor
+from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
@@ -70,7 +70,7 @@ class Lab:
         """`normal` is None for experiments that look at the collapse set alone."""
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
-        self.editor = BaseEditor(hparams)
+        self.editor = Editor(hparams)
         assert isinstance(self.editor.method, ROME)
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]

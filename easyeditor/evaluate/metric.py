@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from easyeditor.evaluate.scoring import Scored
@@ -60,15 +60,19 @@ class Answers:
     scored: Mapping[Pair, Scored] = field(default_factory=dict)
     generated: Mapping[Ask, Generated] = field(default_factory=dict)
     perplexities: Mapping[str, float] = field(default_factory=dict)
-    references: tuple[str, ...] = ()
     before: Answers | None = None
 
-    @cached_property
+    @property
     def tfidf(self) -> Any:
         """TF-IDF weights of the reference texts (scikit-learn's defaults, as ROME's)."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        return _tfidf(self.settings.idf_texts or ())
 
-        return TfidfVectorizer().fit(self.references)
+
+@lru_cache(maxsize=4)
+def _tfidf(references: tuple[str, ...]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer().fit(references)
 
 
 def missing(reason: str) -> Value:

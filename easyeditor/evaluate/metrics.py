@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.evaluate.metric import Pair, Settings
 from easyeditor.evaluate.scoring import Scored, score
-from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import frozen
 from easyeditor.records import EditRequest, Probe
+from easyeditor.results.record import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +25,25 @@ class RequestScores:
     portability: Mapping[str, tuple[Scored, ...]]
     ground_truth: Scored | None
 
+    def side(self, before: RequestScores | None = None, ppl: float | None = None) -> Side:
+        """Under EasyEdit's names; locality is agreement with `before`."""
+        return Side(
+            rewrite=(self.rewrite.accuracy,),
+            rephrase=tuple(s.accuracy for s in self.rephrase),
+            said={key: tuple(s.said for s in scores) for key, scores in self.locality.items()},
+            locality={} if before is None else self.agreement(before),
+            portability={key: tuple(s.accuracy for s in scores) for key, scores in self.portability.items()},
+            ppl=ppl,
+        )
+
+    def agreement(self, before: RequestScores) -> dict[str, tuple[float, ...]]:
+        """Locality: by key, each prompt's agreement with what was said `before`."""
+        pairs = {key: zip(before.locality[key], scores, strict=True) for key, scores in self.locality.items()}
+        return {key: tuple(agreement(old, new) for old, new in both) for key, both in pairs.items()}
+
     def to_json(self, before: RequestScores | None = None) -> dict[str, Any]:
-        """EasyEdit's record: accuracies as lists; `{key}_output` is what the model says, `{key}_acc` agreement with
-        `before`."""
-        record: dict[str, Any] = {"rewrite_acc": [self.rewrite.accuracy]}
-        if self.rephrase:
-            record["rephrase_acc"] = [s.accuracy for s in self.rephrase]
-        record["locality"] = {f"{key}_output": [list(s.said) for s in scores] for key, scores in self.locality.items()}
-        if before is not None:
-            for key, scores in self.locality.items():
-                record["locality"][f"{key}_acc"] = [
-                    agreement(a, b) for a, b in zip(before.locality[key], scores, strict=True)
-                ]
-        record["portability"] = {f"{key}_acc": [s.accuracy for s in scores] for key, scores in self.portability.items()}
-        return record
+        """`side` as EasyEdit's record has it, without perplexity."""
+        return {key: value for key, value in self.side(before).to_json().items() if key != "ppl"}
 
     def probabilities(self) -> dict[str, float | None]:
         """P(target_new | prompt) and P(ground_truth | prompt), per-token geometric means."""
@@ -65,52 +71,39 @@ def score_request(
     `prefix_rephrase`
     (Fall of ROME's test-time prefix).
     """
-    (scores,) = score_requests(
-        model, tok, [request], prefixes=[prefix], prefix_rephrase=prefix_rephrase, batch_tokens=batch_tokens
-    )
-    return scores
-
-
-def score_requests(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    requests: Sequence[EditRequest],
-    *,
-    prefixes: Sequence[str | None],
-    prefix_rephrase: bool = False,
-    batch_tokens: int = 8192,
-) -> list[RequestScores]:
-    """`score_request` of several requests, each with its own prefix, their prompts batched together."""
-    pairs = [_pairs(r, p, p if prefix_rephrase else None) for r, p in zip(requests, prefixes, strict=True)]
+    settings = Settings(prefix=prefix, prefix_rephrase=prefix_rephrase)
+    pairs = list(dict.fromkeys(record_pairs(request, settings)))
     with frozen(model):
-        scored = iter(score(model, tok, [pair for own in pairs for pair in own], batch_tokens=batch_tokens))
-    return [_scores(request, scored) for request in requests]
+        scored = score(model, tok, pairs, batch_tokens=batch_tokens)
+    return scores_of(request, dict(zip(pairs, scored, strict=True)), settings)
 
 
-def _pairs(request: EditRequest, prefix: str | None, prefix_rephrase: str | None) -> list[tuple[str, str]]:
-    """Everything a request is scored on as (prompt, target), in the order `_scores` takes it."""
-    rewrite_prompt = _behind(prefix, request.prompt)
-    pairs = [(rewrite_prompt, request.target_new)]
-    if request.ground_truth is not None:
-        pairs.append((rewrite_prompt, request.ground_truth))
-    pairs += [(_behind(prefix_rephrase, prompt), request.target_new) for prompt in request.rephrase_prompts]
-    for probe in (*request.locality.values(), *request.portability.values()):
-        pairs += zip(probe.prompts, probe.answers, strict=True)
+def record_pairs(request: EditRequest, settings: Settings) -> list[Pair]:
+    """Everything a record says of a request, as (prompt, answer)."""
+    prompt = settings.rewrite(request)
+    answers = [answer for answer in (request.target_new, request.ground_truth) if answer is not None]
+    pairs = [(prompt, answer) for answer in answers]
+    pairs += [(paraphrase, request.target_new) for paraphrase in settings.rephrased(request)]
+    for probes in (request.locality, request.portability):
+        pairs += [pair for listed in _by_key(probes).values() for pair in listed]
     return pairs
 
 
-def _scores(request: EditRequest, scored: Iterator[Scored]) -> RequestScores:
-    def take(probes: Mapping[str, Probe]) -> dict[str, tuple[Scored, ...]]:
-        return {key: tuple(next(scored) for _ in probe.prompts) for key, probe in probes.items()}
+def scores_of(request: EditRequest, scored: Mapping[Pair, Scored], settings: Settings) -> RequestScores:
+    """A request's scores out of what one state of the model said to `record_pairs`, and perhaps to more."""
 
+    def taken(probes: Mapping[str, Probe]) -> dict[str, tuple[Scored, ...]]:
+        return {key: tuple(scored[pair] for pair in pairs) for key, pairs in _by_key(probes).items()}
+
+    prompt, truth = settings.rewrite(request), request.ground_truth
     return RequestScores(
-        rewrite=next(scored),
-        ground_truth=next(scored) if request.ground_truth is not None else None,
-        rephrase=tuple(next(scored) for _ in request.rephrase_prompts),
-        locality=take(request.locality),
-        portability=take(request.portability),
+        rewrite=scored[(prompt, request.target_new)],
+        ground_truth=None if truth is None else scored[(prompt, truth)],
+        rephrase=tuple(scored[(paraphrase, request.target_new)] for paraphrase in settings.rephrased(request)),
+        locality=taken(request.locality),
+        portability=taken(request.portability),
     )
 
 
-def _behind(prefix: str | None, prompt: str) -> str:
-    return prompt if prefix is None else prefix.replace(SLOT, prompt)
+def _by_key(probes: Mapping[str, Probe]) -> dict[str, list[Pair]]:
+    return {key: list(zip(probe.prompts, probe.answers, strict=True)) for key, probe in probes.items()}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from easyeditor.dataset.sentences import Sentences
-from easyeditor.evaluate.metrics import RequestScores, agreement
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.collapse import Collapse
-from easyeditor.results.record import EditRecord, LayerNumbers, Side
+from easyeditor.results.record import EditRecord, LayerNumbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +39,15 @@ class Examined:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What was measured of one state of the model, the scores in the order of the requests."""
+    """What was measured of one state of the model, the requests in order."""
 
-    scores: Sequence[RequestScores]
-    metrics: Evaluation | None
+    evaluation: Evaluation
     ppl: PerplexityReport | None
 
-    def side(self, number: int, *, original: State | None = None, just_before: State | None = None) -> Side:
-        """One request's numbers under EasyEdit's names; locality against the `original` model and against that
-        `just_before` the edit, where they are others."""
-        scores = self.scores[number]
-        side = Side(
-            rewrite=(scores.rewrite.accuracy,),
-            rephrase=tuple(s.accuracy for s in scores.rephrase),
-            said={key: tuple(s.said for s in said) for key, said in scores.locality.items()},
-            portability={key: tuple(s.accuracy for s in found) for key, found in scores.portability.items()},
-            ppl=None if self.ppl is None else self.ppl.mean,
-        )
-        near = {} if original is None else _agreement(original.scores[number], scores)
-        kept = None if just_before is None else _agreement(just_before.scores[number], scores)
-        return replace(side, locality=near, locality_just_before=kept)
-
-
-def _agreement(before: RequestScores, after: RequestScores) -> dict[str, tuple[float, ...]]:
-    return {
-        key: tuple(agreement(a, b) for a, b in zip(before.locality[key], said, strict=True))
-        for key, said in after.locality.items()
-    }
+    @property
+    def mean_ppl(self) -> float | None:
+        """The papers' perplexity; None when it was not measured."""
+        return None if self.ppl is None else self.ppl.mean
 
 
 def edit_record(
@@ -86,32 +67,36 @@ def edit_record(
     """The record of request `number` of an edit; `states` are the original model, just before the edit, and after
     it."""
     base, now, after = states
-    between = None if now is base else now
-    just_before = None if between is None else between.side(number, original=base)
-    old, new = base.scores[number].probabilities(), after.scores[number].probabilities()
-    if between is not None and just_before is not None:
-        just_before = replace(just_before, probabilities=between.scores[number].probabilities())
-    rows = {when: state.metrics.rows[number] for when, state in (("before", base), ("after", after)) if state.metrics}
+    old, between, new = (state.evaluation.scores(number) for state in states)
+    pre, post, just_before = old.side(ppl=base.mean_ppl), new.side(old, after.mean_ppl), None
+    if now is not base:
+        just_before = replace(between.side(old, now.mean_ppl), probabilities=between.probabilities())
+        post = replace(post, locality_just_before=new.agreement(between))
+    said = {"before": old.probabilities(), "after": new.probabilities()}
     return EditRecord(
         request=request,
-        pre=base.side(number),
+        time=time,
+        pre=pre,
         just_before=just_before,
-        post=after.side(number, original=base, just_before=between),
-        probabilities={key: {"before": p, "after": new[key]} for key, p in old.items()},
+        post=post,
+        probabilities={key: {when: found[key] for when, found in said.items()} for key in said["before"]},
+        collapse=collapse,
         perplexity={
             "sentences": None if sentences is None else sentences.to_json(),
             "before": _plain(base.ppl),
-            "just_before": None if between is None else _plain(between.ppl),
+            "just_before": None if now is base else _plain(now.ppl),
             "after": _plain(after.ppl),
         },
-        metrics=rows,
-        time=time,
-        collapse=collapse,
         method=method,
         trace=trace,
         test_prefix=test_prefix,
         remedy=remedy,
         rounding=rounding,
+        metrics={
+            when: state.evaluation.rows[number]
+            for when, state in (("before", base), ("after", after))
+            if state.evaluation.names
+        },
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
+from easyeditor.evaluate.metrics import RequestScores, record_pairs, scores_of
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.generate import Decoding, Generated, generate
@@ -42,6 +43,21 @@ class Evaluation:
     names: tuple[str, ...]
     rows: tuple[Mapping[str, Value], ...]
     answers: Answers
+    requests: tuple[EditRequest, ...] = ()
+    settings: tuple[Settings, ...] = ()
+
+    def only(self, numbers: Sequence[int]) -> Evaluation:
+        """That of some of the requests."""
+        return replace(
+            self,
+            rows=tuple(self.rows[n] for n in numbers),
+            requests=tuple(self.requests[n] for n in numbers),
+            settings=tuple(self.settings[n] for n in numbers),
+        )
+
+    def scores(self, number: int) -> RequestScores:
+        """One request's scores under EasyEdit's names; only of an evaluation `measure` made for records."""
+        return scores_of(self.requests[number], self.answers.scored, self.settings[number])
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Per metric: the mean over the requests that have a value, how many have one, and why others lack it."""
@@ -121,26 +137,55 @@ def evaluate(
     Raises:
         ConfigError: an unknown metric. DataError: no requests, or a text too long for the model.
     """
-    metrics, settings = chosen(names), settings or Settings()
     if not requests:
         raise DataError("no requests to evaluate")
-    asking = [(m, r) for m in metrics if m.value is not None for r in requests if m.lacks(r) is None]
-    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r in asking for pair in m.pairs(r, settings))
-    asks: dict[Ask, None] = dict.fromkeys(ask for m, r in asking for ask in m.asks(r, settings))
-    texts = dict.fromkeys(text for m, r in asking for text in m.texts(r))
+    settings = settings or Settings()
     references = settings.idf_texts or tuple(text for r in requests for text in r.reference_texts)
+    same = [replace(settings, idf_texts=references)] * len(requests)
+    return measure(model, tok, requests, chosen(names), same, before=before, progress=progress)
+
+
+def measure(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    metrics: Sequence[Metric],
+    settings: Sequence[Settings],
+    *,
+    record: bool = False,
+    before: Evaluation | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """`evaluate` with settings of its own for each request (batching and stops are the first one's); with `record`
+    everything a record says of the requests is asked too."""
+    first = settings[0]
+    asking = [
+        (m, r, own)
+        for m in metrics
+        if m.value is not None
+        for r, own in zip(requests, settings, strict=True)
+        if m.lacks(r) is None
+    ]
+    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r, own in asking for pair in m.pairs(r, own))
+    if record:
+        pairs |= dict.fromkeys(p for r, own in zip(requests, settings, strict=True) for p in record_pairs(r, own))
+    asks: dict[Ask, None] = dict.fromkeys(ask for m, r, own in asking for ask in m.asks(r, own))
+    texts = dict.fromkeys(text for m, r, _ in asking for text in m.texts(r))
     with frozen(model):
-        scored = score(model, tok, list(pairs), batch_tokens=settings.batch_tokens)
+        scored = score(model, tok, list(pairs), batch_tokens=first.batch_tokens)
         answers = Answers(
-            settings=settings,
+            settings=first,
             scored=dict(zip(pairs, scored, strict=True)),
-            generated=_generated(model, tok, list(asks), settings, progress),
+            generated=_generated(model, tok, list(asks), first, progress),
             perplexities=_perplexities(model, tok, list(texts)),
-            references=references,
             before=None if before is None else before.answers,
         )
-    rows = tuple({m.name: _value(m, r, answers) for m in metrics if m.value is not None} for r in requests)
-    return Evaluation(names=tuple(m.name for m in metrics), rows=rows, answers=answers)
+    rows = tuple(
+        {m.name: _value(m, r, replace(answers, settings=own)) for m in metrics if m.value is not None}
+        for r, own in zip(requests, settings, strict=True)
+    )
+    names = tuple(m.name for m in metrics)
+    return Evaluation(names=names, rows=rows, answers=answers, requests=tuple(requests), settings=tuple(settings))
 
 
 def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:

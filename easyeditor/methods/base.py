@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +62,11 @@ class EditMethod(ABC, Generic[H]):
     def contexts(self) -> tuple[str, ...]:
         """Contexts the method puts before prompts; empty for a method that has none."""
         return ()
+
+    @property
+    def prefixes(self) -> bool | Literal["all"]:
+        """Is an edit tested with a context before the rewrite prompt (True), and before paraphrases too (`all`)?"""
+        return False
 
     def use_contexts(self, contexts: Sequence[str]) -> None:
         """Take the contexts of an earlier run in place of generating them; nothing to do for a method without any."""

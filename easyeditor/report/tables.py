@@ -40,14 +40,14 @@ class Table:
 
 def collapse_table(runs: Sequence[Run]) -> Table:
     """The papers' table (Fall of ROME, tables 2 to 4): collapsed and normal edits side by side, means over edits."""
-    rows = []
+    rows, chosen = [], _chosen(runs)
     for run in runs:
         by_verdict = {verdict: [e.record for e in run.edits if e.record.collapsed is verdict] for verdict in _YES}
         groups = [("collapsed", by_verdict[True]), ("normal", by_verdict[False])]
         groups += [("all", [e.record for e in run.edits if e.record.collapsed is not None])]
         if by_verdict[None]:
             groups.append(("perplexity not measured", by_verdict[None]))
-        rows += [(run.label, name, *_group(edits)) for name, edits in groups if run.edits]
+        rows += [(run.label, name, *_group(edits, chosen)) for name, edits in groups if run.edits]
     return Table(
         name="collapse",
         title="Collapsed and normal edits",
@@ -58,9 +58,7 @@ def collapse_table(runs: Sequence[Run]) -> Table:
             Column(title="numerator", kind="number"),
             Column(title="|denominator|", kind="number"),
             Column(title="max perplexity", kind="perplexity"),
-            Column(title="efficacy", kind="percent"),
-            Column(title="generalization", kind="percent"),
-            Column(title="locality", kind="percent"),
+            *_accuracy_columns(chosen),
         ),
         rows=tuple(rows),
         note="Means over edits, measured right after each edit; max perplexity is the largest. Efficacy, "
@@ -69,14 +67,25 @@ def collapse_table(runs: Sequence[Run]) -> Table:
     )
 
 
-def _group(edits: Sequence[EditRecord]) -> tuple[Any, ...]:
+def _group(edits: Sequence[EditRecord], names: Sequence[str]) -> tuple[Any, ...]:
     return (
         len(edits),
         mean(edit.numerator for edit in edits),
         mean(None if edit.denominator is None else abs(edit.denominator) for edit in edits),
         max((edit.post.ppl for edit in edits if edit.post.ppl is not None), default=None),
-        *(mean(edit.after(name) for edit in edits) for name in ACCURACIES.values()),
+        *(mean(edit.after(name) for edit in edits) for name in (*ACCURACIES.values(), *names)),
     )
+
+
+def _chosen(runs: Sequence[Run]) -> list[str]:
+    """Names of the registry's metrics that the runs measured, in the order they were asked for."""
+    rows = (edit.record.metrics.get("after", {}) for run in runs for edit in run.edits)
+    return list(dict.fromkeys(name for row in rows for name in row if name not in ACCURACIES.values()))
+
+
+def _accuracy_columns(chosen: Sequence[str]) -> tuple[Column, ...]:
+    known = tuple(Column(title=title, kind="percent") for title in ACCURACIES)
+    return (*known, *(Column(title=name, kind="number") for name in chosen))
 
 
 def prediction_table(runs: Sequence[Run]) -> Table:
@@ -137,17 +146,12 @@ def screen_table(runs: Sequence[Run]) -> Table:
 
 def retention_table(runs: Sequence[Run]) -> Table:
     """What a sequence left: perplexity and mean accuracies over all edits so far, at each evaluation."""
-    rows = [
-        (
-            run.label,
-            seen.after,
-            seen.ppl,
-            _YES[seen.collapsed],
-            *(seen.means()[name] for name in ACCURACIES.values()),
-        )
-        for run in runs
-        for seen in run.evaluations
-    ]
+    rows, chosen = [], _chosen(runs)
+    for run in runs:
+        for seen in run.evaluations:
+            means = seen.means()
+            values = (means.get(name) for name in (*ACCURACIES.values(), *chosen))
+            rows.append((run.label, seen.after, seen.ppl, _YES[seen.collapsed], *values))
     return Table(
         name="retention",
         title="Evaluations along the sequence",
@@ -156,9 +160,7 @@ def retention_table(runs: Sequence[Run]) -> Table:
             Column(title="after edits", kind="count"),
             Column(title="perplexity", kind="perplexity"),
             Column(title="collapsed"),
-            Column(title="efficacy", kind="percent"),
-            Column(title="generalization", kind="percent"),
-            Column(title="locality", kind="percent"),
+            *_accuracy_columns(chosen),
         ),
         rows=tuple(rows),
         note="Means over all edits made so far, on the model that holds them.",
@@ -234,7 +236,8 @@ def edits_table(runs: Sequence[Run]) -> Table:
         ("perplexity left by the guard", "perplexity", lambda e: e.left_ppl),
         *((f"{part} time", "seconds", lambda e, part=part: e.seconds.get(part)) for part in (*PARTS, "total")),
     )
-    return _edit_rows("edits", "All edits", (*_EDIT_COLUMNS, *extra), ((r.label, e) for r in runs for e in r.edits))
+    columns = (*_EDIT_COLUMNS, *_metric_columns(runs), *extra)
+    return _edit_rows("edits", "All edits", columns, ((r.label, e) for r in runs for e in r.edits))
 
 
 def collapsed_table(runs: Sequence[Run]) -> Table:
@@ -242,7 +245,12 @@ def collapsed_table(runs: Sequence[Run]) -> Table:
     cases = [(run.label, edit) for run in runs for edit in run.edits if edit.record.collapsed]
     cases.sort(key=lambda case: -(case[1].record.post.ppl or 0.0))
     causes: tuple[Getter, ...] = (("cause", "text", lambda e: cause(e.record)),)
-    return _edit_rows("collapsed", "Collapsed edits, worst first", (*_EDIT_COLUMNS, *causes), cases)
+    columns = (*_EDIT_COLUMNS, *_metric_columns(runs), *causes)
+    return _edit_rows("collapsed", "Collapsed edits, worst first", columns, cases)
+
+
+def _metric_columns(runs: Sequence[Run]) -> tuple[Getter, ...]:
+    return tuple((name, "number", lambda e, name=name: e.record.after(name)) for name in _chosen(runs))
 
 
 def _edit_rows(name: str, title: str, columns: Sequence[Getter], cases: Iterable[tuple[str, EditLine]]) -> Table:

@@ -71,6 +71,9 @@ def _before_after(record: EditRecord) -> Table:
         table.add_row(escape(f"locality ({key})"), "1 by definition", _mean(post.locality[key]))
     for key in request.portability:
         table.add_row(escape(f"portability ({key})"), _mean(pre.portability[key]), _mean(post.portability[key]))
+    before = record.metrics.get("before", {})
+    for name, value in record.metrics.get("after", {}).items():
+        table.add_row(escape(name), _small(before[name].value), _small(value.value))
     new, old = record.probabilities["target_new"], record.probabilities["ground_truth"]
     table.add_row(escape(f"P({request.target_new})"), _small(new["before"]), _small(new["after"]))
     if request.ground_truth is not None:

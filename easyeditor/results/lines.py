@@ -145,6 +145,7 @@ class Retained:
     rephrase: float | None
     locality: float | None
     locality_just_before: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """An entry of `retention`."""
@@ -155,6 +156,7 @@ class Retained:
             "rephrase_acc": self.rephrase,
             "locality_acc": self.locality,
             "locality_just_before_acc": self.locality_just_before,
+            **({"metrics": dict(self.metrics)} if self.metrics else {}),
         }
 
     @staticmethod
@@ -167,6 +169,7 @@ class Retained:
             rephrase=number(raw["rephrase_acc"]),
             locality=number(raw["locality_acc"]),
             locality_just_before=number(raw.get("locality_just_before_acc")),
+            metrics={name: number(value) for name, value in raw.get("metrics", {}).items()},
         )
 
 
@@ -185,11 +188,13 @@ class EvaluationLine:
         return self.after - 1
 
     def means(self) -> dict[str, float | None]:
-        """Mean accuracies over the edits in the model."""
+        """Mean accuracies over the edits in the model, and means of the registry's metrics if some were asked for."""
+        names = dict.fromkeys(name for row in self.retention for name in row.metrics)
         return {
             "rewrite_acc": mean(row.rewrite for row in self.retention),
             "rephrase_acc": mean(row.rephrase for row in self.retention),
             "locality_acc": mean(row.locality for row in self.retention),
+            **{name: mean(row.metrics.get(name) for row in self.retention) for name in names},
         }
 
     def to_json(self) -> dict[str, Any]:

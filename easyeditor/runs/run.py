@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.dataset.reader import Dataset, read_dataset
+from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.evaluate.registry import chosen
 from easyeditor.files import discard, read_json, to_json, write_json
@@ -28,7 +29,7 @@ from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.shard import Rank, wait_for, wait_for_all
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
-from easyeditor.runs.work import Editing, Watch, Work
+from easyeditor.runs.work import Watch, Work
 
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
@@ -159,7 +160,7 @@ def taken_up(folder: Path, rank: Rank) -> Iterator[Path]:
 
 
 def execute(
-    folder: Path, what: Plan, make_editor: Callable[[HyperParams], Editing], rank: Rank, show: bool
+    folder: Path, what: Plan, make_editor: Callable[[HyperParams], Editor], rank: Rank, show: bool
 ) -> dict[str, Any] | None:
     """Do everything of the run that is not recorded; the first rank returns the summary (and writes it).
 
@@ -222,7 +223,7 @@ def finish(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _settle(folder: Path, what: Plan, editor: Editing, rank: Rank) -> None:
+def _settle(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
     """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new."""
     path = folder / MANIFEST
     if path.exists():

@@ -8,9 +8,10 @@ from pathlib import Path
 from easyeditor.errors import DataError
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.evaluate.registry import Evaluation
 from easyeditor.records import EditResult
 from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
-from easyeditor.results.record import Side
+from easyeditor.results.record import Row, Side
 from easyeditor.results.values import mean
 from easyeditor.runs.guard import guarded
 from easyeditor.runs.work import Work, edit_line, tried
@@ -53,31 +54,33 @@ def run_sequence(work: Work) -> None:
 
 
 class Originals:
-    """What the original model says to the requests, scored in groups fixed by place, so that a resumed run scores the
-    same batches."""
+    """The original model's numbers of the requests, measured in groups fixed by place, so that a resumed run measures
+    the same batches."""
 
     def __init__(self, work: Work, size: int) -> None:
         self._work, self._size = work, size
         self._together = max(1, SCORED_TOGETHER // size) * size
-        self._scores: dict[int, RequestScores] = {}  # of one group
+        self._group: list[int] = []
+        self._measured: Evaluation | None = None  # of the group
 
-    def of(self, chunk: list[int]) -> list[RequestScores] | None:
-        """Scores of one step's requests; None where its group holds a request that cannot be scored."""
-        if chunk[0] not in self._scores:
+    def of(self, chunk: list[int]) -> Evaluation | None:
+        """Of one step's requests; None where its group holds a request that cannot be measured."""
+        if chunk[0] not in self._group:
             numbers = list(self._work.numbers)
             first = numbers.index(chunk[0]) // self._together * self._together
-            self._scores = self._scored(numbers[first : first + self._together])
-        return [self._scores[n] for n in chunk] if chunk[0] in self._scores else None
+            self._group = numbers[first : first + self._together]
+            steps = [self._group[i : i + self._size] for i in range(0, len(self._group), self._size)]
+            prefixes = [self._work.editor.test_prefix(step[0]) for step in steps for _ in step]
+            try:
+                self._measured = _original(self._work, self._group, prefixes)
+            except DataError:  # the step it belongs to says which one
+                self._measured = None
+        return None if self._measured is None else self._measured.only([self._group.index(n) for n in chunk])
 
-    def _scored(self, group: list[int]) -> dict[int, RequestScores]:
-        steps = [group[i : i + self._size] for i in range(0, len(group), self._size)]
-        prefixes = [self._work.editor.test_prefix(step[0]) for step in steps for _ in step]
-        try:
-            with self._work.editor.original():
-                scores = self._work.editor.score_all([self._work.requests[n] for n in group], prefixes)
-        except DataError:  # the step it belongs to says which one
-            return {}
-        return dict(zip(group, scores, strict=True))
+
+def _original(work: Work, numbers: list[int], prefixes: list[str | None]) -> Evaluation:
+    with work.editor.original():
+        return work.editor.measure([work.requests[n] for n in numbers], prefixes)
 
 
 def delta_folder(folder: Path, first: int) -> Path:
@@ -104,7 +107,7 @@ def _step(
     known: Mapping[int, RunLine],
     ppl: PerplexityReport | None,
     base: PerplexityReport | None,
-    scores_base: list[RequestScores] | None,
+    original: Evaluation | None,
 ) -> tuple[Mapping[int, RunLine], PerplexityReport | None]:
     """One edit: compute and measure, save its delta, record its lines, keep it. Returns lines and perplexity."""
     requests = [work.requests[n] for n in chunk]
@@ -112,9 +115,7 @@ def _step(
     examined = tried(
         work,
         chunk,
-        lambda: work.editor.examine_together(
-            requests, ppl_before=ppl, ppl_base=base, scores_base=scores_base, draw=chunk[0]
-        ),
+        lambda: work.editor.examine_together(requests, ppl_before=ppl, ppl_base=base, base=original, draw=chunk[0]),
     )
     if examined is None:
         return {}, ppl
@@ -152,9 +153,10 @@ def _evaluate(
     numbers = sorted(lines)
     for start in range(0, len(numbers), SCORED_TOGETHER):
         group = numbers[start : start + SCORED_TOGETHER]
-        requests = [work.requests[n] for n in group]
-        scores = work.editor.score_all(requests, [lines[n].standing.test_prefix for n in group])
-        retention += [_retained(n, lines[n], now) for n, now in zip(group, scores, strict=True)]
+        prefixes = [lines[n].standing.test_prefix for n in group]
+        original = _original(work, group, prefixes) if work.editor.compares else None
+        now = work.editor.measure([work.requests[n] for n in group], prefixes, before=original)
+        retention += [_retained(n, lines[n], now.scores(k), now.rows[k]) for k, n in enumerate(group)]
     collapse = work.editor.judge(base, measured)
     work.record(
         EvaluationLine(
@@ -166,7 +168,7 @@ def _evaluate(
     )
 
 
-def _retained(number: int, line: EditLine, now: RequestScores) -> Retained:
+def _retained(number: int, line: EditLine, now: RequestScores, metrics: Row) -> Retained:
     """One edit's accuracies now; locality is agreement with what the original model said, and beside it with what the
     model said just before that edit."""
 
@@ -185,6 +187,7 @@ def _retained(number: int, line: EditLine, now: RequestScores) -> Retained:
         rephrase=mean(s.accuracy for s in now.rephrase),
         locality=locality(record.pre),
         locality_just_before=locality(record.just_before or record.pre),
+        metrics={name: found.value for name, found in metrics.items()},
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from easyeditor.errors import DataError, NumericalError
-from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
+from easyeditor.evaluate.registry import Evaluation
 from easyeditor.records import EditResult
 from easyeditor.results.collapse import is_small
 from easyeditor.results.lines import ScreenLine
@@ -31,18 +31,31 @@ def run_single(work: Work) -> None:
         if base is None:
             base = work.editor.perplexity()
         results = _computed(work, group)
-        members = [n for n in group if n in results]
-        prefixes = [work.editor.test_prefix(n) for n in members]
-        scores = work.editor.score_all([work.requests[n] for n in members], prefixes)
-        for n, score in zip(members, scores, strict=True):
-            if n in todo:
-                tried(work, [n], partial(_measure, work, n, results[n], base, score))
+        before = _before(work, [n for n in group if n in results])
+        for n in todo:
+            if n in before:
+                tried(work, [n], partial(_examine, work, n, results[n], base, before[n]))
 
 
-def _measure(work: Work, n: int, result: EditResult, base: PerplexityReport | None, score: RequestScores) -> None:
+def _before(work: Work, group: list[int]) -> dict[int, Evaluation]:
+    """The unedited model's numbers of a group; one by one where one of its requests cannot be measured."""
+    requests, prefixes = [work.requests[n] for n in group], [work.editor.test_prefix(n) for n in group]
+    try:
+        together = work.editor.measure(requests, prefixes) if group else None
+        return {n: together.only([place]) for place, n in enumerate(group)} if together is not None else {}
+    except DataError:
+        alone = {}
+        for n, request, prefix in zip(group, requests, prefixes, strict=True):
+            made = tried(work, [n], partial(work.editor.measure, [request], [prefix]))
+            if made is not None:
+                alone[n] = made
+        return alone
+
+
+def _examine(work: Work, n: int, result: EditResult, base: PerplexityReport | None, before: Evaluation) -> None:
     """Measure one edit, let the guard act, record it."""
     request = [work.requests[n]]
-    examined = work.editor.examine_together(request, result=result, ppl_before=base, scores_before=[score], draw=n)
+    examined = work.editor.examine_together(request, result=result, ppl_before=base, before=before, draw=n)
     outcome = guarded(work, request, examined, n, base)
     work.record(edit_line(examined.record, n, work, result=result, seconds=examined.seconds, guard=outcome.entries[0]))
 

@@ -5,21 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from easyeditor.dataset.sentences import Sentences
+from easyeditor.editor import Editor
 from easyeditor.errors import DataError, NumericalError
-from easyeditor.evaluate.metrics import RequestScores
-from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.record import Examined
-from easyeditor.hparams import HyperParams
-from easyeditor.methods.base import EditMethod
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult
-from easyeditor.results.collapse import Collapse
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine
 from easyeditor.results.record import EditRecord
@@ -28,75 +21,12 @@ from easyeditor.runs.settings import RunSettings
 LOG = logging.getLogger(__name__)
 
 
-class Editing(Protocol):
-    """What a mode needs of an editor (BaseEditor has it)."""
-
-    hparams: HyperParams
-    method: EditMethod[Any]
-    sentences: Sentences | None
-
-    def compute_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
-        """An edit of its own for each request."""
-        ...
-
-    def examine_together(
-        self,
-        requests: Sequence[EditRequest],
-        *,
-        result: EditResult | None = None,
-        ppl_before: PerplexityReport | None = None,
-        ppl_base: PerplexityReport | None = None,
-        scores_before: Sequence[RequestScores] | None = None,
-        scores_base: Sequence[RequestScores] | None = None,
-        draw: int | None = None,
-    ) -> Examined:
-        """Compute and measure one edit."""
-        ...
-
-    def score_all(self, requests: Sequence[EditRequest], prefixes: Sequence[str | None]) -> list[RequestScores]:
-        """Scores on the model as it is."""
-        ...
-
-    def test_prefix(self, draw: int | None = None) -> str | None:
-        """The test-time prefix of edit number `draw`."""
-        ...
-
-    def perplexity(self) -> PerplexityReport | None:
-        """Perplexity of the model as it is."""
-        ...
-
-    def judge(
-        self,
-        before: PerplexityReport | None,
-        after: PerplexityReport | None,
-        just_before: PerplexityReport | None = None,
-    ) -> Collapse | None:
-        """The verdict on a change of perplexity."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Identity of the weights."""
-        ...
-
-    def original(self) -> AbstractContextManager[Any]:
-        """The model before the first commit inside the block."""
-        ...
-
-    def commit(self, result: EditResult, saved: Path | None = None) -> None:
-        """Keep an edit in the model, whose deltas lie in `saved`."""
-        ...
-
-    def remedied(self) -> Editing | None:
-        """The editor with the method's remedy set."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One process's part of a run; `numbers` are places in `requests`, `done` the edits recorded by place,
     `evaluated` the numbers of edits after which an evaluation is recorded."""
 
-    editor: Editing
+    editor: Editor
     settings: RunSettings
     requests: Sequence[EditRequest]
     numbers: Sequence[int]

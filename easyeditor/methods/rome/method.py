@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ class ROME(LocateMethod[ROMEHyperParams]):
             "both_keys": "both keys",
         }
         return ", ".join([name, *(words for key, words in said.items() if getattr(h, key) and key not in preset)])
+
+    @property
+    def prefixes(self) -> bool | Literal["all"]:
+        """As `if_prefix` says."""
+        return self.hparams.if_prefix
 
     @property
     def remedy(self) -> str | None:
