@@ -109,3 +109,16 @@ def test_a_line_of_a_run_begun_before_digests_is_taken(resume: Resume, tmp_path:
         line.pop("saved_sha256", None)
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert resume("run").code == 0
+
+
+@pytest.mark.parametrize("field", ["rephrase_prompt", "locality_prompt"])
+def test_skip_bad_leaves_out_a_request_whose_probe_is_too_long(
+    field: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [record_of("Bay"), {**record_of("Oslo"), field: "word " * 400}, record_of("Rome")]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    flags = ["--hparams", str(source / "rome.yaml"), "--data", str(tmp_path / "data.json"), "--output"]
+    refused(call(mass_edit, [*flags, str(tmp_path / "a")], monkeypatch, capsys), "record 1", "--skip-bad")
+    assert call(mass_edit, [*flags, str(tmp_path / "b"), "--skip-bad"], monkeypatch, capsys).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "b/results.jsonl").read_text().splitlines()]
+    assert sorted((line["index"], line["kind"]) for line in lines) == [(0, "edit"), (1, "failed"), (2, "edit")]
