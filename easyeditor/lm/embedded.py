@@ -6,9 +6,12 @@ dequantised to float32 and the result saved as an ordinary Hugging Face checkpoi
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -78,9 +81,11 @@ def _convert(gguf: Path, folder: Path) -> Path:
     where = str(gguf.parent)
     tok = AutoTokenizer.from_pretrained(where, gguf_file=gguf.name)
     # Without dequantize=True transformers 5 keeps the blocks quantised, which can be neither edited nor saved.
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
+    # Its bar has no switch: a terminal sees it, a log file would get hundreds of pieces of it.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
     with whole_folder(folder) as part:
         model.save_pretrained(part)
         tok.save_pretrained(part)
