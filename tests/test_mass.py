@@ -23,6 +23,8 @@ import mass_edit
 from easyeditor import BaseEditor, EditRequest, EditResult
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
+from easyeditor.evaluate import registry
+from easyeditor.evaluate.scoring import score
 from easyeditor.report.summary import print_summary
 from easyeditor.results import collapse
 from easyeditor.results.journal import Journal
@@ -106,9 +108,9 @@ def test_metrics_of_the_registry_are_measured_around_every_edit(mass: Any, tmp_p
     assert ran.code == 0, ran.err
     for line in lines(tmp_path / "run"):
         assert set(line["metrics"]) == {"before", "after"}
-        for state, score in (("before", "pre"), ("after", "post")):
+        for state, side in (("before", "pre"), ("after", "post")):
             assert set(line["metrics"][state]) == set(names)
-            assert isinstance(line["metrics"][state]["gen_rewrite_em"]["details"], dict), score
+            assert isinstance(line["metrics"][state]["gen_rewrite_em"]["details"], dict), side
         assert line["metrics"]["after"]["ES"]["value"] is None  # the record has no ground truth to compare with
         assert line["metrics"]["after"]["ES"]["reason"]
     summary = json.loads(ran.out)
@@ -116,6 +118,26 @@ def test_metrics_of_the_registry_are_measured_around_every_edit(mass: Any, tmp_p
     assert summary["metrics"]["gen_rewrite_em"]["after"] == pytest.approx(sum(found) / 2)
     assert summary["metrics"]["gen_rewrite_em"]["edits"] == 2
     assert "ES" not in summary["metrics"]
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+def test_every_prompt_is_scored_once_on_every_state_of_the_model(
+    mode: str, mass: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unedited model in groups, the edited one with each edit, whatever metrics ask for."""
+    asked: list[list[tuple[str, str]]] = []
+
+    def counted(model: Any, tok: Any, pairs: Any, **options: Any) -> Any:
+        asked.append(list(pairs))
+        return score(model, tok, pairs, **options)
+
+    monkeypatch.setattr(registry, "score", counted)
+    ran = mass("--output", "run", "--mode", mode, "--metrics", "easyedit", "counterfact", "zsre")
+    assert ran.code == 0, ran.err
+    assert all(len(set(pairs)) == len(pairs) for pairs in asked)
+    rewrites = [sum(prompt == f"{s}, which is located in" for pairs in asked for prompt, _ in pairs) for s in SUBJECTS]
+    # before and after; in a sequence also just before (but for the first), and at the end on both models
+    assert rewrites == ([2] * 5 if mode == "single" else [4, *[5] * 4])
 
 
 def test_single_gives_the_records_of_one_edit_at_a_time(mass: Any, place: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import build
+from rich.console import Console
 from script_runs import Ran, call, save_tiny, strict, write_yaml
 
 import mass_edit
@@ -23,8 +25,10 @@ from easyeditor.analysis import __main__ as analysis
 from easyeditor.analysis import figures
 from easyeditor.evaluate import __main__ as evaluate
 from easyeditor.report import __main__ as report
+from easyeditor.report.verdict import print_record
 from easyeditor.results import collapse
 from easyeditor.results.collapse import judge
+from easyeditor.results.record import EditRecord
 
 SUBJECTS = ("Bay", "Roland", "Oslo", "東京")
 QUICK = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
@@ -32,6 +36,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "single": (),
     "registry": ("--metrics", "ES", "GE", "gen_rewrite_em"),
     "sequential": ("--mode", "sequential", "--eval-every", "2"),
+    "measured": ("--mode", "sequential", "--eval-every", "2", "--metrics", "ES", "locality_acc", "gen_rewrite_em"),
     "batch": ("--hparams", "memit.yaml", "--mode", "batch", "--batch-size", "3"),
     "screen": ("--screen",),
     "keep": ("--mode", "sequential"),
@@ -97,6 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             begin = ("--hparams", "rome.yaml", "--data", "data.json", "--output", mode, "--json")
             assert _ended(mass_edit, patch, *begin, *flags) == 0, mode
         request = ("--prompt", "Bay is in", "--subject", "Bay", "--target-new", "Italy", "--save-edit", "edit")
+        request += ("--ground-truth", "Spain", "--metrics", "ES", "gen_rewrite_em")
         assert _ended(single_case_edit, patch, "--hparams", "rome.yaml", "--output", "case", "--json", *request) == 0
     return root
 
@@ -191,6 +197,35 @@ def test_the_report_shows_a_screen_and_a_single_edit(runs: Path, go: Any) -> Non
     record = strict((runs / "case" / "result.json").read_text(encoding="utf-8"))
     (row,) = table(runs / "case", "edits")
     assert (float(row["perplexity"]), row["subject"]) == (record["post"]["ppl"], "Bay")
+
+
+@pytest.mark.parametrize("mode", ["registry", "measured"])
+def test_the_registrys_metrics_show_everywhere(mode: str, runs: Path, go: Any) -> None:
+    go(report, mode, "--worst", 2)
+    edits, names = lines(runs / mode, "edit"), ("ES", "gen_rewrite_em")
+    summary = strict((runs / mode / "summary.json").read_text(encoding="utf-8"))
+    for name in names:
+        found = [edit["metrics"]["after"][name]["value"] for edit in edits]
+        assert [float(row[name]) for row in table(runs / mode, "edits")] == found
+        everyone = next(row for row in table(runs / mode, "collapse") if row["edits"] == "all")
+        assert float(everyone[name]) == summary["metrics"][name]["after"] == pytest.approx(mean(found))
+    if mode == "measured":
+        for line, row in zip(lines(runs / mode, "evaluation"), table(runs / mode, "retention"), strict=True):
+            for name in names:
+                assert float(row[name]) == pytest.approx(mean([kept["metrics"][name] for kept in line["retention"]]))
+            for kept in line["retention"]:  # the registry's locality is the record's
+                assert kept["metrics"]["locality_acc"] == pytest.approx(kept["locality_acc"])
+        assert set(names) <= summary["last_evaluation"].keys()
+        assert "gen_rewrite_em</button>" in (runs / mode / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_single_edit_shows_the_metrics_it_was_asked_for(runs: Path) -> None:
+    record = EditRecord.from_json(strict((runs / "case" / "result.json").read_text(encoding="utf-8")))
+    assert set(record.metrics["after"]) == {"ES", "gen_rewrite_em"}
+    sink = io.StringIO()
+    print_record(record, Console(file=sink, width=100))
+    (row,) = (line for line in sink.getvalue().splitlines() if "gen_rewrite_em" in line)
+    assert row.split()[-2].replace(".", "").isdigit()
 
 
 @pytest.mark.parametrize("mode", [*EDITED, "case"])
