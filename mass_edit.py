@@ -33,7 +33,7 @@ from typing import Any
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
-from easyeditor.hparams import HyperParams, yaml_path
+from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.results.collapse import SMALL_DENOMINATOR
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.shard import Rank, rank_of
@@ -101,10 +101,9 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
         hparams = hparams if args.hparams is None else load_hparams(args.hparams)
     else:
         hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS))
-    flags = [f"{key}={value}" for key, value in (("device", args.device), ("dtype", args.dtype)) if value is not None]
-    if args.device is None and rank.world > 1 and str(hparams.device).isdigit():
-        flags.append(f"device={rank.local}")
-    return hparams.override([*args.set, *flags]), RunSettings.from_dict(given, "flags")
+    local = rank.local if rank.world > 1 and str(hparams.device).isdigit() else None
+    flags = overrides(args.set, device=local if args.device is None else args.device, dtype=args.dtype)
+    return hparams.override(flags), RunSettings.from_dict(given, "flags")
 
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings) -> None:

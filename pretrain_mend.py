@@ -23,7 +23,7 @@ from pathlib import Path
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import to_json, write_json
-from easyeditor.hparams import yaml_path
+from easyeditor.hparams import overrides, yaml_path
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
@@ -68,10 +68,9 @@ def main() -> int:
     from easyeditor.runs.shard import process_group, rank_of
 
     rank = rank_of(os.environ)
-    flags = [] if args.max_iters is None else [f"max_iters={args.max_iters}"]
     device = args.device if args.device is not None else (rank.local if rank.world > 1 else None)
-    flags += [] if device is None else [f"device={device}"]
-    hparams = MENDTrainingHparams.from_hparams(args.hparams).override([*args.set, *flags])
+    flags = overrides(args.set, max_iters=args.max_iters, device=device)
+    hparams = MENDTrainingHparams.from_hparams(args.hparams).override(flags)
     reads = {
         "--train": args.train,
         "--val": args.val,

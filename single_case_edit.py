@@ -19,7 +19,7 @@ from typing import Any
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json
-from easyeditor.hparams import HyperParams, yaml_path
+from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.records import EditRequest
 
 ROOT = Path(__file__).resolve().parent
@@ -91,8 +91,7 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     """The YAML with --set, --device and --dtype applied."""
     from easyeditor.methods.registry import load_hparams
 
-    flags = [f"{key}={value}" for key, value in (("device", args.device), ("dtype", args.dtype)) if value is not None]
-    return load_hparams(args.hparams).override([*args.set, *flags])
+    return load_hparams(args.hparams).override(overrides(args.set, device=args.device, dtype=args.dtype))
 
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:

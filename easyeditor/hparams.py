@@ -24,6 +24,11 @@ LARGEST_FLOAT = 1e30  # float32 holds it, and its products with what a model has
 MAX_SEED = 2**62  # draws are numbered from the seed on, and generators take 63 bits
 
 
+def overrides(settings: Iterable[str], **flags: Any) -> list[str]:
+    """KEY=VALUE of a script's --set, and of its flags that are hyper-parameters; what was not given is left out."""
+    return [*settings, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+
+
 @dataclass(kw_only=True)
 class HyperParams:
     """What every method shares. Attributes may be assigned; the library works on its own validated copy."""

@@ -26,7 +26,7 @@ import easyeditor
 
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors",),
-    ("files", "fetch", "progress"),
+    ("files", "fetch", "palette", "progress"),
     ("locks", "plain_yaml"),
     ("hparams", "request"),
     ("results",),
@@ -42,7 +42,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SHARED_BY_METHODS = ("base", "hparams", "memory", "registry", "table", "locate")
-LAZY = ("easyeditor/__init__.py", "easyeditor/methods/registry.py")  # name their targets as texts
+LAZY = ("easyeditor/__init__.py", "easyeditor/methods/registry.py", "easyeditor/analysis/__main__.py")  # names as texts
 MAX_LINES = 320
 
 SOURCES = {

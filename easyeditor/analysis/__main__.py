@@ -19,81 +19,18 @@ as PNG and SVG. Exit code: 0, 2 for bad input.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from types import ModuleType
+from importlib import import_module
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 
-
-def _keys() -> ModuleType:
-    from easyeditor.analysis import keys
-
-    return keys
-
-
-def _first_token() -> ModuleType:
-    from easyeditor.analysis import first_token
-
-    return first_token
-
-
-def _position_swap() -> ModuleType:
-    from easyeditor.analysis import position_swap
-
-    return position_swap
-
-
-def _update_norms() -> ModuleType:
-    from easyeditor.analysis import update_norms
-
-    return update_norms
-
-
-def _prefix_test() -> ModuleType:
-    from easyeditor.analysis import prefix_test
-
-    return prefix_test
-
-
-def _downstream() -> ModuleType:
-    from easyeditor.analysis import downstream
-
-    return downstream
-
-
-def _hard_edit() -> ModuleType:
-    from easyeditor.analysis import hard_edit
-
-    return hard_edit
-
-
-def _protection() -> ModuleType:
-    from easyeditor.analysis import protection
-
-    return protection
-
-
-def _diagnose() -> ModuleType:
-    from easyeditor.analysis import diagnose
-
-    return diagnose
-
-
 WIDTH = 140  # of tables that go into a file or a pipe
 
-# Each module has add_flags(parser) and experiment(args, folder) -> Outcome; loaded only when it is asked for.
-EXPERIMENTS: dict[str, Callable[[], ModuleType]] = {
-    "keys": _keys,
-    "first-token": _first_token,
-    "position-swap": _position_swap,
-    "update-norms": _update_norms,
-    "prefix-test": _prefix_test,
-    "downstream": _downstream,
-    "hard-edit": _hard_edit,
-    "protection": _protection,
-    "diagnose": _diagnose,
-}
+EXPERIMENTS = (
+    *("keys", "first-token", "position-swap", "update-norms", "prefix-test", "downstream", "hard-edit", "protection"),
+    "diagnose",
+)
+"""Each is a module with add_flags(parser) and experiment(args, folder) -> Outcome, loaded only when it is asked for."""
 
 
 def main() -> int:
@@ -103,7 +40,7 @@ def main() -> int:
     name = outer.parse_args(sys.argv[1:2]).experiment
     if name not in EXPERIMENTS:
         raise ConfigError(f"experiment {name!r} is not known; there are: {', '.join(EXPERIMENTS)}")
-    module = EXPERIMENTS[name]()
+    module = import_module(f"easyeditor.analysis.{name.replace('-', '_')}")
     own = parser(module.__doc__ or "")
     own.prog = f"python -m easyeditor.analysis {name}"
     module.add_flags(own)

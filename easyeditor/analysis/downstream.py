@@ -30,6 +30,7 @@ from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
 from easyeditor.analysis.outcome import Finding, Outcome, Table
 from easyeditor.analysis.papers import SPEARMAN, WORST_MODELS
 from easyeditor.errors import ConfigError
+from easyeditor.palette import BLUE, GREY, VERMILLION
 from easyeditor.records import EditRequest, WeightDelta
 
 STRONG = -0.7  # Spearman at or below: a strong relation
@@ -182,13 +183,13 @@ def _draw(rows: list[list[Any]], names: tuple[str, ...]) -> Figure:
             points = [
                 [row[2], row[3 + i]] for row in rows if (row[0] == "unedited") == unedited and math.isfinite(row[2])
             ]
-            color = figures.BLUE if unedited else figures.VERMILLION
+            color = BLUE if unedited else VERMILLION
             values = np.array(points, dtype=np.float64).reshape(-1, 2)
             group = Group(label=label, values=values, color=color, marker=marker)
             figures.cloud(ax, [group], "perplexity", "accuracy")
         figures.log_scale(ax, "x")
         ax.set_ylim(-0.05, 1.05)
         if name in CHANCE:
-            ax.axhline(CHANCE[name], color=figures.GREY, linestyle=":", linewidth=1)
+            ax.axhline(CHANCE[name], color=GREY, linestyle=":", linewidth=1)
     figures.legend_below(figure, figure.get_axes()[0], 2)
     return figure

@@ -19,11 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
 from easyeditor.files import whole_file
+from easyeditor.palette import BLUE, GREY, VERMILLION
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-VERMILLION, BLUE, ORANGE, SKY = "#D55E00", "#0072B2", "#E69F00", "#56B4E9"
-GREEN, PURPLE, BLACK, GREY = "#009E73", "#CC79A7", "#000000", "#777777"
 COLLAPSE, NORMAL = VERMILLION, BLUE
 HEAT = "cividis"  # made to look the same to readers with and without colour blindness
 

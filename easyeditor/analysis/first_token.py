@@ -31,16 +31,17 @@ from easyeditor.errors import DataError
 from easyeditor.lm.loading import load_encoder_decoder
 from easyeditor.lm.tokens import SLOT, encode
 from easyeditor.methods.locate.rows import prompt_row
+from easyeditor.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BORDER = 0.25  # silhouettes above: two clouds; below: mixed
 PREFIXES = 3  # contexts put before each collapse prompt
 
 LOOK: dict[str, dict[str, Any]] = {
-    "first": {"label": "normal, first token", "color": figures.BLUE, "marker": "s"},
-    "later": {"label": "normal, later tokens", "color": figures.SKY, "marker": "o", "line": "--"},
-    "bare": {"label": "collapse, bare prompt", "color": figures.VERMILLION, "marker": "^"},
-    "prefixed": {"label": "collapse, behind a prefix", "color": figures.ORANGE, "marker": "v", "line": ":"},
+    "first": {"label": "normal, first token", "color": BLUE, "marker": "s"},
+    "later": {"label": "normal, later tokens", "color": SKY, "marker": "o", "line": "--"},
+    "bare": {"label": "collapse, bare prompt", "color": VERMILLION, "marker": "^"},
+    "prefixed": {"label": "collapse, behind a prefix", "color": ORANGE, "marker": "v", "line": ":"},
 }
 
 
@@ -242,7 +243,7 @@ def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
     figures.log_scale(norm_ax, "y")
     figures.bands(distance_ax, depth, groups(distances), "layer", "cosine distance")
     for ax in (norm_ax, distance_ax):
-        ax.axvline(layer, color=figures.GREY, linestyle=":", linewidth=1)
+        ax.axvline(layer, color=GREY, linestyle=":", linewidth=1)
     points = unit(np.concatenate(list(at.values())))
     plane, shares = pca_plane(points)
     cuts = np.cumsum([len(cloud) for cloud in at.values()])[:-1]

@@ -35,6 +35,7 @@ from easyeditor.dataset.formats import parse
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import read_json, write_json
 from easyeditor.methods.rome.hparams import ROMEHyperParams
+from easyeditor.palette import BLUE, GREY, VERMILLION
 
 SCREENED_TOGETHER = 16
 COLUMNS = ("prompt", "target_new", "ground_truth", "denominator", "perplexity", "collapsed")
@@ -140,17 +141,17 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     figure = figures.panels(["|denominator| of all candidates", "Perplexity of the edited ones"])
     screened, edited = figure.get_axes()
     sizes = np.sort(np.abs(np.array(denominators, dtype=np.float64)))
-    screened.plot(np.arange(1, len(sizes) + 1), sizes, ".", color=figures.BLUE)
-    screened.plot(np.arange(1, len(rows) + 1), sizes[: len(rows)], "^", color=figures.VERMILLION, label="edited")
+    screened.plot(np.arange(1, len(sizes) + 1), sizes, ".", color=BLUE)
+    screened.plot(np.arange(1, len(rows) + 1), sizes[: len(rows)], "^", color=VERMILLION, label="edited")
     figures.log_scale(screened, "y")
     screened.set_xlabel("candidate, by |denominator|")
     screened.set_ylabel("|denominator|")
     screened.legend(frameon=False)
     points = [[abs(row[3]), row[4]] for row in rows if math.isfinite(row[4])]
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
-    group = Group(label="edited", values=values, color=figures.VERMILLION, marker="^")
+    group = Group(label="edited", values=values, color=VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
-    edited.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1, label="collapse threshold")
+    edited.axhline(threshold, color=GREY, linestyle=":", linewidth=1, label="collapse threshold")
     edited.legend(frameon=False)
     figures.log_scale(edited, "y")
     return figure

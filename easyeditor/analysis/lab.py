@@ -14,6 +14,7 @@ import torch
 from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
+from easyeditor.hparams import overrides
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
 from easyeditor.methods.locate.keys import Lookup
@@ -48,9 +49,7 @@ def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) ->
 
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
     """The YAML with --set, --device and --values applied. Raises ConfigError: another method's, or several layers."""
-    flags = {"device": args.device, "targets_dir": args.values}
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    hparams = load_hparams(args.hparams).override([*args.set, *given])
+    hparams = load_hparams(args.hparams).override(overrides(args.set, device=args.device, targets_dir=args.values))
     if not isinstance(hparams, ROMEHyperParams):
         raise ConfigError(f"{args.hparams} is for {hparams.alg_name}; the experiments edit with ROME, give a ROME YAML")
     if hparams.if_c_rome:

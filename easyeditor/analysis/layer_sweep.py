@@ -14,6 +14,7 @@ from easyeditor.analysis.lab import Lab, hparams_of, steps
 from easyeditor.analysis.outcome import Finding, Outcome, Table
 from easyeditor.analysis.sets import DATA, load_collapse
 from easyeditor.evaluate.scoring import score
+from easyeditor.palette import BLACK, BLUE, GREY, ORANGE, VERMILLION
 
 REQUESTS = DATA / "requests" / "layer_sweep.json"
 WAYS = ("ROME", "C-ROME", "C-ROME, consistent value")
@@ -137,7 +138,7 @@ def _findings(rows: Rows) -> list[Finding]:
 
 def _draw(rows: Rows, base: float, threshold: float) -> Figure:
     figure = figures.panels(["Perplexity after one edit, by layer", "Norm of the initial value v₀"], width=5.4)
-    looks = [(figures.ORANGE, "^", ":"), (figures.VERMILLION, "o", "-"), (figures.BLUE, "s", "--")]
+    looks = [(ORANGE, "^", ":"), (VERMILLION, "o", "-"), (BLUE, "s", "--")]
     ppl_ax, start_ax = figure.get_axes()
     layers = list(dict.fromkeys(row[0] for row in rows))
     for ax, column, ways in ((ppl_ax, "perplexity", WAYS), (start_ax, "|v0|", WAYS[1:])):
@@ -149,8 +150,8 @@ def _draw(rows: Rows, base: float, threshold: float) -> Figure:
             if way in ways
         ]
         figures.bands(ax, layers, groups, "layer", "perplexity" if column == "perplexity" else "‖v₀‖", every=True)
-    ppl_ax.axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
-    ppl_ax.axhline(base, color=figures.BLACK, linewidth=0.7)
+    ppl_ax.axhline(threshold, color=GREY, linestyle=":", linewidth=1)
+    ppl_ax.axhline(base, color=BLACK, linewidth=0.7)
     for ax in (ppl_ax, start_ax):
         figures.log_scale(ax, "y")
     figures.legend_below(figure, ppl_ax, 3)

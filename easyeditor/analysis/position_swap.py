@@ -24,6 +24,7 @@ from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
 from easyeditor.analysis.outcome import Finding, Outcome, Table
 from easyeditor.analysis.papers import POSITION_SWAP
 from easyeditor.lm.hooks import second_position_first
+from easyeditor.palette import BLUE, VERMILLION
 
 COLUMNS = ("case", "prompt", "denominator", "denominator swapped", "perplexity", "perplexity swapped")
 
@@ -100,8 +101,8 @@ def _draw(rows: list[list[Any]], threshold: float) -> Figure:
     for ax, places, label in zip(figure.get_axes(), ((4, 5), (2, 3)), ("perplexity", "|denominator|"), strict=True):
         values = [np.abs(np.array([row[place] for row in rows], dtype=np.float64)) for place in places]
         groups = [
-            Group(label="as it is", values=values[0], color=figures.VERMILLION, marker="^"),
-            Group(label="positions swapped", values=values[1], color=figures.BLUE, marker="o"),
+            Group(label="as it is", values=values[0], color=VERMILLION, marker="^"),
+            Group(label="positions swapped", values=values[1], color=BLUE, marker="o"),
         ]
         line = (threshold, "collapse threshold") if label == "perplexity" else None
         figures.strips(ax, groups, label, line=line, paired=True)

@@ -25,6 +25,7 @@ from easyeditor.analysis.papers import PREFIX_TEST
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.metrics import RequestScores, agreement, score_request
 from easyeditor.lm.tokens import SLOT
+from easyeditor.palette import BLUE, SKY, VERMILLION
 from easyeditor.records import EditRequest
 
 WAYS = ("no prefix", "prefix", "prefix on rephrased prompts too")
@@ -139,7 +140,7 @@ def _findings(rows: Rows) -> list[Finding]:
 
 def _draw(rows: Rows) -> Figure:
     figure = figures.panels(["collapse set", "normal set"], width=5.0, height=3.4)
-    colors = (figures.VERMILLION, figures.BLUE, figures.SKY)
+    colors = (VERMILLION, BLUE, SKY)
     for ax, name in zip(figure.get_axes(), ("collapse", "normal"), strict=True):
         values = [[_value(rows, name, way, metric) for metric in METRICS] for way in WAYS]
         figures.bars(ax, METRICS, dict(zip(WAYS, values, strict=True)), colors, "share", hatches=("", "//", ".."))

@@ -29,6 +29,7 @@ from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import Evaluation, evaluate
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import SLOT
+from easyeditor.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
@@ -248,7 +249,7 @@ def _draw(lines: Sequence[Line], base: float, threshold: float) -> Figure:
     figure = figures.panels(titles, width=4.8)
     looks = zip(
         WAYS,
-        (figures.ORANGE, figures.VERMILLION, figures.SKY, figures.BLUE, figures.GREEN),
+        (ORANGE, VERMILLION, SKY, BLUE, GREEN),
         ("^", "o", "v", "s", "D"),
         strict=True,
     )
@@ -262,8 +263,8 @@ def _draw(lines: Sequence[Line], base: float, threshold: float) -> Figure:
             most = [(max(v) if column == "perplexity" else statistics.fmean(v)) if v else np.nan for v in values]
             group = Group(label=way, values=np.array([most]), color=color, marker=marker)
             figures.bands(ax, layers, [group], "layer", column, every=True)
-    axes[0].axhline(threshold, color=figures.GREY, linestyle=":", linewidth=1)
-    axes[0].axhline(base, color=figures.BLACK, linewidth=0.7)
+    axes[0].axhline(threshold, color=GREY, linestyle=":", linewidth=1)
+    axes[0].axhline(base, color=BLACK, linewidth=0.7)
     figures.log_scale(axes[0], "y")
     figures.legend_below(figure, axes[0], len(WAYS))
     return figure

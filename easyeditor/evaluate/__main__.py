@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
+from easyeditor.results.shown import shown_share
 
 if TYPE_CHECKING:
     from easyeditor.evaluate.metric import Settings
@@ -148,9 +149,9 @@ def _print_summary(record: dict[str, Any]) -> None:
     print(f"  {'metric':24}{'before':>10}{'after':>10}{'requests':>10}")
     before = record["before"]["summary"] if record["before"] is not None else {}
     for name, found in record["after"]["summary"].items():
-        old = _number(before[name]["mean"]) if name in before else "–"
+        old = shown_share(before[name]["mean"]) if name in before else "–"
         lacking = f"   {found['missing']} without: {'; '.join(found['reasons'])}" if found["reasons"] else ""
-        print(f"  {name:24}{old:>10}{_number(found['mean']):>10}{found['requests']:>10}{lacking}")
+        print(f"  {name:24}{old:>10}{shown_share(found['mean']):>10}{found['requests']:>10}{lacking}")
 
 
 def _print_metrics() -> None:
@@ -161,10 +162,6 @@ def _print_metrics() -> None:
         for metric in metrics:
             print(f"  {metric.name}: {metric.formula}")
             print(f"      needs {metric.fields}; from {metric.source}; blind to {metric.blind_to}")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 if __name__ == "__main__":

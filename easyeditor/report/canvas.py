@@ -21,10 +21,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-# Okabe and Ito's palette: told apart with any colour vision, and by lightness in print.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-BLACK, GREY = "#000000", "#6B6B6B"
-CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+from easyeditor.palette import GREY
+
 DASHES = ("-", "--", "-.", ":")
 
 MANY = 2000  # more points than this are drawn as one bitmap inside the SVG: all of them, in a bounded file

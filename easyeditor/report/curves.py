@@ -10,14 +10,11 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from easyeditor.palette import BLUE, CYCLE, GREY, VERMILLION
 from easyeditor.report.canvas import (
-    BLUE,
-    CYCLE,
     DASHES,
-    GREY,
     MANY,
     THOUSANDS,
-    VERMILLION,
     Drawn,
     Scale,
     counted,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from easyeditor.report.tables import Column, Table, shown_perplexity
+from easyeditor.report.tables import Column, Table
 from easyeditor.results.run import Run
+from easyeditor.results.shown import shown_ppl
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -47,9 +48,9 @@ def _facts(run: Run) -> dict[str, str]:
         "requests without an edit": f"{len(run.failed):,}" if run.failed else "",
         "edits recorded": f"{len(run.edits):,}" if run.edits else "",
         "collapsed": f"{collapsed:,} of {judged:,} ({collapsed / judged:.1%})" if judged else "",
-        "perplexity of the unedited model": "" if run.base is None else shown_perplexity(run.base),
-        "threshold": "" if run.threshold is None else shown_perplexity(run.threshold),
-        "worst": "" if at is None else f"{shown_perplexity(worst)}: {at.request.subject} (#{at.index})",
+        "perplexity of the unedited model": "" if run.base is None else shown_ppl(run.base),
+        "threshold": "" if run.threshold is None else shown_ppl(run.threshold),
+        "worst": "" if at is None else f"{shown_ppl(worst)}: {at.request.subject} (#{at.index})",
         "evaluations": f"{len(run.evaluations):,}" if run.evaluations else "",
         "screened requests": f"{len(run.screened):,}" if run.screened else "",
         "training steps logged": f"{sum(not t.validation for t in run.training):,}" if run.training else "",

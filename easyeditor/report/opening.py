@@ -7,10 +7,10 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from easyeditor.report.tables import shown_perplexity
 from easyeditor.results.collapse import remedy
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
+from easyeditor.results.shown import shown_ppl
 
 
 def opening(run: Run) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def _without_verdict(run: Run) -> tuple[str, ...]:
 
 
 def _headline(run: Run, collapsed: int, judged: int) -> str:
-    limit = f"threshold {shown_perplexity(run.threshold)}"
+    limit = f"threshold {shown_ppl(run.threshold)}"
     if not collapsed:
         return f"No collapse: {judged:,} of {judged:,} edits kept the model below the {limit}."
     first = ""
@@ -50,9 +50,9 @@ def _headline(run: Run, collapsed: int, judged: int) -> str:
 def _perplexities(run: Run, judged: Sequence[EditLine]) -> str:
     worst = max(judged, key=_ppl)
     middle = statistics.median(_ppl(edit) for edit in judged)
-    base = "" if run.base is None else f"unedited {shown_perplexity(run.base)}, "
+    base = "" if run.base is None else f"unedited {shown_ppl(run.base)}, "
     return (
-        f"Perplexity: {base}median after an edit {shown_perplexity(middle)}, worst {shown_perplexity(_ppl(worst))} "
+        f"Perplexity: {base}median after an edit {shown_ppl(middle)}, worst {shown_ppl(_ppl(worst))} "
         f"({worst.request.subject or worst.request.prompt}, #{worst.index})."
     )
 

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from easyeditor.report.tables import Column, Table, shown_perplexity
+from easyeditor.report.tables import Column, Table
+from easyeditor.results.shown import shown_ppl
 
 _SHORT = {
     "|denominator|": "|denom.|",
@@ -33,7 +34,7 @@ def shown(value: Any, column: Column) -> str:
     if column.kind == "text":
         return " ".join(str(value).split())
     if column.kind == "perplexity":
-        return shown_perplexity(value)
+        return shown_ppl(value)
     if not math.isfinite(value):
         return "not finite"
     if column.kind == "count":

@@ -8,13 +8,10 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from easyeditor.palette import BLACK, BLUE, GREY, VERMILLION
 from easyeditor.report.canvas import (
-    BLACK,
-    BLUE,
-    GREY,
     MANY,
     THOUSANDS,
-    VERMILLION,
     Drawn,
     Scale,
     counted,

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from easyeditor.results.shown import shown_ppl, shown_share, shown_size
+
 LONGEST_ID = 16  # characters of a case id shown
 MOST_LISTED = 20  # collapses and lowest denominators shown; all are in summary.json
 
@@ -37,9 +39,9 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(f"guard (on_collapse: {summary['guard']['policy']}): {acts}", highlight=False)
     last = summary["last_evaluation"]
     if last is not None:
-        rates = ", ".join(f"{key} {_share(last[key])}" for key in ("rewrite_acc", "rephrase_acc", "locality_acc"))
-        line = f"after {last['after']} edits: perplexity {_number(last['ppl'])}; {last['edits']} in the model: {rates}"
-        console.print(line, highlight=False)
+        rates = ", ".join(f"{key} {shown_share(last[key])}" for key in ("rewrite_acc", "rephrase_acc", "locality_acc"))
+        line = f"after {last['after']} edits: perplexity {shown_ppl(last['ppl'])}; {last['edits']} in the model:"
+        console.print(f"{line} {rates}", highlight=False)
 
 
 def _metrics(summary: Mapping[str, Any]) -> Table:
@@ -47,13 +49,13 @@ def _metrics(summary: Mapping[str, Any]) -> Table:
     for title in ("mean over edits", "before", "after", "edits"):
         table.add_column(title, justify="left" if title.startswith("mean") else "right")
     for name, values in summary["metrics"].items():
-        before = "1 by definition" if name == "locality_acc" else _share(values["before"])
-        table.add_row(name, before, _share(values["after"]), str(values["edits"]))
+        before = "1 by definition" if name == "locality_acc" else shown_share(values["before"])
+        table.add_row(name, before, shown_share(values["after"]), str(values["edits"]))
     ppl = summary["ppl"]
     if ppl is not None:
         count = str(summary["counts"]["edits"])
-        table.add_row("perplexity, median", _number(ppl["before"]), _number(ppl["median"]), count)
-        table.add_row("perplexity, worst", "", _number(ppl["max"]), count)
+        table.add_row("perplexity, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
+        table.add_row("perplexity, worst", "", shown_ppl(ppl["max"]), count)
     return table
 
 
@@ -75,7 +77,7 @@ def _collapsed(collapsed: list[dict[str, Any]]) -> Table:
     table.add_column("denominator", justify="right", no_wrap=True)
     for item in collapsed[:MOST_LISTED]:
         text = _one_line(f"{item['prompt']} → {item['target_new']}")
-        table.add_row(_one_line(str(item["case_id"])), text, _number(item["ppl"]), _small(item["denominator"]))
+        table.add_row(_one_line(str(item["case_id"])), text, shown_ppl(item["ppl"]), shown_size(item["denominator"]))
     return table
 
 
@@ -84,7 +86,7 @@ def _print_quality(summary: Mapping[str, Any], console: Console) -> None:
     if screen is not None:
         console.print(
             f"screen (|denominator| < {screen['threshold']:g} predicts a collapse): {screen['predicted']} predicted, "
-            f"precision {_share(screen['precision'])}, recall {_share(screen['recall'])}",
+            f"precision {shown_share(screen['precision'])}, recall {shown_share(screen['recall'])}",
             highlight=False,
         )
 
@@ -105,24 +107,12 @@ def _print_screen(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("collapse?", no_wrap=True)
     for item in screen["lowest"][:MOST_LISTED]:
         guess = "predicted" if item["prediction"] else ""
-        table.add_row(_one_line(str(item["case_id"])), _one_line(item["prompt"]), _small(item["denominator"]), guess)
+        table.add_row(
+            _one_line(str(item["case_id"])), _one_line(item["prompt"]), shown_size(item["denominator"]), guess
+        )
     console.print(table)
 
 
 def _one_line(text: str) -> Text:
     """Cut where there is no room; the other columns stay whole."""
     return Text(text, no_wrap=True, overflow="ellipsis")
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _small(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _number(value: float | None) -> str:
-    if value is None or value == float("inf"):
-        return "not finite"
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

@@ -260,12 +260,3 @@ def _edit_rows(name: str, title: str, columns: Sequence[Getter], cases: Iterable
         columns=(Column(title="run"), *(Column(title=title, kind=kind) for title, kind, _ in columns)),
         rows=tuple((label, *(value(edit) for *_, value in columns)) for label, edit in cases),
     )
-
-
-def shown_perplexity(value: float | None) -> str:
-    """A perplexity for reading."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "not finite"
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from easyeditor.results.collapse import cause, remedy
 from easyeditor.results.record import EditRecord, LayerNumbers
+from easyeditor.results.shown import shown_ppl, shown_share
 
 
 def print_record(record: EditRecord, console: Console) -> None:
@@ -50,8 +50,8 @@ def _headline(record: EditRecord) -> tuple[str, str]:
     collapse = record.collapse
     if collapse is None:
         return "yellow", "Perplexity was not measured (ppl_sentence_num: 0), so there is no verdict on collapse."
-    after = _number(collapse.ppl_after)
-    change = f"perplexity {_number(collapse.ppl_before)} → {after}, threshold {_number(collapse.limit)}"
+    after = shown_ppl(collapse.ppl_after)
+    change = f"perplexity {shown_ppl(collapse.ppl_before)} → {after}, threshold {shown_ppl(collapse.limit)}"
     if collapse.collapsed:
         return "bold red", f"COLLAPSED ({change})"
     worked = record.post.rewrite[0] == 1
@@ -73,27 +73,17 @@ def _before_after(record: EditRecord) -> Table:
         table.add_row(escape(f"portability ({key})"), _mean(pre.portability[key]), _mean(post.portability[key]))
     before = record.metrics.get("before", {})
     for name, value in record.metrics.get("after", {}).items():
-        table.add_row(escape(name), _small(before[name].value), _small(value.value))
+        table.add_row(escape(name), shown_share(before[name].value), shown_share(value.value))
     new, old = record.probabilities["target_new"], record.probabilities["ground_truth"]
-    table.add_row(escape(f"P({request.target_new})"), _small(new["before"]), _small(new["after"]))
+    table.add_row(escape(f"P({request.target_new})"), shown_share(new["before"]), shown_share(new["after"]))
     if request.ground_truth is not None:
-        table.add_row(escape(f"P({request.ground_truth})"), _small(old["before"]), _small(old["after"]))
+        table.add_row(escape(f"P({request.ground_truth})"), shown_share(old["before"]), shown_share(old["after"]))
     sentences = record.perplexity.get("sentences")
     if sentences is not None:
         title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences)"
-        table.add_row(escape(title), _number(pre.ppl), _number(post.ppl))
+        table.add_row(escape(title), shown_ppl(pre.ppl), shown_ppl(post.ppl))
     return table
 
 
 def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f}"
-
-
-def _small(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2g}" if value < 0.01 else f"{value:.3f}"
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "not finite"
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

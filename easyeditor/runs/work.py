@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine
 from easyeditor.results.record import EditRecord
+from easyeditor.results.shown import shown_ppl
 from easyeditor.runs.settings import RunSettings
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Watch:
     def note(self, text: str) -> None:
         """Show the counts, and what is being worked on."""
         if self._show is not None:
-            now = f"ppl {_short(self._now)}, worst {_short(self._worst)}, collapsed {self._collapsed}"
+            now = f"ppl {shown_ppl(self._now)}, worst {shown_ppl(self._worst)}, collapsed {self._collapsed}"
             parts = [now if self._now is not None else "", text]
             self._show(self._done, self._total, "; ".join(part for part in parts if part))
 
@@ -125,7 +125,3 @@ def tried(work: Work, numbers: Sequence[int], compute: Callable[[], Any]) -> Any
             if number not in work.done:
                 work.record(failed(work.requests[number], number, work.settings.mode, error))
         return None
-
-
-def _short(value: float | None) -> str:
-    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
