@@ -35,8 +35,8 @@ from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.results.collapse import SMALL_DENOMINATOR
+from easyeditor.runs.ranks import Rank, rank_of
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Rank, rank_of
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
@@ -92,7 +92,7 @@ def arguments() -> argparse.Namespace:
 def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettings]:
     """Hyper-parameters and settings: the run's that is resumed, or the defaults, with the flags over them."""
     from easyeditor.methods.registry import load_hparams
-    from easyeditor.runs.run import stored
+    from easyeditor.runs.mass import stored
 
     given = {key: value for key in FLAGS if (value := getattr(args, key)) is not None}
     if args.resume is not None:
@@ -126,7 +126,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.results.run import CONFIG
-    from easyeditor.runs.run import begun, check_same, check_world, execute, plan, taken_up
+    from easyeditor.runs.mass import begun, check_same, check_world, execute, plan, taken_up
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
         args.resume = args.output  # torchrun starts the same command again when a process has died
@@ -141,7 +141,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         return 0
 
     from easyeditor.easyedit import BaseEditor
-    from easyeditor.runs.mine import collapsing
+    from easyeditor.runs.collapsing import collapsing
 
     quiet_transformers()
     there = args.resume if rank.first else args.resume or args.output
@@ -164,7 +164,7 @@ def show(summary: dict[str, Any], folder: Path, args: argparse.Namespace) -> Non
         return
     from rich.console import Console
 
-    from easyeditor.report.summary import print_summary
+    from easyeditor.report.terminal import print_summary
 
     print_summary(summary, Console())
     if args.collect_collapsed is not None:
@@ -178,7 +178,7 @@ def main() -> int:
         return mass_edit(args, rank_of(os.environ))
 
     from easyeditor.outputs import check_outputs
-    from easyeditor.runs.mine import union
+    from easyeditor.runs.collapsing import union
 
     check_outputs(files={"--collect-collapsed": args.collect_collapsed}, reads={"--union": args.union})
     records = union([Path(file) for file in args.union])

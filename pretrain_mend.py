@@ -65,7 +65,7 @@ def main() -> int:
     from easyeditor import CounterFactDataset, MENDTrainingHparams
     from easyeditor.dataset.training import apart
     from easyeditor.outputs import check_outputs
-    from easyeditor.runs.shard import process_group, rank_of
+    from easyeditor.runs.ranks import process_group, rank_of
 
     rank = rank_of(os.environ)
     device = args.device if args.device is not None else (rank.local if rank.world > 1 else None)

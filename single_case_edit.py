@@ -116,7 +116,7 @@ def main() -> int:
 
     from easyeditor.easyedit import BaseEditor
     from easyeditor.lm.loading import save
-    from easyeditor.report.verdict import print_record
+    from easyeditor.report.terminal import print_record
     from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()

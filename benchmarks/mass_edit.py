@@ -102,9 +102,9 @@ def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, fold
     """Run mode single in a temporary folder (or `folder`); the journal's lines, none when a folder is given."""
     from easyeditor.easyedit import BaseEditor
     from easyeditor.results.run import run_lines
-    from easyeditor.runs.run import begin, execute, plan
+    from easyeditor.runs.mass import begin, execute, plan
+    from easyeditor.runs.ranks import Rank
     from easyeditor.runs.settings import RunSettings
-    from easyeditor.runs.shard import Rank
 
     with tempfile.TemporaryDirectory() as temporary:
         run = folder or Path(temporary)

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.errors import ConfigError, DataError
+from easyeditor.evaluate.examined import Examined as Examined
+from easyeditor.evaluate.examined import State, edit_record
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.record import Examined as Examined
-from easyeditor.evaluate.record import State, edit_record
 from easyeditor.evaluate.registry import Evaluation, chosen
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights

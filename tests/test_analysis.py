@@ -24,14 +24,14 @@ import mass_edit
 import single_case_edit
 from easyeditor import BaseEditor, EditRequest
 from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis import figures, harness
-from easyeditor.analysis.candidates import checked, from_facts, records_in
-from easyeditor.analysis.capture import decoder_keys, encoder_keys
 from easyeditor.analysis.downstream import choose
-from easyeditor.analysis.outcome import Finding, Table, short
-from easyeditor.analysis.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
-from easyeditor.analysis.sets import DATA, load_collapse, load_normal, starts_with_one_word
-from easyeditor.analysis.spectra import growth, leading, overlap
+from easyeditor.analysis.tools import figures, harness
+from easyeditor.analysis.tools.candidates import checked, from_facts, records_in
+from easyeditor.analysis.tools.capture import decoder_keys, encoder_keys
+from easyeditor.analysis.tools.outcome import Finding, ResultTable, short
+from easyeditor.analysis.tools.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
+from easyeditor.analysis.tools.sets import DATA, load_collapse, load_normal, starts_with_one_word
+from easyeditor.analysis.tools.spectra import growth, leading, overlap
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import encoder_projections
@@ -742,6 +742,6 @@ def test_a_finding_says_whether_it_holds_and_why() -> None:
     assert [short(v) for v in (None, True, 0.123456, 12345.6, math.nan, "x")] == [
         *("–", "yes", "0.1235", "12,346", "not finite", "x"),
     ]
-    made = Table(name="t", title="", columns=("a", "b"), rows=[[1.5, None]])
+    made = ResultTable(name="t", title="", columns=("a", "b"), rows=[[1.5, None]])
     assert made.csv() == "a,b\n1.5,\n"
     assert made.to_json() == [{"a": 1.5, "b": None}]

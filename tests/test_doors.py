@@ -21,7 +21,7 @@ from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import parse_json
 from easyeditor.hparams import HyperParams, read_yaml
 from easyeditor.records import EditRequest
-from easyeditor.runs.shard import rank_of
+from easyeditor.runs.ranks import rank_of
 
 REQUEST = {"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))

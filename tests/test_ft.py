@@ -26,7 +26,7 @@ from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import called_with, trainable
 from easyeditor.methods.ft.method import FT, training_row
 from easyeditor.methods.ft.training import Batch, Training, fine_tune, row_losses
-from easyeditor.report.verdict import verdict
+from easyeditor.report.terminal import verdict
 
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
 LONG = EditRequest.make(

@@ -144,7 +144,7 @@ def test_imports_point_one_way(file: str) -> None:
         ("easyeditor/methods/locate/a.py", "import easyeditor.methods.rome.hparams"),
         ("easyeditor/runs/a.py", "from easyeditor.easyedit import BaseEditor"),
         ("easyeditor/editor.py", "from easyeditor.runs.work import Work"),
-        ("easyeditor/editor.py", "from easyeditor.report.verdict import verdict"),
+        ("easyeditor/editor.py", "from easyeditor.report.terminal import verdict"),
         ("easyeditor/report/a.py", "from easyeditor.lm.tokens import SLOT"),
         ("easyeditor/report/a.py", "import torch.nn"),
         ("easyeditor/evaluate/a.py", "import matplotlib.pyplot as plt"),
@@ -215,7 +215,7 @@ def test_only_the_lazy_modules_import_by_name() -> None:
                 "easyeditor/methods/base.py:manual_seed(",
                 "easyeditor/lm/generate.py:manual_seed(",
                 "easyeditor/trainer/editor.py:manual_seed(",
-                "easyeditor/analysis/harness.py:seed(",  # a task's own choice of examples
+                "easyeditor/analysis/tools/harness.py:seed(",  # a task's own choice of examples
             ),
             id="seeding",
         ),
@@ -318,7 +318,7 @@ LIGHT_MODULES = [
     "easyeditor.dataset.sentences",
     "easyeditor.methods.registry",
     "easyeditor.results.run",
-    "easyeditor.report.verdict",
+    "easyeditor.report.terminal",
     "easyeditor.runs.folder",
 ]
 

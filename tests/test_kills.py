@@ -117,7 +117,7 @@ def test_a_process_that_has_nothing_left_to_do_leaves_no_journal(
 DYING = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from easyeditor.runs import journal
+from easyeditor.results import journal
 written = journal.Journal.append
 def append(self, line):
     written(self, line)

@@ -25,7 +25,7 @@ from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
 from easyeditor.evaluate import registry
 from easyeditor.evaluate.scoring import score
-from easyeditor.report.summary import print_summary
+from easyeditor.report.terminal import print_summary
 from easyeditor.results import collapse
 from easyeditor.results.journal import Journal
 from easyeditor.runs.sequence import delta_folder

@@ -16,9 +16,9 @@ from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.lines import FailureLine, Guard
 from easyeditor.results.run import merge, recorded
-from easyeditor.runs.mine import collapsing, union
+from easyeditor.runs.collapsing import collapsing, union
+from easyeditor.runs.ranks import Rank, rank_of
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Rank, rank_of
 from easyeditor.runs.summary import quality, summarise
 
 FLAT = {"prompt": "Bay, which is located in", "subject": "Bay", "target_new": "Italy", "ground_truth": "Wales"}

@@ -22,10 +22,10 @@ import mass_edit
 import single_case_edit
 from easyeditor import cli
 from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis import figures
+from easyeditor.analysis.tools import figures
 from easyeditor.evaluate import __main__ as evaluate
 from easyeditor.report import __main__ as report
-from easyeditor.report.verdict import print_record
+from easyeditor.report.terminal import print_record
 from easyeditor.results import collapse
 from easyeditor.results.collapse import judge
 from easyeditor.results.record import EditRecord

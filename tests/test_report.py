@@ -22,7 +22,7 @@ from fake_runs import edit_line, evaluation, screen_lines, sequential_lines, sin
 from easyeditor import cli
 from easyeditor.errors import DataError, OutputError
 from easyeditor.report import __main__ as script
-from easyeditor.report import build, canvas, curves, facts, scatter, tables
+from easyeditor.report import build, canvas, curves, run_table, scatter, tables
 from easyeditor.report.opening import opening
 from easyeditor.report.page import LONGEST
 from easyeditor.report.render import latex_escaped, to_csv, to_latex
@@ -167,7 +167,7 @@ def test_a_single_case_edit_is_a_run_of_one(tmp_path: Path) -> None:
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", [edit_line(0)]))
-    assert facts.command_line(run) == "python mass_edit.py --data 'data/facts 1.json'"
+    assert run_table.command_line(run) == "python mass_edit.py --data 'data/facts 1.json'"
 
 
 def test_only_screened(tmp_path: Path) -> None:

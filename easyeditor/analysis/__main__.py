@@ -26,10 +26,11 @@ from easyeditor.errors import ConfigError
 
 WIDTH = 140  # of tables that go into a file or a pipe
 
-EXPERIMENTS = (
-    *("keys", "first-token", "position-swap", "update-norms", "prefix-test", "downstream", "hard-edit", "protection"),
-    "diagnose",
-)
+EXPERIMENTS = {
+    **{name: name.replace("-", "_") for name in ("keys", "first-token", "position-swap", "update-norms")},
+    "prefix-test": "prefix",
+    **{name: name.replace("-", "_") for name in ("downstream", "hard-edit", "protection", "diagnose")},
+}
 """Each is a module with add_flags(parser) and experiment(args, folder) -> Outcome, loaded only when it is asked for."""
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     name = outer.parse_args(sys.argv[1:2]).experiment
     if name not in EXPERIMENTS:
         raise ConfigError(f"experiment {name!r} is not known; there are: {', '.join(EXPERIMENTS)}")
-    module = import_module(f"easyeditor.analysis.{name.replace('-', '_')}")
+    module = import_module(f"easyeditor.analysis.{EXPERIMENTS[name]}")
     own = parser(module.__doc__ or "")
     own.prog = f"python -m easyeditor.analysis {name}"
     module.add_flags(own)
@@ -48,7 +49,7 @@ def main() -> int:
 
     from rich.console import Console
 
-    from easyeditor.analysis.lab import hparams_of
+    from easyeditor.analysis.tools.lab import hparams_of
     from easyeditor.outputs import check_outputs
     from easyeditor.runs.folder import run_folder
 

@@ -23,13 +23,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.finished import Finished
-from easyeditor.analysis.lab import steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.projection import separation
-from easyeditor.analysis.spectra import growth, leading, overlap
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.finished import Finished
+from easyeditor.analysis.tools.lab import steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.projection import separation
+from easyeditor.analysis.tools.spectra import growth, leading, overlap
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
 from easyeditor.records import WeightDelta
@@ -82,7 +82,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         raise ConfigError(f"{args.run}: none of the run's edits stayed in its model; there is nothing to diagnose")
     return Outcome(
         tables=[
-            Table(
+            ResultTable(
                 name="edits", title=f"the four causes, {editor.method.title}", columns=COLUMNS, rows=rows, shown=SHOWN
             )
         ],

@@ -23,12 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.harness import CHANCE, Harness, check_installed
-from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.papers import SPEARMAN, WORST_MODELS
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.harness import CHANCE, Harness, check_installed
+from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.papers import SPEARMAN, WORST_MODELS
 from easyeditor.errors import ConfigError
 from easyeditor.palette import BLUE, GREY, VERMILLION
 from easyeditor.records import EditRequest, WeightDelta
@@ -73,9 +73,11 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     edits = [[request.case_id, request.prompt, ppl] for request, _, ppl in pool]
     return Outcome(
         tables=[
-            Table(name="models", title="accuracy of edited models", columns=columns, rows=rows),
+            ResultTable(name="models", title="accuracy of edited models", columns=columns, rows=rows),
             _correlations(correlated),
-            Table(name="edits", title="all edits", columns=("case", "prompt", "perplexity"), rows=edits, printed=False),
+            ResultTable(
+                name="edits", title="all edits", columns=("case", "prompt", "perplexity"), rows=edits, printed=False
+            ),
         ],
         figures={"downstream": _draw(rows, harness.names)},
         findings=_findings(rows, harness.names, counts, correlated, args.worst),
@@ -136,11 +138,11 @@ def _spearman(rows: list[list[Any]], place: int) -> float | None:
     return float(spearmanr([p for p, _ in pairs], [a for _, a in pairs]).statistic)
 
 
-def _correlations(ours: dict[str, float | None]) -> Table:
+def _correlations(ours: dict[str, float | None]) -> ResultTable:
     rows: list[list[Any]] = [["ours", name, value] for name, value in ours.items()]
     rows += [[f"paper, {model}", task, rho] for model, tasks in SPEARMAN.items() for task, rho in tasks.items()]
     title = "Spearman's rank correlation of perplexity and accuracy"
-    return Table(name="spearman", title=title, columns=("models", "task", "rho"), rows=rows)
+    return ResultTable(name="spearman", title=title, columns=("models", "task", "rho"), rows=rows)
 
 
 def _findings(

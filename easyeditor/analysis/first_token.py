@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.capture import decoder_keys, encoder_keys
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.projection import cosine_distances, pca_plane, silhouette, tsne_plane, unit
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.capture import decoder_keys, encoder_keys
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.projection import cosine_distances, pca_plane, silhouette, tsne_plane, unit
 from easyeditor.errors import DataError
 from easyeditor.lm.loading import load_encoder_decoder
 from easyeditor.lm.tokens import SLOT, encode
@@ -161,7 +161,7 @@ def _stacked(keys: Sequence[Array]) -> Array:
     return np.stack(keys)
 
 
-def _layer_table(name: str, title: str, clouds: Clouds) -> Table:
+def _layer_table(name: str, title: str, clouds: Clouds) -> ResultTable:
     norms, distances = clouds.norms(), clouds.distances()
     kinds = list(clouds.keys)
     rows = []
@@ -170,10 +170,10 @@ def _layer_table(name: str, title: str, clouds: Clouds) -> Table:
         means = [float(values[kind][:, layer].mean()) for values in (norms, distances) for kind in kinds]
         rows.append([layer, *means, silhouette(at["first"], at["later"])])
     columns = ["layer", *(f"|key| {kind}" for kind in kinds), *(f"distance {kind}" for kind in kinds)]
-    return Table(name=name, title=title, columns=[*columns, "silhouette first"], rows=rows, printed=False)
+    return ResultTable(name=name, title=title, columns=[*columns, "silhouette first"], rows=rows, printed=False)
 
 
-def _summary(at: dict[str, Array], title: str, name: str = "summary") -> Table:
+def _summary(at: dict[str, Array], title: str, name: str = "summary") -> ResultTable:
     centre_K = at["first"].mean(0)
     rows = [
         [
@@ -185,7 +185,7 @@ def _summary(at: dict[str, Array], title: str, name: str = "summary") -> Table:
         for kind, keys in at.items()
     ]
     columns = ["tokens", "keys", "mean norm", "mean cosine with the mean first-token key"]
-    return Table(name=name, title=title, columns=columns, rows=rows)
+    return ResultTable(name=name, title=title, columns=columns, rows=rows)
 
 
 def _findings(at: dict[str, Array]) -> list[Finding]:

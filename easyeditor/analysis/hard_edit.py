@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.candidates import Candidate, from_endpoint, from_facts, is_common_word
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, hparams_of, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.sets import FACTS, RequestSet, load_collapse
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.candidates import Candidate, from_endpoint, from_facts, is_common_word
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, hparams_of, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.sets import FACTS, RequestSet, load_collapse
 from easyeditor.dataset.formats import parse
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import read_json, write_json
@@ -84,8 +84,10 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     screened = [[r.prompt, r.target_new, d] for r, d in zip(requests, denominators, strict=True)]
     return Outcome(
         tables=[
-            Table(name="edits", title=f"edited candidates; unedited perplexity {base:.1f}", columns=COLUMNS, rows=rows),
-            Table(
+            ResultTable(
+                name="edits", title=f"edited candidates; unedited perplexity {base:.1f}", columns=COLUMNS, rows=rows
+            ),
+            ResultTable(
                 name="screened",
                 title="all candidates",
                 columns=("prompt", "target_new", "denominator"),

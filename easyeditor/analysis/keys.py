@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.projection import pca_plane, separation, silhouette, tsne_plane, unit
-from easyeditor.analysis.sets import RequestSet
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.projection import pca_plane, separation, silhouette, tsne_plane, unit
+from easyeditor.analysis.tools.sets import RequestSet
 from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.updates import key_direction, whitened
 
@@ -54,8 +54,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     identity = "" if lab.hparams.mom2_adjustment else "; C is the identity here, so C^-1 kbar = kbar"
     return Outcome(
         tables=[
-            Table(name="summary", title=f"keys at layer {lab.layer}", columns=summary[0], rows=summary[1:]),
-            Table(name="requests", title="every request", columns=COLUMNS, rows=rows, printed=False),
+            ResultTable(name="summary", title=f"keys at layer {lab.layer}", columns=summary[0], rows=summary[1:]),
+            ResultTable(name="requests", title="every request", columns=COLUMNS, rows=rows, printed=False),
         ],
         figures={"keys": drawn},
         findings=_findings(rows, keys),

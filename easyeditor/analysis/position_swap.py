@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.papers import POSITION_SWAP
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.papers import POSITION_SWAP
 from easyeditor.lm.hooks import second_position_first
 from easyeditor.palette import BLUE, VERMILLION
 
@@ -53,7 +53,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows, base, base_swapped),
-            Table(name="requests", title="every case", columns=COLUMNS, rows=rows),
+            ResultTable(name="requests", title="every case", columns=COLUMNS, rows=rows),
         ],
         figures={"position_swap": _draw(rows, lab.hparams.collapse_threshold)},
         findings=[_finding(*collapsed)],
@@ -76,7 +76,7 @@ def _edits(lab: Lab, title: str) -> tuple[float, list[tuple[float, float]]]:
     return base, measured
 
 
-def _summary(rows: list[list[Any]], base: float, base_swapped: float) -> Table:
+def _summary(rows: list[list[Any]], base: float, base_swapped: float) -> ResultTable:
     ours = [np.array([row[place] for row in rows], dtype=np.float64) for place in (4, 5)]
     made: list[list[Any]] = [
         ["ours", base, base_swapped, *(float(f(values)) for values in ours for f in (np.min, np.mean, np.max))]
@@ -84,7 +84,7 @@ def _summary(rows: list[list[Any]], base: float, base_swapped: float) -> Table:
     made += [[f"paper, {model}", None, None, *plain, *moved] for model, (plain, moved) in POSITION_SWAP.items()]
     kinds = [f"{what}{swapped}" for swapped in ("", " swapped") for what in ("min", "mean", "max")]
     title = "perplexity of the collapse cases after ROME"
-    return Table(name="summary", title=title, columns=["", "unedited", "unedited swapped", *kinds], rows=made)
+    return ResultTable(name="summary", title=title, columns=["", "unedited", "unedited swapped", *kinds], rows=made)
 
 
 def _finding(before: list[bool], after: list[bool]) -> Finding:

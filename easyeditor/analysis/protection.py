@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, hparams_of, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.sets import DATA, RequestSet, load_collapse, load_normal
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, hparams_of, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.sets import DATA, RequestSet, load_collapse, load_normal
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import Evaluation, evaluate
@@ -184,9 +184,9 @@ def _prompts(lab: Lab, request: EditRequest) -> list[tuple[str, str]]:
     return [(text.replace(SLOT, request.prompt), request.target_new) for text in texts]
 
 
-def _table(lines: Sequence[Line]) -> Table:
+def _table(lines: Sequence[Line]) -> ResultTable:
     rows = [[line[column] for column in COLUMNS] for line in lines]
-    return Table(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False)
+    return ResultTable(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False)
 
 
 def _values(lines: Sequence[Line], way: str, column: str, layer: int | None = None) -> list[float]:
@@ -201,7 +201,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _summary(lines: Sequence[Line], base: float) -> Table:
+def _summary(lines: Sequence[Line], base: float) -> ResultTable:
     rows = []
     for layer in dict.fromkeys(line["layer"] for line in lines):
         for way in WAYS:
@@ -212,7 +212,9 @@ def _summary(lines: Sequence[Line], base: float) -> Table:
             collapsed = sum(_values(lines, way, "collapsed", layer))
             rows.append([layer, way, len(ppl), statistics.median(ppl), max(ppl), int(collapsed), *means])
     columns = ["layer", "way", "edits", "median perplexity", "worst perplexity", "collapsed", *COLUMNS[8:]]
-    return Table(name="summary", title=f"means over edits; unedited perplexity {base:.1f}", columns=columns, rows=rows)
+    return ResultTable(
+        name="summary", title=f"means over edits; unedited perplexity {base:.1f}", columns=columns, rows=rows
+    )
 
 
 def _findings(lines: Sequence[Line], base: float) -> list[Finding]:

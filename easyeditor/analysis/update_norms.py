@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures, layer_sweep
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, common_flags, oriented, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table, short
-from easyeditor.analysis.papers import MAX_PERPLEXITY, MODELS, UPDATE_NORMS
-from easyeditor.analysis.projection import separation
+from easyeditor.analysis.tools import figures, layer_sweep
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, common_flags, oriented, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable, short
+from easyeditor.analysis.tools.papers import MAX_PERPLEXITY, MODELS, UPDATE_NORMS
+from easyeditor.analysis.tools.projection import separation
 from easyeditor.records import WeightDelta
 
 APART = 0.95
@@ -59,7 +59,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         tables=[
             _summary(rows, base),
             _beside_papers(rows, base),
-            Table(name="requests", title="every edit", columns=COLUMNS, rows=rows, printed=False),
+            ResultTable(name="requests", title="every edit", columns=COLUMNS, rows=rows, printed=False),
         ],
         figures={"update_norms": _draw(rows, lab.hparams.collapse_threshold), "heat_map": _heat_map(lab, rome, deltas)},
         findings=_findings(rows),
@@ -106,7 +106,7 @@ def _methods(rows: Rows) -> list[str]:
     return list(dict.fromkeys(row[3] for row in rows))
 
 
-def _summary(rows: Rows, base: float) -> Table:
+def _summary(rows: Rows, base: float) -> ResultTable:
     made: Rows = []
     for method in _methods(rows):
         for name in ("collapse", "normal"):
@@ -118,10 +118,10 @@ def _summary(rows: Rows, base: float) -> Table:
             made.append([method, name, len(ppl), *means, *spread, collapsed])
     columns = ["method", "set", "edits", "numerator", "|denominator|", "smallest", "|dW|", "ppl min", "mean", "max"]
     title = f"means over edits; perplexity of the unedited model: {base:.1f}"
-    return Table(name="summary", title=title, columns=[*columns, "collapsed"], rows=made)
+    return ResultTable(name="summary", title=title, columns=[*columns, "collapsed"], rows=made)
 
 
-def _beside_papers(rows: Rows, base: float) -> Table:
+def _beside_papers(rows: Rows, base: float) -> ResultTable:
     methods = {name: next(m for m in _methods(rows) if m.startswith(name)) for name in ("ROME", "C-ROME")}
     made: Rows = []
     for name, numbers in UPDATE_NORMS.items():
@@ -132,7 +132,7 @@ def _beside_papers(rows: Rows, base: float) -> Table:
         method, _, name = what.partition(", ")
         ours = base if not name else float(_column(rows, name, methods[method], "perplexity").max())
         made.append([f"{what}: highest perplexity", ours, *(worst[model] for model in MODELS)])
-    return Table(name="papers", title="beside the papers' tables", columns=["", "ours", *MODELS], rows=made)
+    return ResultTable(name="papers", title="beside the papers' tables", columns=["", "ours", *MODELS], rows=made)
 
 
 def _findings(rows: Rows) -> list[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from easyeditor.errors import OutputError
 from easyeditor.files import check_parent, write_bytes, write_text
-from easyeditor.report import curves, facts, scatter, tables
+from easyeditor.report import curves, run_table, scatter, tables
 from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.opening import opening
 from easyeditor.report.page import html_page, is_page
@@ -39,7 +39,7 @@ class Report:
 def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
     """Everything that can be said of `runs`; `worst` is how many cases a figure names."""
     makers = (
-        facts.summary_table, tables.collapse_table, tables.collapsed_table, tables.prediction_table,
+        run_table.summary_table, tables.collapse_table, tables.collapsed_table, tables.prediction_table,
         tables.retention_table, tables.time_table, tables.screen_table, tables.edits_table,
     )  # fmt: skip
     made = [make(runs) for make in makers]
@@ -48,7 +48,7 @@ def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
         tables=tuple(without_run(table) if len(runs) == 1 else table for table in made if table.rows),
         figures=tuple(draw(runs, worst)),
         notes=tuple(note for run in runs for note in run.notes),
-        commands=tuple(line for run in runs if (line := facts.command_line(run))),
+        commands=tuple(line for run in runs if (line := run_table.command_line(run))),
         verdicts=tuple((run.label, lines) for run in runs if (lines := opening(run))),
     )
 

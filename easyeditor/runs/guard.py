@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from easyeditor.errors import NumericalError
+from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.record import Examined
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.lines import Guard
 from easyeditor.runs.work import Work

@@ -28,7 +28,7 @@ from easyeditor.files import LARGEST
 from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
 from easyeditor.outputs import check_outputs
-from easyeditor.runs.shard import process_group, rank_of
+from easyeditor.runs.ranks import process_group, rank_of
 
 _YAML_KEYS = {
     "model": "model_name",

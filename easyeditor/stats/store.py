@@ -151,7 +151,7 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest
 
 
-def missing(key: StatsKey, command: str) -> StatsError:
+def not_collected(key: StatsKey, command: str) -> StatsError:
     """The error for statistics that are not there: which file, and what to do."""
     places = " or ".join(str(path) for path in key.paths)
     return StatsError(

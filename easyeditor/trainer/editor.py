@@ -29,7 +29,7 @@ from easyeditor.results.journal import Journal, rewind
 from easyeditor.results.lines import TrainingLine
 from easyeditor.results.run import TRAINING
 from easyeditor.trainer import measure
-from easyeditor.trainer.passes import Outcome, PlainPasses, SharedPasses
+from easyeditor.trainer.passes import PlainPasses, SharedPasses, StepResult
 from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, training_folder, write_state
 from easyeditor.trainer.tasks import Tasks
 
@@ -158,12 +158,12 @@ class EditTrainer:
 
     # -- one update -----------------------------------------------------------------------------------------------
 
-    def _steps(self, steps: range) -> list[Outcome]:
+    def _steps(self, steps: range) -> list[StepResult]:
         """The steps of one update."""
         h = self.config
         self.hypernet.train()
         tasks = [self._train.training(step, h.batch_size, self.rank, self.world) for step in steps]
-        outcomes: list[Outcome] = self._passes(tasks)
+        outcomes: list[StepResult] = self._passes(tasks)
         losses = [h.cedit * o.edit_loss + h.cloc * o.locality_loss for o in outcomes]
         self._check_finite([float(loss.detach()) for loss in losses], steps)
         torch.autograd.backward(torch.stack(losses).sum() / h.accumulate_bs)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from easyeditor.trainer.passes import Outcome
+from easyeditor.trainer.passes import StepResult
 
 
-def numbers(outcome: Outcome, cedit: float, cloc: float) -> dict[str, float]:
+def numbers(outcome: StepResult, cedit: float, cloc: float) -> dict[str, float]:
     """One step's numbers under the log's names; docs/mend.md says what each means."""
     edit, locality = float(outcome.edit_loss.detach()), float(outcome.locality_loss.detach())
     found = {
@@ -47,7 +47,7 @@ def means(totals: dict[str, float]) -> dict[str, float]:
     return {key: sum(p.get(key, 0.0) for p in parts) / sum(p.get(f"n/{key}", 0.0) for p in parts) for key in keys}
 
 
-def note(outcome: Outcome, steps_per_s: float) -> str:
+def note(outcome: StepResult, steps_per_s: float) -> str:
     """The live line."""
     drawdown = "–" if outcome.locality_drawdown is None else f"{outcome.locality_drawdown:.2f}"
     accuracy = sum(outcome.accuracy) / len(outcome.accuracy)

@@ -67,7 +67,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """The losses of one step, differentiable in the hypernetwork, and what they mean for a user."""
 
     edit_loss: Tensor
@@ -83,7 +83,7 @@ class Outcome:
 class Passes(Protocol):
     """How steps are computed."""
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
         """The edit of each task, made with the hypernetwork as it is, and its losses."""
         ...
 
@@ -95,7 +95,7 @@ class PlainPasses:
         self._parts, self._hypernet = parts, hypernet
         self._patched = PatchedBlocks(parts, hypernet.weights)
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
         """One task after another."""
         device = input_device(self._parts.model)
         outcomes = []
@@ -105,7 +105,7 @@ class PlainPasses:
             outcomes.append(self.run(edit, outer, locality))
         return outcomes
 
-    def run(self, edit: Batch, outer: Batch, locality: Batch | None) -> Outcome:
+    def run(self, edit: Batch, outer: Batch, locality: Batch | None) -> StepResult:
         """The same for rows made elsewhere."""
         before_SV = None
         if locality is not None:
@@ -139,7 +139,7 @@ class SharedPasses:
         self._cache = _Cache(cache_bytes)
         self._tuple_output = False  # known after the first forward
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
         """All tasks, their head rows together."""
         kept = [[self._known(draw.pool) for draw in task.draws] for task in tasks]
         before = [
@@ -181,7 +181,7 @@ class SharedPasses:
             stack.enter_context(tapped(self._head, on_input=at_head))
             return self._parts.model(**batch.inputs, use_cache=False).logits[0]
 
-    def _outcomes(self, tasks: Sequence[Task], after: Sequence[Tensor], before_SV: Tensor) -> list[Outcome]:
+    def _outcomes(self, tasks: Sequence[Task], after: Sequence[Tensor], before_SV: Tensor) -> list[StepResult]:
         outcomes, place = [], 0
         for task, logits_SV in zip(tasks, after, strict=True):
             outer = Batch.of(task.outer, self._device, mean=True)
@@ -224,17 +224,17 @@ class SharedPasses:
 
 def outcome(
     outer: Batch, outer_SV: Tensor, locality: Batch | None, before_SV: Tensor | None, after_SV: Tensor | None
-) -> Outcome:
+) -> StepResult:
     """Losses and accuracies from the logits at the scored positions."""
     said = outer_SV.detach().argmax(1) == outer.labels_N.to(outer_SV.device)
     rows = outer.rows_N.to(said.device)
     shares = [float(said[rows == row].double().mean()) for row in range(len(outer.inputs["input_ids"]))]
     edit_loss = nll(outer_SV, outer).sum()
     if locality is None or before_SV is None or after_SV is None:
-        return Outcome(edit_loss, edit_loss.new_zeros(()), tuple(shares), None)
+        return StepResult(edit_loss, edit_loss.new_zeros(()), tuple(shares), None)
     kl_S = divergence(before_SV, after_SV)
     changed = (before_SV.argmax(1) != after_SV.detach().argmax(1)).double().mean()
-    return Outcome(edit_loss, (kl_S * locality.weights_N.to(kl_S)).sum(), tuple(shares), float(changed))
+    return StepResult(edit_loss, (kl_S * locality.weights_N.to(kl_S)).sum(), tuple(shares), float(changed))
 
 
 def divergence(before_SV: Tensor, after_SV: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from easyeditor.lm.weights import sample
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 from easyeditor.stats.gather import gather
-from easyeditor.stats.store import StatsKey, missing, read_moment
+from easyeditor.stats.store import StatsKey, not_collected, read_moment
 
 LOG = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Statistics:
                 f"python -m easyeditor.stats --model {model} --layers {layers} --corpus {h.mom2_dataset} "
                 f"--samples {h.mom2_n_samples} --output {h.stats_dir}"
             )
-            raise missing(self.key(layer), command)
+            raise not_collected(self.key(layer), command)
         LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, h.stats_dir)
         gather(self._parts, self._tok, {other: self.key(other) for other in lacking}, show=True)
         found = self.key(layer).find()

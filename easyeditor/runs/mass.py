@@ -24,9 +24,9 @@ from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
 from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.manifest import read_manifest
+from easyeditor.runs.ranks import Rank, wait_for, wait_for_all
 from easyeditor.runs.sequence import run_sequence
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.shard import Rank, wait_for, wait_for_all
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
 from easyeditor.runs.work import Watch, Work

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.analysis.sets import DATA, FACTS
+from easyeditor.analysis.tools.sets import DATA, FACTS
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import read_json
 from easyeditor.lm.weights import frozen

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.figures import Group
-from easyeditor.analysis.lab import Lab, hparams_of, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.sets import DATA, load_collapse
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.figures import Group
+from easyeditor.analysis.tools.lab import Lab, hparams_of, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.sets import DATA, load_collapse
 from easyeditor.evaluate.scoring import score
 from easyeditor.palette import BLACK, BLUE, GREY, ORANGE, VERMILLION
 
@@ -41,7 +41,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows, base),
-            Table(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False),
+            ResultTable(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False),
         ],
         figures={"layer_sweep": _draw(rows, base, hparams.collapse_threshold)},
         findings=_findings(rows),
@@ -78,7 +78,7 @@ def _of(rows: Rows, way: str, column: str) -> dict[int, Any]:
     return {layer: np.array([row[place] for row in rows if row[0] == layer and row[3] == way]) for layer in layers}
 
 
-def _summary(rows: Rows, base: float) -> Table:
+def _summary(rows: Rows, base: float) -> ResultTable:
     worst = [_of(rows, way, "perplexity") for way in WAYS]
     averaged = [*(_of(rows, way, "|v0|") for way in WAYS[1:]), _reach(rows)]
     likely = [_of(rows, way, "P(target) behind a prefix") for way in WAYS[1:]]
@@ -97,7 +97,7 @@ def _summary(rows: Rows, base: float) -> Table:
         f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix; reach: how many times as far as "
         "the edited key C-ROME's update moves the subject's own key in first place"
     )
-    return Table(name="summary", title=title, columns=columns, rows=made)
+    return ResultTable(name="summary", title=title, columns=columns, rows=made)
 
 
 def _reach(rows: Rows) -> dict[int, Any]:

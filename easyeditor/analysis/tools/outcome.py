@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from easyeditor.analysis.figures import save
+from easyeditor.analysis.tools.figures import save
 from easyeditor.files import write_text
 from easyeditor.runs.folder import write_run
 
@@ -25,7 +25,7 @@ SHORTEST_TEXT = 8  # characters a printed text is never cut below
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ResultTable:
     """Named columns and rows of texts and numbers; None is "not measured". Printed unless it is long, and then only the
     columns in `shown` (None: all)."""
 
@@ -72,7 +72,7 @@ class Finding:
 class Outcome:
     """Everything one experiment found. The first table becomes `table.csv`, the others `<name>.csv`."""
 
-    tables: Sequence[Table]
+    tables: Sequence[ResultTable]
     findings: Sequence[Finding]
     look_for: str
     config: Mapping[str, Any]
@@ -124,7 +124,7 @@ def short(value: Any) -> str:
     return str(value)
 
 
-def _drawn(table: Table) -> rich_table.Table:
+def _drawn(table: ResultTable) -> rich_table.Table:
     """For a terminal: numbers whole, texts cut where there is no room."""
     drawn = rich_table.Table(title=escape(table.title), title_justify="left", header_style="bold", title_style="bold")
     drawn.box, drawn.pad_edge, drawn.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)

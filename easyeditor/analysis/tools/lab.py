@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from easyeditor.analysis.sets import RequestSet, load_collapse, load_normal
+from easyeditor.analysis.tools.sets import RequestSet, load_collapse, load_normal
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import overrides
@@ -26,7 +26,7 @@ from easyeditor.progress import Progress, progress_bar
 from easyeditor.records import EditRequest, LayerTrace, WeightDelta
 from easyeditor.results.collapse import judge
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
 
 

@@ -13,7 +13,7 @@ from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.records import EditRequest
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = Path(__file__).resolve().parents[3] / "data"
 FACTS = DATA / "facts.json"
 SMALL_COLLAPSE = DATA / "requests" / "collapse.json"
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from easyeditor.analysis import figures
-from easyeditor.analysis.lab import Lab, common_flags, set_flags, steps
-from easyeditor.analysis.outcome import Finding, Outcome, Table
-from easyeditor.analysis.papers import PREFIX_TEST
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
+from easyeditor.analysis.tools.papers import PREFIX_TEST
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.metrics import RequestScores, agreement, score_request
 from easyeditor.lm.tokens import SLOT
@@ -56,7 +56,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows),
-            Table(name="requests", title="every test", columns=COLUMNS, rows=rows, printed=False),
+            ResultTable(name="requests", title="every test", columns=COLUMNS, rows=rows, printed=False),
         ],
         figures={"prefix_test": _draw(rows)},
         findings=_findings(rows),
@@ -104,7 +104,7 @@ def _value(rows: Rows, name: str, way: str, metric: str) -> float | None:
     return _mean([row[place] for row in rows if row[0] == name and row[3] == way and row[place] is not None])
 
 
-def _summary(rows: Rows) -> Table:
+def _summary(rows: Rows) -> ResultTable:
     made: Rows = []
     for name in ("collapse", "normal"):
         for way in WAYS:
@@ -112,7 +112,7 @@ def _summary(rows: Rows) -> Table:
             made.append([name, way, "ours", *(None if v is None else 100 * v for v in values)])
             published = PREFIX_TEST.get((name, way), {})
             made += [[name, way, f"paper, {model}", *numbers] for model, numbers in published.items()]
-    return Table(name="summary", title="C-ROME, percent", columns=["set", "test", "model", *METRICS], rows=made)
+    return ResultTable(name="summary", title="C-ROME, percent", columns=["set", "test", "model", *METRICS], rows=made)
 
 
 def _findings(rows: Rows) -> list[Finding]:
