@@ -22,16 +22,19 @@ from script_runs import call, save_tiny, write_yaml
 import easyeditor
 import mass_edit
 import single_case_edit
+from easyeditor.analysis.__main__ import EXPERIMENTS
 from easyeditor.dataset.formats import FORMATS, parse
 from easyeditor.evaluate import __main__ as evaluate
 from easyeditor.evaluate.metric import Answers, Settings, Value
 from easyeditor.evaluate.registry import GROUPS, METRICS
 from easyeditor.lm import architectures
 from easyeditor.lm.generate import Generated
+from easyeditor.methods.table import METHODS
 from easyeditor.records import EditRequest
 from easyeditor.report import __main__ as report
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md", ROOT / "tests/golden/README.md"])
+SCRIPT = re.compile(r"(?:single_case_edit|mass_edit|pretrain_mend|ppl)\.py|easyeditor\.\w+")
 LONGEST_CELL = 160  # characters; what needs more is a sentence below the table
 AWAITED = ("first-token-protection.md", "tutorial.md")
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
@@ -261,3 +264,49 @@ def test_the_table_of_wrong_changes_names_the_files_they_change() -> None:
         place = mutants.place_of(ROOT, mutant)
         assert place is not None, mutant.name
         assert f"| {mutant.name} | `{place.relative_to(ROOT / 'easyeditor')}` |" in page
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """The commands in the pages' code blocks that run this project: page, and the words from the script's name on."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```(?:\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.split("   ")[0].split(" # ")[0].split()
+                starts = [n for n, word in enumerate(words) if SCRIPT.fullmatch(word) and n > 0]
+                if starts and re.search(r"python$|^torchrun$", words[0]):
+                    found.append((page.name, words[starts[0] :]))
+    return found
+
+
+def helped(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What --help of a command's script says."""
+    name, *rest = words
+    module = importlib.import_module(name.removesuffix(".py"))
+    module = module if hasattr(module, "main") else importlib.import_module(f"{name}.__main__")
+    verbs = [word for word in rest[:1] if re.fullmatch(r"[a-z][a-z-]+", word)]
+    return call(module, [*verbs, "--help"], monkeypatch, capsys).out
+
+
+def test_flags_and_files_of_commands_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = []
+    assert len(commands()) > 40
+    for page, words in commands():
+        said = helped(words, monkeypatch, capsys)
+        flags = [word for word in words if word.startswith("--")]
+        files = [word for word in words if word.startswith(("hparams/", "data/")) and not word.startswith(MADE)]
+        unknown += [(page, words[0], flag) for flag in flags if not re.search(rf"{flag}\b", said)]
+        own = blocks(f"docs/{page}") if (ROOT / "docs" / page).exists() else {}
+        unknown += [(page, words[0], file) for file in files if file not in own and not (ROOT / file).exists()]
+    assert unknown == []
+
+
+def test_every_method_model_and_experiment_has_its_place() -> None:
+    methods, models, experiments = (
+        (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("methods.md", "models.md", "experiments.md")
+    )
+    assert [name for name in METHODS if f"| `{name}` |" not in methods] == []
+    assert [path.stem for path in ROOT.glob("hparams/ROME/*.yaml") if f"`{path.stem}`" not in models] == []
+    assert [name for name in EXPERIMENTS if f"## {name}\n" not in experiments] == []
