@@ -73,6 +73,10 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
         own = ", ".join(repr(name) for name in METHODS if issubclass(cls, hparams_class(name)))
         raise ConfigError(f"{where}: alg_name is {values['alg_name']!r}; allowed: one of {own}")
     row = METHODS[name]
+    for key, ours in row.renamed.items():
+        if key in values and ours in values:
+            raise ConfigError(f"{where}: {key} and {ours} are the same setting; give one")
+    values = {row.renamed.get(key, key): value for key, value in values.items()}
     for key, meant in row.preset.items():
         if key in values and values[key] != meant:
             raise ConfigError(

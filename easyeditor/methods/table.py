@@ -28,6 +28,8 @@ class MethodRow:
     """Hyper-parameters taken where the file does not give them."""
     unused: tuple[str, ...] = ()
     """Keys of the field's files that are read and have no use here; a file that gives one is told so."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the field's files that have another name here."""
     spellings: tuple[str, ...] = ()
     """Other ways `alg_name` is written in the field's files."""
 
@@ -133,5 +135,24 @@ METHODS: dict[str, MethodRow] = {
         hparams="easyeditor.methods.ft.hparams:FTHyperParams",
         method="easyeditor.methods.ft.method:FT",
         paper="https://arxiv.org/abs/2012.00363",
+    ),
+    "FT-M": MethodRow(
+        title="FT-M",
+        hparams="easyeditor.methods.ft.hparams:FTHyperParams",
+        method="easyeditor.methods.ft.method:FT",
+        paper="https://arxiv.org/abs/2401.01286",
+        preset={"objective_optimization": "target_new"},
+        spellings=("FT_M", "FTM"),
+    ),
+    "LocFT-BF": MethodRow(
+        title="LocFT-BF",
+        hparams="easyeditor.methods.ft.hparams:FTHyperParams",
+        method="easyeditor.methods.ft.method:FT",
+        paper="https://arxiv.org/abs/2509.22072",
+        preset={"objective_optimization": "target_new", "target_eos": True, "shuffle": True},
+        defaults={"batch_size": 100, "num_steps": 25, "lr": 5e-4},
+        unused=("data_path", "save_model_dir"),
+        renamed={"model_name_or_path": "model_name", "rewrite_module": "rewrite_module_tmp"},
+        spellings=("LocFT", "LocFT_BF", "LOCFT"),
     ),
 }

@@ -21,7 +21,7 @@ _MISSPELT = {"promptz_last": "prompt_last"}  # upstream's chatglm4-9b.yaml
 class FTHyperParams(LayerHyperParams):
     """Fine-tuning of a few weights, with an L-infinity constraint (FT-L, Zhu et al. 2020) or without.
 
-    Trained are all parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
+    FT-M is `objective_optimization: target_new`; LocFT-BF is that with `target_eos` and `shuffle`. Trained are all parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
     """
 
     alg_name: str = "FT"
@@ -34,8 +34,12 @@ class FTHyperParams(LayerHyperParams):
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     """What is scored: `target_new` each target token at its own position; `prompt_last` all of them at the prompt's
     last token (upstream's; teaches a target of several tokens as alternatives, not in order)."""
+    target_eos: bool = False
+    """Score the tokenizer's EOS after the target too, so that the model learns to stop there; with `target_new`."""
     batch_size: int = 1
     """Requests in one optimiser step."""
+    shuffle: bool = False
+    """Take the requests in a new order in every epoch, drawn from `seed`."""
     weight_decay: float = 0.0
     """Adam's weight decay."""
     kl_factor: float = 0.0
@@ -50,6 +54,8 @@ class FTHyperParams(LayerHyperParams):
             meant = _MISSPELT[objective]
             LOG.warning("%s: objective_optimization %r is read as %r", where, objective, meant)
             values = {**values, "objective_optimization": meant}
+        if "layer" in values and "layers" not in values:  # LocFT's files name one
+            values = {**{key: value for key, value in values.items() if key != "layer"}, "layers": [values["layer"]]}
         return super().from_dict(values, where)
 
     @property
@@ -63,6 +69,14 @@ class FTHyperParams(LayerHyperParams):
         require(self.lr > 0, where, "lr", self.lr, "a number above 0")
         require(self.weight_decay >= 0, where, "weight_decay", self.weight_decay, "0 or more")
         require(self.kl_factor == 0, where, "kl_factor", self.kl_factor, "0: fine-tuning has no KL term")
+        objective = self.objective_optimization
+        require(
+            objective == "target_new" or not self.target_eos,
+            where,
+            "target_eos",
+            True,
+            f"false with objective_optimization: {objective}; an EOS stands after a target, so say target_new",
+        )
         bound = self.norm_constraint
         allowed = "a number above 0, or false"
         require(

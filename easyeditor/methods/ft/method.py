@@ -1,11 +1,13 @@
-"""FT: fine-tuning of a few weights on the requests, the baseline of the papers; FT-L with a norm constraint."""
+"""FT: fine-tuning of a few weights on the requests, the baseline of the papers; FT-L with a norm constraint; FT-M and
+LocFT-BF."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +28,8 @@ class FT(EditMethod[FTHyperParams]):
     """Adam on copies of the chosen layers' weights, all requests together; the delta is what the copies moved by.
 
     `prompt_last` scores every target token at the prompt's last token (EasyEdit's first objective), `target_new` each
-    at its own position. Each row's own length counts, whatever the batch; a BOS is never among the targets, a pad never
+    at its own position (FT-M). LocFT-BF (arXiv 2509.22072) goes breadth first: batches over all requests, in a new
+    order in every epoch, targets with their EOS. Each row's own length counts, whatever the batch; a BOS is never among the targets, a pad never
     scored.
     """
 
@@ -47,7 +50,7 @@ class FT(EditMethod[FTHyperParams]):
 
     @property
     def title(self) -> str:
-        return "FT" if self.hparams.bound is None else "FT-L"
+        return super().title + ("" if self.hparams.bound is None else "-L")
 
     @property
     def layers(self) -> list[int]:
@@ -61,7 +64,7 @@ class FT(EditMethod[FTHyperParams]):
         """One dense delta per trained weight, for all `requests` at once."""
         started = time.perf_counter()
         h = self.hparams
-        made = [training_row(self.tok, request, h.objective_optimization) for request in requests]
+        made = [training_row(self.tok, request, h.objective_optimization, eos=h.target_eos) for request in requests]
         check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
 
         def watch(epoch: int, epochs: int, loss: float) -> None:
@@ -70,17 +73,36 @@ class FT(EditMethod[FTHyperParams]):
 
         with frozen(self.model):
             copies = trainable(self.model, self.weight_names)
-            batches = [self._batch(made[i : i + h.batch_size]) for i in range(0, len(made), h.batch_size)]
+            orders = self._orders(len(made))
+            fixed = list(self._batches(made, orders[0])) if orders[0] == orders[-1] else None
             settings = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=h.bound)
-            epochs = fine_tune(copies, batches, settings, watch)
+            epochs = fine_tune(copies, fixed or (lambda n: self._batches(made, orders[n - 1])), settings, watch)
             deltas = tuple(difference(self.model, copies))
         return EditResult(
             method=h.alg_name,
             requests=tuple(requests),
             deltas=deltas,
-            traces=tuple(self._trace([losses[n] for losses in epochs], deltas) for n in range(len(requests))),
+            traces=tuple(
+                self._trace([losses[order.index(n)] for losses, order in zip(epochs, orders, strict=False)], deltas)
+                for n in range(len(requests))
+            ),
             seconds=time.perf_counter() - started,
         )
+
+    def _orders(self, count: int) -> list[list[int]]:
+        """The order of the requests in each epoch; where one batch holds them all, always the same."""
+        order = list(range(count))
+        if not self.hparams.shuffle or count <= self.hparams.batch_size:
+            return [order] * self.hparams.num_steps
+        orders, draw = [], random.Random(self.hparams.seed)
+        for _ in range(self.hparams.num_steps):
+            draw.shuffle(order)  # LocFT's own: what the epoch before left is shuffled
+            orders.append(list(order))
+        return orders
+
+    def _batches(self, made: Sequence[tuple[Row, Labels]], order: Sequence[int]) -> Iterator[Batch]:
+        size = self.hparams.batch_size
+        return (self._batch([made[n] for n in order[i : i + size]]) for i in range(0, len(order), size))
 
     def _batch(self, made: Sequence[tuple[Row, Labels]]) -> Batch:
         rows = [row for row, _ in made]
@@ -123,14 +145,20 @@ class FT(EditMethod[FTHyperParams]):
         return found
 
 
-def training_row(tok: PreTrainedTokenizerBase, request: EditRequest, objective: str) -> tuple[Row, Labels]:
-    """A request's tokens with the positions that are scored, and the target ids scored at each.
+def training_row(
+    tok: PreTrainedTokenizerBase, request: EditRequest, objective: str, *, eos: bool = False
+) -> tuple[Row, Labels]:
+    """A request's tokens with the positions that are scored, and the target ids scored at each; with `eos`, the
+    tokenizer's EOS is the target's last.
 
     Raises:
-        DataError: the target has no tokens.
+        DataError: the target has no tokens. ModelError: an EOS is wanted and the tokenizer has none.
     """
     prompt = encode(tok, request.prompt)
     target = target_ids(tok, request.prompt, request.target_new)
+    if eos and tok.eos_token_id is None:
+        raise ModelError("target_eos: the tokenizer has no EOS token; set target_eos: false (FT-M) or give it one")
+    target += [int(tok.eos_token_id)] if eos else []
     last = len(prompt) - 1
     if objective == "prompt_last":
         return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)

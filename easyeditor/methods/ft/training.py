@@ -5,7 +5,7 @@ Axes: N scored positions, L labels, B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,14 @@ class Training:
 
 
 def fine_tune(
-    copies: Mapping[str, Tensor], batches: Sequence[Batch], training: Training, watch: Watch | None = None
+    copies: Mapping[str, Tensor],
+    batches: Sequence[Batch] | Callable[[int], Iterable[Batch]],
+    training: Training,
+    watch: Watch | None = None,
 ) -> list[list[float]]:
     """Train `copies` in place; returns the loss of every row (nats) in every epoch, measured before its batch's step.
+
+    `batches` are those of every epoch, or give those of epoch 1, 2, …; losses stand in the order of their rows.
 
     A row's loss is the mean over its labels of -log p(label). A batch whose mean loss is below 0.01 takes no step, and
     training ends with the first epoch whose mean over rows is below that. After each batch every value is clamped to
@@ -57,7 +62,7 @@ def fine_tune(
     with torch.enable_grad():
         for epoch in range(1, training.num_steps + 1):
             losses: list[float] = []
-            for batch in batches:
+            for batch in batches(epoch) if callable(batches) else batches:
                 optimiser.zero_grad()
                 loss_B = row_losses(batch.forward(copies), batch.labels)
                 losses += loss_B.tolist()
