@@ -1,7 +1,9 @@
-"""The gradient methods (FT-M, LocFT-BF, UltraEdit, LoRA): their authors' numbers, their parts by hand, what they refuse."""
+"""FT-M, LocFT-BF, UltraEdit, LoRA: their authors' numbers, their parts by hand, what they refuse."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,10 +13,13 @@ from golden_numbers import MODELS, fold, pair, request
 from test_newer_golden import golden
 
 from easyeditor import BaseEditor, EditRequest, load_hparams
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.lm.scored import line
 from easyeditor.lm.weights import called_with, trainable
 from easyeditor.methods.ft.method import FT, training_row
 from easyeditor.methods.ft.training import Batch, Training, fine_tune
+from easyeditor.methods.ultraedit.method import UltraEdit
+from easyeditor.methods.ultraedit.step import deviation, merged, solved, statistics
 
 LOCFT = 1e-3
 """Relative, for LocFT's change: Adam divides gradients by their size, so that one rounding moves it by 7e-5 in the
@@ -77,6 +82,7 @@ class LeftPadded:
 def test_locft_from_its_authors_inputs(model: str, run: str) -> None:
     meta, wanted = golden(model, "locft")
     said = meta["runs"][run]
+    pad = said["pad"]["id"]
     method = locft(model, run).method
     assert isinstance(method, FT)
     lm, tok = pair(model)
@@ -89,7 +95,7 @@ def test_locft_from_its_authors_inputs(model: str, run: str) -> None:
         order, size = said["orders"][number - 1], said["hparams"]["batch_size"]
         chunks = [[rows[n] for n in order[i : i + size]] for i in range(0, 6, size)]
         return [
-            Batch(forward=LeftPadded(lm, [row for row, _ in chunk], said["pad"]["id"]), labels=tuple(x for _, x in chunk))
+            Batch(forward=LeftPadded(lm, [row for row, _ in chunk], pad), labels=tuple(labels for _, labels in chunk))
             for chunk in chunks
         ]
 
@@ -139,7 +145,7 @@ def test_a_tokenizer_without_an_eos_and_an_eos_without_a_place() -> None:
     stripped = type(tok)(tokenizer_object=tok.backend_tokenizer)
     with pytest.raises(ModelError, match="the tokenizer has no EOS token"):
         made("LocFT-BF", (model, stripped), layers=[1]).compute(SEA)
-    with pytest.raises(ConfigError, match="target_eos is True; allowed: false with objective_optimization: prompt_last"):
+    with pytest.raises(ConfigError, match="target_eos is True; allowed: false with objective_opt"):
         made("FT", (model, tok), layers=[1], num_steps=1, lr=1e-3, target_eos=True)
 
 
@@ -151,3 +157,157 @@ def test_locfts_own_file_loads(caplog: pytest.LogCaptureFixture) -> None:
     assert "read and not used: data_path, save_model_dir" in caplog.text
     with pytest.raises(ConfigError, match="rewrite_module and rewrite_module_tmp are the same setting; give one"):
         load_hparams({"alg_name": "LocFT-BF", **values, "rewrite_module_tmp": "x.{}"})
+
+
+# UltraEdit
+
+ULTRA = 1e-4
+"""Relative: ten times what one rounding moves the authors' own updates by (1e-5)."""
+
+
+def ultraedit(model: Any, **values: Any) -> BaseEditor:
+    return made("UltraEdit", model, **values)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ultraedit_over_two_turns_by_its_authors_numbers(model: str) -> None:
+    """The second turn is computed on the model of the first and with its statistics; the batches repeat a request."""
+    meta, wanted = golden(model, "ultraedit")
+    lm, tok = pair(model)
+    values = {key: meta[key] for key in ("modules", "lr", "batch_size", "n_edits", "editor_batch_size")}
+    editor = ultraedit((copy.deepcopy(lm), tok), **values)
+    method = editor.method
+    assert isinstance(method, UltraEdit)
+    for turn in ("turn1", "turn2"):
+        numbers = [n for batch in meta["runs"][turn]["batches"] for n in batch]
+        lines = [line(tok, request(n).prompt, request(n).target_new) for n in numbers]
+        rows, _ = method._rows(lines, None)
+        result = method.edit([request(n) for n in numbers])
+        for layer, module, delta in zip((2, 3), meta["modules"], result.deltas, strict=True):
+            keys_NK, gradients_ND = torch.cat(rows[module]).tensor_split([-48], dim=1)
+            assert relative(fold(keys_NK), wanted[f"f32/{turn}/layer{layer}/keys"]) < ULTRA
+            assert relative(fold(gradients_ND), wanted[f"f32/{turn}/layer{layer}/values_grad"]) < ULTRA
+            assert relative(fold(delta.dense()), wanted[f"f32/{turn}/layer{layer}/delta_W"]) < ULTRA
+        editor.commit(result)
+        (known_3W,) = method._memory.state.values()
+        assert float(known_3W[0, 0]) == float(wanted[f"f32/{turn}/norm/n"])
+        assert relative(known_3W[1], wanted[f"f32/{turn}/norm/mean"]) < ULTRA
+        assert relative(deviation(known_3W), wanted[f"f32/{turn}/norm/std"]) < ULTRA
+
+
+def rows(count: int, width: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 3
+
+
+def test_statistics_of_parts_are_those_of_the_whole() -> None:
+    """But for the published spread: N times the unbiased variance in each part, where N - 1 times would be the sum."""
+    known = merged(merged(statistics(rows(4)), statistics(rows(3, seed=1))), statistics(rows(1, seed=2)))
+    whole = torch.cat([rows(4), rows(3, seed=1), rows(1, seed=2)])
+    assert torch.allclose(known[1], whole.mean(0))
+    surplus = rows(4).var(0) + rows(3, seed=1).var(0)
+    assert torch.allclose(known[2], whole.var(0) * 7 + surplus)
+    assert torch.allclose(deviation(known), (whole.var(0) + surplus / 7).sqrt())
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_the_smaller_system_gives_the_same_step(count: int) -> None:
+    keys, wanted = rows(count), rows(count, 4, seed=1)
+    left, right = solved(keys, wanted)
+    assert (right is None) == (count > 5)
+    step = left if right is None else left @ right
+    assert torch.allclose(step.T, torch.linalg.inv(keys.T @ keys + torch.eye(5)) @ keys.T @ wanted)
+
+
+FEW = {"inner_params": ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj.weight"], "lr": 1e-3}
+
+
+def test_ultraedit_leaves_no_request_out_and_knows_itself_the_earlier_ones() -> None:
+    """Three requests two at a time: the last group is of one, not dropped as upstream; the memory goes to the bit."""
+    editor = ultraedit((build("llama"), tokenizer()), **FEW, batch_size=7, batch_size_once=2)
+    clean = states(editor.model)
+    a, b, c = editor.compute([ROME, SEA, BAY]), editor.compute([SEA]), editor.compute([BAY, SEA])
+    assert same(editor.model, clean)
+    assert all(trace[1].losses == () and trace[1].loss_first is not None for trace in a.traces)
+    tokens = sum(len(line(editor.tok, r.prompt, r.target_new).labels) for r in (ROME, SEA, BAY))
+    assert float(a.memory["norm.48x32"][0, 0]) == 2 * tokens
+    assert b.deltas[0].left is not None
+    assert b.deltas[0].left.shape == (32, len(line(editor.tok, SEA.prompt, SEA.target_new).labels))
+    editor.commit(a)
+    fresh = editor.compute([BAY, SEA])
+    assert relative(fresh.deltas[0].dense(), c.deltas[0].dense()) > 0.01
+    editor.commit(c)
+    wanted = dict(editor.method._memory.state)  # type: ignore[attr-defined]
+    editor.revert_all()
+    for result in (a, b, c):
+        editor.commit(result)
+    editor.revert(b)
+    assert all(torch.equal(wanted[k], v) for k, v in editor.method._memory.state.items())  # type: ignore[attr-defined]
+
+
+def test_ultraedit_lowers_every_request_s_loss() -> None:
+    result = ultraedit((build("llama"), tokenizer()), **FEW).compute([ROME, SEA, BAY])
+    for trace in result.traces:
+        assert trace[1].loss_last is not None
+        assert trace[1].loss_first is not None
+        assert trace[1].loss_last < trace[1].loss_first
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_more_answer_tokens_than_a_key_is_wide(kind: str) -> None:
+    """The dense update, in the weight's own orientation, is that of the factors."""
+    small: dict[str, Any] = {"n_inner": 6} if kind == "gpt2" else {"intermediate_size": 6}
+    model, tok = build(kind, **small), tokenizer()
+    path = "transformer.h.1.mlp.c_proj" if kind == "gpt2" else "model.layers.1.mlp.down_proj"
+    editor = ultraedit((model, tok), inner_params=[path], lr=1e-2)
+    result = editor.compute([ROME, SEA, BAY])
+    (delta,) = result.deltas
+    assert delta.full is not None
+    assert delta.full.shape == model.get_parameter(f"{path}.weight").shape
+    assert result.traces[0][1].loss_last < result.traces[0][1].loss_first  # type: ignore[operator]
+
+
+def test_one_answer_token_alone_changes_nothing_and_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    editor = ultraedit((build("llama"), tokenizer()), inner_params=FEW["inner_params"][:1])  # type: ignore[index]
+    one = EditRequest.make("The sea", subject="sea", target_new="a")
+    assert len(line(editor.tok, one.prompt, one.target_new).labels) == 1
+    assert editor.compute(one).deltas[0].norm() == 0
+    assert "UltraEdit: the edit changes nothing: a single answer token" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"inner_params": ["model.layers.9.mlp.down_proj"]}, "'model.layers.9.mlp.down_proj' is no module of Llama"),
+        ({"inner_params": ["lm_head"]}, "'lm_head' is in none of the decoder blocks"),
+        ({"inner_params": []}, "inner_params is \\[\\]; allowed: each module once"),
+        ({"inner_params": ["a", "a.weight"]}, "each module once"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size_once": 0}, "batch_size_once is 0"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"modules": ["a"], "inner_params": ["b"]}, "modules and inner_params are the same setting"),
+    ],
+)
+def test_ultraedit_refuses(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        ultraedit((build("llama"), tokenizer()), **{**FEW, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_memory_of_another_model_is_refused() -> None:
+    editor = ultraedit((build("llama"), tokenizer()), **FEW)
+    result = editor.compute([ROME, SEA])
+    foreign = dataclasses.replace(result, memory={name: t[:, :-1] for name, t in result.memory.items()})
+    before = states(editor.model)
+    with pytest.raises(DataError, match="another model's"):
+        editor.commit(foreign)
+    assert same(editor.model, before)
+
+
+def test_easyedits_ultraedit_file_loads(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"alg_name": "ULTRAEDIT", "device": 0, "model_name": "m", "model_class": "A", "tokenizer_class": "B"}
+    values |= {"tokenizer_name": "m", "inner_params": ["model.layers.18.mlp.gate_proj"], "dropout": 0.0, "lr": "1e-6"}
+    values |= {"no_grad_layers": None, "token": "mask", "batch_size": 100, "batch_size_once": 10, "half": True}
+    values |= {"editor_batch_size": 1024, "silent": False, "model_parallel": False, "results_dir": "./results"}
+    h = load_hparams(values)
+    assert (h.alg_name, h.lr, h.together) == ("UltraEdit", 1e-6, 10)  # type: ignore[attr-defined]
+    assert "read and not used: dropout, editor_batch_size, half" in caplog.text

@@ -155,4 +155,16 @@ METHODS: dict[str, MethodRow] = {
         renamed={"model_name_or_path": "model_name", "rewrite_module": "rewrite_module_tmp"},
         spellings=("LocFT", "LocFT_BF", "LOCFT"),
     ),
+    "UltraEdit": MethodRow(
+        title="UltraEdit",
+        hparams="easyeditor.methods.ultraedit.hparams:UltraEditHyperParams",
+        method="easyeditor.methods.ultraedit.method:UltraEdit",
+        paper="https://arxiv.org/abs/2505.14679",
+        unused=(
+            *("alg", "dropout", "editor_batch_size", "half", "model_class", "n_edits", "no_grad_layers", "results_dir"),
+            *("silent", "token", "tokenizer_class", "tokenizer_name"),
+        ),
+        renamed={"modules": "inner_params"},
+        spellings=("ULTRAEDIT", "Ultraedit", "UltraEDIT"),
+    ),
 }

@@ -21,7 +21,8 @@ _MISSPELT = {"promptz_last": "prompt_last"}  # upstream's chatglm4-9b.yaml
 class FTHyperParams(LayerHyperParams):
     """Fine-tuning of a few weights, with an L-infinity constraint (FT-L, Zhu et al. 2020) or without.
 
-    FT-M is `objective_optimization: target_new`; LocFT-BF is that with `target_eos` and `shuffle`. Trained are all parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
+    FT-M is `objective_optimization: target_new`; LocFT-BF is that with `target_eos` and `shuffle`. Trained are all
+    parameters whose name contains `rewrite_module_tmp`, of every one of `layers`.
     """
 
     alg_name: str = "FT"

@@ -29,8 +29,8 @@ class FT(EditMethod[FTHyperParams]):
 
     `prompt_last` scores every target token at the prompt's last token (EasyEdit's first objective), `target_new` each
     at its own position (FT-M). LocFT-BF (arXiv 2509.22072) goes breadth first: batches over all requests, in a new
-    order in every epoch, targets with their EOS. Each row's own length counts, whatever the batch; a BOS is never among the targets, a pad never
-    scored.
+    order in every epoch, targets with their EOS. Each row's own length counts, whatever the batch; a BOS is never among
+    the targets, a pad never scored.
     """
 
     needs_subject: ClassVar[bool] = False

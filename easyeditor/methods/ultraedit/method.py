@@ -1,0 +1,209 @@
+"""UltraEdit: one closed-form step along normalised gradients, no search and no training.
+
+Axes: N answer tokens of all requests, K width of a module's input, D width of its output, W = K + D.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.errors import ConfigError, DataError, NumericalError
+from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.factors import gradient_factors
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
+from easyeditor.lm.tokens import check_length, token_batches
+from easyeditor.lm.weights import applied, frozen
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.memory import Memory
+from easyeditor.methods.ultraedit.hparams import UltraEditHyperParams
+from easyeditor.methods.ultraedit.step import merged, solved, statistics, targets
+from easyeditor.progress import Progress
+from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+LOG = logging.getLogger(__name__)
+
+GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
+ALONE = "a single answer token has no deviation to be normalised by; edit several requests at once"
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A module that is edited: its path and block, its widths, whether its weight is stored as (inputs, outputs)."""
+
+    path: str
+    layer: int
+    inputs: int
+    outputs: int
+    turned: bool
+
+    @property
+    def memory(self) -> str:
+        """Name of the statistics of its shape, which modules share."""
+        return f"norm.{self.inputs}x{self.outputs}"
+
+
+class UltraEdit(EditMethod[UltraEditHyperParams]):
+    """UltraEdit (Gu et al. 2025, arXiv 2505.14679).
+
+    The keys H (N, K) and gradients G (N, D) of every answer token are normalised by their running mean and deviation
+    over all edits, this one included; V = -lr |h^|^2 g^, and dW^T = (H^T H + I)^-1 H^T V. The statistics are what it
+    remembers; rows are in `step.py`.
+    """
+
+    needs_subject: ClassVar[bool] = False
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
+        super().__init__(model, tok, hparams)
+        self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
+        self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
+
+    def find_parts(self) -> Anatomy:
+        return anatomy(self.model)
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({module.layer for module in self._modules})
+
+    @property
+    def weight_names(self) -> list[str]:
+        return [f"{module.path}.weight" for module in self._modules]
+
+    def committed(self, result: EditResult) -> None:
+        self._memory.committed(result)
+
+    def reverted(self, result: EditResult | None) -> None:
+        self._memory.reverted(result)
+
+    def take_over(self, other: EditMethod[Any]) -> None:
+        if isinstance(other, UltraEdit):
+            self._memory = other._memory
+
+    def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
+        """One low-rank delta per module, for all `requests` at once.
+
+        Raises:
+            DataError: a request too long for the model. NumericalError: an update is not finite.
+        """
+        started = time.perf_counter()
+        lines = [line(self.tok, request.prompt, request.target_new) for request in requests]
+        check_length([x.ids for x in lines], max_positions(self.model), "the longest prompt with its target")
+        with frozen(self.model):
+            rows, before = self._rows(lines, progress)
+            own = self._statistics(rows, [len(x.labels) for x in lines])
+            known = self._with(self._memory.state, own)
+            deltas = tuple(self._delta(m, torch.cat(rows[m.path]), known[m.memory]) for m in self._modules)
+            after = self._losses(lines, deltas)
+        if not any(delta.norm() for delta in deltas):
+            LOG.warning("%s: the edit changes nothing: %s", self.title, ALONE)
+        return EditResult(
+            method=self.hparams.alg_name,
+            requests=tuple(requests),
+            deltas=deltas,
+            traces=tuple(self._trace(deltas, *losses) for losses in zip(before, after, strict=True)),
+            seconds=time.perf_counter() - started,
+            memory=own,
+        )
+
+    def _rows(self, lines: Sequence[Line], progress: Progress | None) -> tuple[dict[str, list[Tensor]], list[float]]:
+        """By module, of each request, keys and gradients (n, W) of its n answer tokens; and every request's NLL.
+
+        A gradient is that of the mean over the answer tokens of the `together` requests in one group.
+        """
+        size = self.hparams.together
+        shares = [1 / sum(len(x.labels) for x in lines[i - i % size :][:size]) for i in range(len(lines))]
+        rows: dict[str, list[Tensor]] = {m.path: [torch.empty(0)] * len(lines) for m in self._modules}
+        losses = [math.nan] * len(lines)
+        done = 0
+        for members in token_batches([len(x.ids) for x in lines], max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+            batch = Batch.of([lines[i] for i in members], input_device(self.model))
+            weights = [shares[i] for i in members for _ in lines[i].labels]
+            batch = dataclasses.replace(batch, weights_N=torch.tensor(weights, device=batch.weights_N.device))
+            factors, losses_B = gradient_factors(self.model, list(rows), batch)
+            for place, i in enumerate(members):
+                at = list(lines[i].scored)
+                losses[i] = float(losses_B[place]) / shares[i] / len(at)
+                for path, (x_BTK, gradient_BTD) in factors.items():
+                    rows[path][i] = torch.cat([x_BTK[place, at].double(), gradient_BTD[place, at].double()], dim=1)
+            done += len(members)
+            if progress is not None:
+                progress(done, len(lines), "")
+        return rows, losses
+
+    def _statistics(self, rows: Mapping[str, list[Tensor]], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """Statistics of this edit's rows by shape: group after group, modules of one shape together."""
+        found: dict[str, Tensor] = {}
+        for first in range(0, len(lengths), self.hparams.together):
+            for module in self._modules:
+                group_NW = torch.cat(rows[module.path][first : first + self.hparams.together])
+                found = self._with(found, {module.memory: statistics(group_NW)})
+        return found
+
+    def _with(self, known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made = dict(known)
+        for module in {m.memory: m for m in self._modules if m.memory in more}.values():
+            name, wanted, theirs = module.memory, (3, module.inputs + module.outputs), more[module.memory]
+            if theirs.shape != wanted:
+                raise DataError(f"a saved edit's {name} is {tuple(theirs.shape)}, not {wanted}: another model's")
+            theirs = theirs.to(self.model.get_parameter(f"{module.path}.weight").device)
+            made[name] = merged(made[name], theirs) if name in made else theirs
+        return made
+
+    def _delta(self, module: Edited, rows_NW: Tensor, known_3W: Tensor) -> WeightDelta:
+        keys_NK, gradients_ND = rows_NW[:, : module.inputs], rows_NW[:, module.inputs :]
+        left, right = solved(keys_NK, targets(keys_NK, gradients_ND, known_3W, self.hparams.lr))
+        name = f"{module.path}.weight"
+        if not all(bool(part.isfinite().all()) for part in (left, right) if part is not None):
+            raise NumericalError(f"the update of {name} is not finite; nothing was written")
+        dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
+        if right is not None and left.numel() + right.numel() > module.inputs * module.outputs:
+            left, right = left @ right, None
+        if right is None:
+            return WeightDelta(name=name, full=(left.T if module.turned else left).to(dtype).contiguous())
+        left, right = (right.T, left.T) if module.turned else (left, right)
+        return WeightDelta(name=name, left=left.to(dtype).contiguous(), right=right.to(dtype).contiguous())
+
+    @torch.no_grad()
+    def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
+        """Every request's NLL on the edited model."""
+        losses = [math.nan] * len(lines)
+        with applied(self.model, deltas):
+            for members in token_batches([len(x.ids) for x in lines], self.hparams.batch_tokens):
+                batch = Batch.of([lines[i] for i in members], input_device(self.model))
+                for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
+                    losses[i] = loss
+        return losses
+
+    def _trace(self, deltas: Sequence[WeightDelta], before: float, after: float) -> dict[int, LayerTrace]:
+        """A request's NLL before and after, and how far each layer's weights moved (for all requests together)."""
+        norms = [(module.layer, delta.norm()) for module, delta in zip(self._modules, deltas, strict=True)]
+        return {
+            layer: LayerTrace.without_keys(
+                before=before, after=after, steps=1, delta_norm=math.hypot(*(norm for at, norm in norms if at == layer))
+            )
+            for layer in self.layers
+        }
+
+    def _edited(self, path: str) -> Edited:
+        where, kind = f"inner_params: {path!r}", type(self.model).__name__
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError as error:
+            near = self.parts.rewrite_name(len(self.parts.blocks) - 1)
+            raise ConfigError(f"{where} is no module of {kind}; it has for example {near!r}") from error
+        layer = self.parts.layer_of(f"{path}.weight")
+        if layer is None:
+            raise ConfigError(f"{where} is in none of the decoder blocks of {kind}")
+        turned = weight_is_transposed(module)
+        outputs, inputs = self.model.get_parameter(f"{path}.weight").shape[:: -1 if turned else 1]
+        return Edited(path, layer, inputs, outputs, turned)
