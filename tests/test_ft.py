@@ -24,8 +24,8 @@ from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import encode, spaced
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import called_with, trainable
-from easyeditor.methods.ft.method import FT, training_row
-from easyeditor.methods.ft.training import Batch, Training, fine_tune, row_losses
+from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, row_losses, training_row
+from easyeditor.methods.ft.method import FT
 from easyeditor.report.terminal import verdict
 
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")

@@ -14,10 +14,11 @@ from test_newer_golden import golden
 
 from easyeditor import BaseEditor, EditRequest, load_hparams
 from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.lm.adapters import AdapterSettings, adapted
 from easyeditor.lm.scored import line
-from easyeditor.lm.weights import called_with, trainable
-from easyeditor.methods.ft.method import FT, training_row
-from easyeditor.methods.ft.training import Batch, Training, fine_tune
+from easyeditor.lm.weights import applied, called_with, frozen, trainable
+from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, training_row
+from easyeditor.methods.ft.method import FT
 from easyeditor.methods.ultraedit.method import UltraEdit
 from easyeditor.methods.ultraedit.step import deviation, merged, solved, statistics
 
@@ -311,3 +312,113 @@ def test_easyedits_ultraedit_file_loads(caplog: pytest.LogCaptureFixture) -> Non
     h = load_hparams(values)
     assert (h.alg_name, h.lr, h.together) == ("UltraEdit", 1e-6, 10)  # type: ignore[attr-defined]
     assert "read and not used: dropout, editor_batch_size, half" in caplog.text
+
+
+# LoRA
+
+QV: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "num_steps": 4, "lr": 5e-3, "lora_dropout": 0.1}
+
+
+def structure(model: Any) -> Any:
+    """The modules with their hooks and attributes, and which parameters ask for gradients."""
+    return (
+        [(name, id(m), sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks), m.training)
+         for name, m in model.named_modules()],
+        [(name, id(p), p.requires_grad) for name, p in model.named_parameters()],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_lora_s_delta_is_what_the_adapters_did(kind: str) -> None:
+    """The adapted model and the model with the delta answer alike; afterwards the model is what it was, module by
+    module; the draws outside are not touched."""
+    model, tok = build(kind), tokenizer()
+    target = ["c_attn"] if kind == "gpt2" else ["q_proj", "mlp.down_proj"]
+    paths = [f"transformer.h.{n}.attn.c_attn" for n in (1, 2)] if kind == "gpt2" else ["model.layers.1.mlp.down_proj"]
+    before, built = states(model), structure(model)
+    inputs = torch.tensor([tok("The sea is blue")["input_ids"]])
+    settings = AdapterSettings(rank=3, alpha=6.0, dropout=0.0)
+    drawn = torch.random.get_rng_state()
+    with frozen(model), adapted(model, paths, settings, seed=1) as adapters:
+        for parameter in adapters.trained().values():
+            with torch.no_grad():
+                parameter.normal_(0, 0.2)
+        wanted = model(inputs).logits
+        deltas = adapters.deltas()
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    assert same(model, before)
+    assert structure(model) == built
+    with applied(model, deltas):
+        assert relative(model(inputs).logits.detach(), wanted.detach()) < 1e-5
+    editor = made("LoRA", (model, tok), **{**QV, "target_modules": target}, layers=[1, 2], rank=3)
+    result = editor.compute([SEA, ROME])
+    assert structure(model) == built
+    assert same(model, before)
+    assert [delta.name for delta in result.deltas] == editor.method.weight_names
+    assert all(delta.left is not None and delta.left.shape[1] == 3 for delta in result.deltas)
+    assert editor.method.layers == [1, 2]
+    for trace in result.traces:
+        assert (trace[1].steps, len(trace[1].losses)) == (4, 4)
+        assert trace[1].loss_last < trace[1].loss_first  # type: ignore[operator]
+
+
+def test_lora_draws_from_its_seed_alone() -> None:
+    loaded = (build("llama"), tokenizer())
+    first = made("LoRA", loaded, **QV).compute([SEA]).sha256()
+    torch.rand(3)
+    assert made("LoRA", loaded, **QV).compute([SEA]).sha256() == first
+    assert made("LoRA", loaded, **QV, seed=1).compute([SEA]).sha256() != first
+
+
+def test_lora_s_replay_is_the_plain_forward() -> None:
+    loaded = (build("llama"), tokenizer())
+    fast, plain = (
+        made("LoRA", loaded, **{**QV, "lora_dropout": 0.0}, layers=[2, 3], replay=replay).compute([SEA, ROME]).deltas
+        for replay in (True, False)
+    )
+    assert all(relative(a.dense(), b.dense()) < 1e-3 for a, b in zip(fast, plain, strict=True))
+
+
+def test_a_model_is_whole_again_after_an_error_inside() -> None:
+    model, tok = build("llama"), tokenizer()
+    before, built = states(model), structure(model)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made("LoRA", (model, tok), **QV).method.edit([SEA], stop)
+    assert structure(model) == built
+    assert same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"target_modules": ["c_attn"]}, "'c_attn' ends no module's path in the blocks of LlamaForCausalLM; it has"),
+        ({"target_modules": ["lm_head"]}, "'lm_head' ends no module's path in the blocks"),
+        ({"target_modules": []}, "target_modules is \\[\\]; allowed: each module once"),
+        ({"target_modules": ["mlp"]}, "cannot edit a LlamaMLP"),
+        ({"layers": [9]}, "layer 9 is out of range"),
+        ({"rank": 0}, "rank is 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
+        ({"lora_type": "dora"}, "lora_type is 'dora'"),
+        ({"lora_r": 4, "rank": 4}, "lora_r and rank are the same setting"),
+    ],
+)
+def test_lora_refuses(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises((ConfigError, ModelError), match=told) as caught:
+        made("LoRA", (build("llama"), tokenizer()), **{**QV, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_easyedits_lora_files_load(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"alg_name": "LoRA", "model_name": "m", "device": 0, "lora_type": "adalora", "layers": [], "num_steps": 70}
+    values |= {"batch_size": 1, "max_length": 50, "lr": "5e-3", "weight_decay": 0, "kl_factor": 0, "rank": 8}
+    values |= {"lora_alpha": 32, "lora_dropout": 0.1, "norm_constraint": False, "target_modules": ["q_proj", "v_proj"]}
+    h = load_hparams({**values, "model_parallel": False})
+    assert (h.rank, h.lr, h.lora_type) == (8, 5e-3, "lora")  # type: ignore[attr-defined]
+    assert "read and not used: kl_factor, norm_constraint" in caplog.text
+    assert "lora_type 'adalora' is read as 'lora'" in caplog.text
+    assert load_hparams({"alg_name": "LoRA", "model_name": "m", "lora_type": "lora", "lora_r": 4, "num_steps": 1,
+                         "lr": 1e-3, "target_modules": ["q_proj"]}).rank == 4  # type: ignore[attr-defined]  # fmt: skip

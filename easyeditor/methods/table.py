@@ -167,4 +167,13 @@ METHODS: dict[str, MethodRow] = {
         renamed={"modules": "inner_params"},
         spellings=("ULTRAEDIT", "Ultraedit", "UltraEDIT"),
     ),
+    "LoRA": MethodRow(
+        title="LoRA",
+        hparams="easyeditor.methods.lora.hparams:LoRAHyperParams",
+        method="easyeditor.methods.lora.method:LoRA",
+        paper="https://arxiv.org/abs/2106.09685",
+        unused=("data_parallel", "kl_factor", "lora_distributed", "merge", "merge_alpha", "norm_constraint"),
+        renamed={"lora_r": "rank"},
+        spellings=("LORA", "Lora"),
+    ),
 }

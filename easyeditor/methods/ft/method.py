@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
-from easyeditor.lm.tokens import Row, check_length, encode, target_ids
+from easyeditor.lm.tokens import Row, check_length
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import difference, frozen, trainable
 from easyeditor.methods.base import EditMethod
+from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.ft.hparams import FTHyperParams
-from easyeditor.methods.ft.training import Batch, Labels, Training, fine_tune
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 
@@ -143,24 +143,3 @@ class FT(EditMethod[FTHyperParams]):
             if not named[name].is_floating_point():
                 raise ModelError(f"{name} holds {named[name].dtype}, which cannot be trained; load unquantised weights")
         return found
-
-
-def training_row(
-    tok: PreTrainedTokenizerBase, request: EditRequest, objective: str, *, eos: bool = False
-) -> tuple[Row, Labels]:
-    """A request's tokens with the positions that are scored, and the target ids scored at each; with `eos`, the
-    tokenizer's EOS is the target's last.
-
-    Raises:
-        DataError: the target has no tokens. ModelError: an EOS is wanted and the tokenizer has none.
-    """
-    prompt = encode(tok, request.prompt)
-    target = target_ids(tok, request.prompt, request.target_new)
-    if eos and tok.eos_token_id is None:
-        raise ModelError("target_eos: the tokenizer has no EOS token; set target_eos: false (FT-M) or give it one")
-    target += [int(tok.eos_token_id)] if eos else []
-    last = len(prompt) - 1
-    if objective == "prompt_last":
-        return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)
-    ids = (*prompt, *target[:-1])
-    return Row(ids=ids, lookup=last, scored=tuple(range(last, len(ids)))), tuple((label,) for label in target)

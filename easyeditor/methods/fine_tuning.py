@@ -1,4 +1,4 @@
-"""Fine-tuning of a few weights: Adam on the target's NLL, each value kept within a distance of where it began.
+"""What fine-tuning methods share: Adam on the targets' NLL, each value kept within a distance of where it began.
 
 Axes: N scored positions, L labels, B rows, V vocabulary.
 """
@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import NumericalError
+from easyeditor.errors import ModelError, NumericalError
+from easyeditor.lm.tokens import Row, encode, target_ids
+from easyeditor.records import EditRequest
 
 DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
 
@@ -80,6 +83,27 @@ def fine_tune(
             if loss < DONE_LOSS:
                 break
     return epochs
+
+
+def training_row(
+    tok: PreTrainedTokenizerBase, request: EditRequest, objective: str, *, eos: bool = False
+) -> tuple[Row, Labels]:
+    """A request's tokens with the positions that are scored, and the target ids scored at each; with `eos`, the
+    tokenizer's EOS is the target's last.
+
+    Raises:
+        DataError: the target has no tokens. ModelError: an EOS is wanted and the tokenizer has none.
+    """
+    prompt = encode(tok, request.prompt)
+    target = target_ids(tok, request.prompt, request.target_new)
+    if eos and tok.eos_token_id is None:
+        raise ModelError("target_eos: the tokenizer has no EOS token; set target_eos: false (FT-M) or give it one")
+    target += [int(tok.eos_token_id)] if eos else []
+    last = len(prompt) - 1
+    if objective == "prompt_last":
+        return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)
+    ids = (*prompt, *target[:-1])
+    return Row(ids=ids, lookup=last, scored=tuple(range(last, len(ids)))), tuple((label,) for label in target)
 
 
 def row_losses(logits_NV: Tensor, labels: Sequence[Labels]) -> Tensor:
