@@ -56,15 +56,16 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--mode", choices=("single", "sequential", "batch"), help="default: single")
     p.add_argument("--batch-size", **n, help="requests in one edit (mode batch)")
     p.add_argument("--eval-every", **n, help="evaluate all edits so far after every N edits, too (default: at the end)")
-    p.add_argument("--stop-on-collapse", **yes, help="end after the first collapse that stays (sequential, batch)")
+    p.add_argument("--stop-on-collapse", **yes, help="end after the first collapse that stays or is rolled back")
     p.add_argument("--start", **n, help="first record used (default: 0)")
     p.add_argument("--limit", **n, help="most records used (default: all)")
     p.add_argument("--shuffle", **yes, help="shuffle by --seed before --start and --limit choose")
     p.add_argument("--seed", **n, help="seed of --shuffle (default: 0); contexts have --set seed=N")
     p.add_argument("--skip-bad", **yes, help="leave bad records out instead of refusing the dataset")
-    guard = "leave a collapsing edit (default), take it back, or take it back and do it again with the method's remedy"
-    allowed = ("keep", "revert", "remedy", "c-rome")  # c-rome: the old spelling of remedy
-    p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy}", help=guard)
+    guard = "leave a collapsing edit (default), take it back, take it back and do it again with the method's remedy, "
+    guard += "or go back to the last batch that stood and say which (rollback; not in mode single)"
+    allowed = ("keep", "revert", "remedy", "rollback", "c-rome")  # c-rome: the old spelling of remedy
+    p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy,rollback}", help=guard)
     p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=METRICS_HELP)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")

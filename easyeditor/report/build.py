@@ -10,7 +10,7 @@ from pathlib import Path
 
 from easyeditor.errors import OutputError
 from easyeditor.files import check_parent, write_bytes, write_text
-from easyeditor.report import curves, run_table, scatter, tables
+from easyeditor.report import curves, run_table, scatter, tables, watched
 from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.opening import opening
 from easyeditor.report.page import html_page, is_page
@@ -40,7 +40,7 @@ def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
     """Everything that can be said of `runs`; `worst` is how many cases a figure names."""
     makers = (
         run_table.summary_table, tables.collapse_table, tables.collapsed_table, tables.prediction_table,
-        tables.retention_table, tables.time_table, tables.screen_table, tables.edits_table,
+        tables.retention_table, watched.watched_table, tables.time_table, tables.screen_table, tables.edits_table,
     )  # fmt: skip
     made = [make(runs) for make in makers]
     return Report(
@@ -57,7 +57,7 @@ def draw(runs: Sequence[Run], worst: int = 8) -> list[Drawn]:
     """All figures the runs have data for; those of one run carry its number when there are several."""
     ends = [f"-{number}" if len(runs) > 1 else "" for number in range(1, len(runs) + 1)]
     with styled():
-        found = [curves.sequential_figure(runs, "sequential")]
+        found = [curves.sequential_figure(runs, "sequential"), watched.watched_figure(runs, "watched")]
         for run, end in zip(runs, ends, strict=True):
             found += [
                 scatter.perplexity_figure(run, f"perplexity{end}", worst),

@@ -120,6 +120,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         rates = ", ".join(f"{key} {shown_share(last[key])}" for key in ("rewrite_acc", "rephrase_acc", "locality_acc"))
         line = f"after {last['after']} edits: perplexity {shown_ppl(last['ppl'])}; {last['edits']} in the model:"
         console.print(f"{line} {rates}", highlight=False)
+    if summary.get("forecast") is not None:
+        console.print(summary["forecast"]["words"], highlight=False)
 
 
 def _metrics(summary: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from easyeditor.errors import DataError
 from easyeditor.request import EditRequest
 from easyeditor.results.record import EditRecord
 from easyeditor.results.values import flag, integer, known, mean, number, perplexity, text
+from easyeditor.results.watched import Watched
 
 PARTS = ("edit", "metrics", "perplexity")
 """What a record's `seconds` are spent on; `total` is their sum."""
@@ -18,7 +19,8 @@ PARTS = ("edit", "metrics", "perplexity")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
     """What was done about a collapse: `action` as the run was told; `kept`: does an edit stand? `settings`, `seconds`
-    and `record` belong to an edit done again with the method's remedy, `error` to one that could not be."""
+    and `record` belong to an edit done again with the method's remedy, `error` to one that could not be, `back_to` to a
+    rollback: the step of the last edit in the model that is kept (0: the original model)."""
 
     action: str
     kept: bool
@@ -26,12 +28,13 @@ class Guard:
     seconds: Mapping[str, float] | None = None
     record: EditRecord | None = None
     error: str | None = None
+    back_to: int | None = None
 
     @property
     def words(self) -> str:
         """What was done, for a table."""
         if not self.kept:
-            return f"{self.action}: taken back"
+            return f"{self.action}: taken back" + (f" to step {self.back_to}" if self.back_to is not None else "")
         return self.action if self.record is None else f"{self.action}: done again, stands"
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +42,7 @@ class Guard:
         redone = None if self.record is None else self.record.to_json(whole=False)
         seconds = None if self.seconds is None else dict(self.seconds)
         every = {"settings": self.settings, "kept": self.kept, "seconds": seconds, "record": redone}
-        told = {"action": self.action, **every, "error": self.error}
+        told = {"action": self.action, **every, "error": self.error, "back_to": self.back_to}
         return {name: value for name, value in told.items() if value is not None}
 
     @staticmethod
@@ -53,14 +56,15 @@ class Guard:
             seconds=raw.get("seconds"),
             record=None if redone is None else EditRecord.from_json(redone, request),
             error=raw.get("error"),
+            back_to=None if raw.get("back_to") is None else integer(raw["back_to"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditLine:
     """One edit of a run: its record, its place in the dataset (`index`) and in the run (`step`, from 1), its time (s)
-    by part, the guard's action, the norm of its update by weight, and the hash of the saved edit if it stays in the
-    model."""
+    by part, the guard's action, the norm of its update by weight, the hash of the saved edit if it stays in the model,
+    and what a sequence watches, on the last line of each step."""
 
     record: EditRecord
     index: int
@@ -70,6 +74,7 @@ class EditLine:
     guard: Guard | None = None
     delta: Mapping[str, float] = field(default_factory=dict)
     saved_sha256: str | None = None
+    watched: Watched | None = None
 
     @property
     def request(self) -> EditRequest:
@@ -111,6 +116,7 @@ class EditLine:
             "guard": None if self.guard is None else self.guard.to_json(),
             "delta": dict(self.delta),
             "saved_sha256": self.saved_sha256,
+            **({} if self.watched is None else {"watched": self.watched.to_json()}),
         }
 
     @staticmethod
@@ -126,12 +132,8 @@ class EditLine:
             guard=None if raw["guard"] is None else Guard.from_json(raw["guard"], record.request),
             delta={name: known(norm) for name, norm in raw.get("delta", {}).items()},
             saved_sha256=raw.get("saved_sha256"),  # null in runs begun before it was recorded
+            watched=Watched.from_json(raw.get("watched")),
         )
-
-    @staticmethod
-    def alone(record: EditRecord) -> EditLine:
-        """The record of single_case_edit.py as the only line of a run."""
-        return EditLine(record=record, index=0, step=1, mode="single", seconds={"edit": record.time})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -290,4 +290,4 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def _one_edit(path: Path) -> EditLine:
     record: EditRecord = checked(EditRecord.from_json, read_object(path), str(path), "a whole edit record")
-    return EditLine.alone(record).lean()
+    return EditLine(record=record, index=0, step=1, mode="single", seconds={"edit": record.time}).lean()

@@ -24,9 +24,15 @@ class Guarded:
 
 
 def guarded(
-    work: Work, requests: Sequence[EditRequest], examined: Examined, draw: int, base: PerplexityReport | None
+    work: Work,
+    requests: Sequence[EditRequest],
+    examined: Examined,
+    draw: int,
+    base: PerplexityReport | None,
+    last: int = 0,
 ) -> Guarded:
-    """Keep a collapsing edit, take it back, or take it back and do it again with the method's remedy."""
+    """Keep a collapsing edit, take it back, or take it back and do it again with the method's remedy. A rollback also
+    says which state is kept: the model after step `last`, the latest whose edit stands."""
     action, count = work.settings.on_collapse, len(requests)
     if examined.collapse is None or not examined.collapse.collapsed:
         return Guarded(entries=(None,) * count, kept=examined.result, ppl=examined.ppl_after)
@@ -34,6 +40,9 @@ def guarded(
         return Guarded(entries=(Guard(action=action, kept=True),) * count, kept=examined.result, ppl=examined.ppl_after)
     if action == "revert":
         return Guarded(entries=(Guard(action=action, kept=False),) * count, kept=None, ppl=examined.ppl_before)
+    if action == "rollback":
+        entry = Guard(action=action, kept=False, back_to=last)
+        return Guarded(entries=(entry,) * count, kept=None, ppl=examined.ppl_before)
     again = Guard(action=action, settings=work.editor.method.remedy, kept=False)
     editor = work.editor.remedied()
     assert editor is not None  # checked before the run began

@@ -14,6 +14,7 @@ from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
 from easyeditor.results.record import Row, Side
 from easyeditor.results.values import mean
 from easyeditor.runs.guard import guarded
+from easyeditor.runs.watching import Watcher, keys_of
 from easyeditor.runs.work import Work, edit_line, tried
 
 SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
@@ -30,6 +31,7 @@ def run_sequence(work: Work) -> None:
     ppl: PerplexityReport | None = base
     lines: dict[int, EditLine] = {}  # of the edits that stand
     originals = Originals(work, size)
+    watcher = Watcher(work.editor)
     done = 0
     for first in range(0, len(work.numbers), size):
         chunk = list(work.numbers[first : first + size])
@@ -37,12 +39,14 @@ def run_sequence(work: Work) -> None:
         if len(known) < len(chunk):
             if ppl is None:
                 ppl = work.editor.perplexity()
-            made, ppl = _step(work, chunk, known, ppl, base, originals.of(chunk))
+            last = max(lines, default=-1) + 1
+            made, ppl = _step(work, watcher, chunk, known, (ppl, base), originals.of(chunk), last)
         else:
             made, ppl = known, None  # measured again when it is needed
             if any(_stands(line) for line in made.values()):
                 kept = saved_edit(work.folder, first, made.values())
                 work.editor.commit(kept, delta_folder(work.folder, first))
+                watcher.known(delta_folder(work.folder, first))
         lines |= {n: line.lean(said=True) for n, line in made.items() if isinstance(line, EditLine) and line.stands}
         done = first + len(chunk)
         every = work.settings.eval_every
@@ -103,36 +107,48 @@ def saved_edit(folder: Path, first: int, lines: Iterable[RunLine]) -> EditResult
 
 def _step(
     work: Work,
+    watcher: Watcher,
     chunk: list[int],
     known: Mapping[int, RunLine],
-    ppl: PerplexityReport | None,
-    base: PerplexityReport | None,
+    ppl: tuple[PerplexityReport | None, PerplexityReport | None],
     original: Evaluation | None,
+    last: int,
 ) -> tuple[Mapping[int, RunLine], PerplexityReport | None]:
-    """One edit: compute and measure, save its delta, record its lines, keep it. Returns lines and perplexity."""
-    requests = [work.requests[n] for n in chunk]
+    """One edit: compute and measure, save its delta, keep it, record its lines. Returns lines and perplexity.
+
+    `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit stands.
+    """
+    requests, place = [work.requests[n] for n in chunk], delta_folder(work.folder, chunk[0])
     work.watch.note(f"edit {chunk[0] + 1}")
     examined = tried(
         work,
         chunk,
-        lambda: work.editor.examine_together(requests, ppl_before=ppl, ppl_base=base, base=original, draw=chunk[0]),
+        lambda: work.editor.examine_together(
+            requests, ppl_before=ppl[0], ppl_base=ppl[1], base=original, draw=chunk[0]
+        ),
     )
     if examined is None:
-        return {}, ppl
-    outcome = guarded(work, requests, examined, chunk[0], base)
-    saved = None
+        return {}, ppl[0]
+    outcome = guarded(work, requests, examined, chunk[0], ppl[1], last)
+    edit = outcome.kept or examined.result
+    keys_NK, saved = keys_of(edit), None
+    nearest = watcher.nearest(keys_NK)
     if outcome.kept is not None:
-        outcome.kept.save(delta_folder(work.folder, chunk[0]))
+        outcome.kept.save(place)
         saved = outcome.kept.sha256()
+        watcher.stands(keys_NK, place, save=True)
+        work.editor.commit(outcome.kept, place)
+    watched = watcher.seen(edit, nearest)
     seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
     made: dict[int, RunLine] = {}
     for n, record, guard in zip(chunk, examined.records, outcome.entries, strict=True):
-        line = edit_line(record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved)
+        seen = watched if n == chunk[-1] else None
+        line = edit_line(
+            record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved, watched=seen
+        )
         made[n] = line
         if n not in known:
             work.record(line)
-    if outcome.kept is not None:
-        work.editor.commit(outcome.kept, delta_folder(work.folder, chunk[0]))
     return made, outcome.ppl
 
 
@@ -196,5 +212,5 @@ def _stands(line: RunLine) -> bool:
 
 
 def _collapsed(line: RunLine) -> bool:
-    """Did this edit collapse the model and stay in it?"""
-    return isinstance(line, EditLine) and line.guard is not None and line.guard.action == "keep"
+    """Did this edit collapse the model, and stay in it or was it rolled back?"""
+    return isinstance(line, EditLine) and line.guard is not None and line.guard.action in ("keep", "rollback")

@@ -16,7 +16,7 @@ from easyeditor.results.collapse import SMALL_DENOMINATOR
 T = TypeVar("T")
 
 Mode = Literal["single", "sequential", "batch"]
-Guard = Literal["keep", "revert", "remedy"]
+Guard = Literal["keep", "revert", "remedy", "rollback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class RunSettings:
     eval_every: int = 0
     """Edits between two evaluations of all edits so far; 0: at the end only (not in mode `single`)."""
     stop_on_collapse: bool = False
-    """End after the first edit that collapses the model and stays in it (not in mode `single`)."""
+    """End after the first edit that collapses the model and stays in it, or was rolled back (not in mode `single`)."""
     start: int = 0
     """First record used."""
     limit: int | None = None
@@ -48,7 +48,8 @@ class RunSettings:
     screen_threshold: float = SMALL_DENOMINATOR
     """|denominator| below which a collapse is predicted."""
     on_collapse: Guard = "keep"
-    """Leave a collapsing edit, take it back, or take it back and do it again with the method's remedy."""
+    """Leave a collapsing edit, take it back, or take it back and do it again with the method's remedy; `rollback` goes
+    back to the last step whose perplexity stood and records which (not in mode `single`)."""
     metrics: list[str] = dataclasses.field(default_factory=list)
     """Metrics or groups of the registry, measured around every edit beside EasyEdit's."""
     together: int = 8
@@ -87,6 +88,10 @@ class RunSettings:
         if self.mode != "batch" and self.batch_size != 1:
             raise ConfigError(
                 f"{where}: batch_size is {self.batch_size} with mode {self.mode}; it belongs to mode batch"
+            )
+        if self.mode == "single" and self.on_collapse == "rollback":
+            raise ConfigError(
+                f"{where}: on_collapse rollback with mode single, where every edit is on the original model; use revert"
             )
         if self.mode == "single" and (self.eval_every or self.stop_on_collapse):
             given = "eval_every" if self.eval_every else "stop_on_collapse"

@@ -12,6 +12,7 @@ from typing import Any
 
 from easyeditor.evaluate.registry import METRICS, harmonic_mean
 from easyeditor.files import read_json
+from easyeditor.results.forecast import forecast, points_of
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, RunLine, ScreenLine
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
 from easyeditor.results.values import mean
@@ -40,6 +41,8 @@ class Tally:
         self._pairs: list[tuple[float, bool]] = []  # |denominator|, collapsed
         self._screened: list[ScreenLine] = []
         self._before: float | None = None
+        self._points: list[tuple[int, float]] = []  # of the forecast
+        self._limit: float | None = None
         self._last: EvaluationLine | None = None
 
     def add(self, line: RunLine) -> None:
@@ -59,6 +62,9 @@ class Tally:
     def _add_edit(self, line: EditLine) -> None:
         record = line.record
         self._counts["edits"] += 1
+        self._points += points_of([line])
+        if record.collapse is not None and self._limit is None:
+            self._limit = record.collapse.limit
         for name, values in self._seconds.items():
             values.append(line.seconds[name])
         for name, pair in record.values().items():
@@ -114,7 +120,12 @@ class Tally:
             "screen": self._screen(run["screen_threshold"], screened) if single else None,
             "guard": {"policy": run["on_collapse"], "actions": self._guard},
             "last_evaluation": self._evaluation(),
+            "forecast": None if single else self._forecast(),
         }
+
+    def _forecast(self) -> dict[str, Any] | None:
+        told = None if self._limit is None else forecast(sorted(self._points), self._limit)
+        return None if told is None else told.to_json()
 
     def _means(self) -> dict[str, Any]:
         """Means over the edits that have a value; the one made of others (S) from their means."""

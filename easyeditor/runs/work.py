@@ -16,6 +16,7 @@ from easyeditor.results.journal import Journal
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine
 from easyeditor.results.record import EditRecord
 from easyeditor.results.shown import shown_ppl
+from easyeditor.results.watched import Watched
 from easyeditor.runs.settings import RunSettings
 
 LOG = logging.getLogger(__name__)
@@ -91,9 +92,10 @@ def edit_line(
     seconds: Mapping[str, float],
     guard: Guard | None,
     saved: str | None = None,
+    watched: Watched | None = None,
 ) -> EditLine:
     """The line of one edit: its record, its place, its time (s), the guard's action, the norms of its update, the hash
-    of the `saved` edit if it stays in the model."""
+    of the `saved` edit if it stays in the model, what a sequence watches."""
     spent = {name: seconds.get(name, 0.0) for name in PARTS}
     norms: dict[str, float] = {}
     for delta in result.deltas:
@@ -107,6 +109,7 @@ def edit_line(
         guard=guard,
         delta=norms,
         saved_sha256=saved,
+        watched=watched,
     )
 
 
