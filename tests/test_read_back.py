@@ -23,7 +23,9 @@ import single_case_edit
 from easyeditor import cli
 from easyeditor.analysis import __main__ as analysis
 from easyeditor.analysis.tools import figures
+from easyeditor.errors import NumericalError
 from easyeditor.evaluate import __main__ as evaluate
+from easyeditor.methods.rome.method import ROME
 from easyeditor.report import __main__ as report
 from easyeditor.report.terminal import print_record
 from easyeditor.results import collapse
@@ -256,3 +258,22 @@ def test_evaluate_measures_a_saved_edit_as_the_run_did(mode: str, runs: Path, go
         )
         for state, said in (("before", record["pre"]), ("after", record["post"])):
             assert found[state]["summary"]["rewrite_acc"]["mean"] == mean(said["rewrite_acc"])
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+def test_a_run_in_which_every_edit_failed_is_reported(
+    mode: str, runs: Path, go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: Any, **__: Any) -> Any:
+        raise NumericalError("the value search's loss is not finite at pass 1; nothing was changed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ROME, "edit", overflow)
+        patched.setattr(ROME, "edit_each", overflow)
+        begin = ("--hparams", "rome.yaml", "--data", "data.json", "--output", "failed", "--mode", mode)
+        assert _ended(mass_edit, patched, *begin) == 0
+    assert len(lines(runs / "failed", "failed")) == len(SUBJECTS)
+    assert not lines(runs / "failed", "edit")
+    ran = go(report, "failed")
+    assert "4" in ran.out
+    assert (runs / "failed" / "report" / "index.html").is_file()
