@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def curve(run: Run) -> tuple[list[int], list[float]]:
     An edit that the guard took back is no point. Edits of one batch were made and measured together: one point.
     """
     points: dict[int, float] = {0: run.base} if run.base is not None else {}
-    for edit, following in zip(run.edits, [*run.edits[1:], None], strict=True):
+    for edit, following in zip_longest(run.edits, run.edits[1:]):
         same = following is not None and _around(following) == _around(edit)
         if edit.left_ppl is not None and not (edit.mode == "batch" and same):
             points[edit.step] = edit.left_ppl
