@@ -1,0 +1,240 @@
+"""Everything a user runs, on pretended GPUs (tests/pretend.py), against the plain CPU run: one device, blocks split
+over two, fresh and gone on with. The models are float64, so that what differs is the device and not the rounding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONTEXTS, ROOT, build, tokenizer
+from pretend import DeviceMix, Seen, moved, pretended
+
+from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
+from easyeditor.evaluate.perplexity import PerplexityProbe
+from easyeditor.evaluate.scoring import score
+from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.generate import Decoding, generate
+from easyeditor.methods.registry import load_hparams
+from easyeditor.stats.collect import Settings, collect
+from easyeditor.stats.corpus import Corpus
+from easyeditor.stats.gather import gather
+
+TOLERANCE = 1e-5
+SENTENCES = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))]
+WEIGHTS = ["model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"]
+LAYOUTS = {"one": ["gpu:0"], "two": ["gpu:0", "gpu:1"]}
+SEARCHED = {"ROME": [1], "C-ROME": [2], "FTP-ROME": [1], "MEMIT": [1, 2], "AlphaEdit": [1, 2]}
+SEARCHED |= {"MEMIT-Seq": [1, 2], "EMMET": [1, 2], "NAS": [1, 2], "ENCORE": [1, 2], "SPHERE": [2]}
+REQUESTS = [
+    EditRequest.make(
+        prompt,
+        subject=subject,
+        target_new=target,
+        rephrase_prompts=[f"Well, {prompt}"],
+        locality={"near": {"prompt": ["Lyon is in"], "ground_truth": ["France"]}},
+        case_id=number,
+    )
+    for number, (prompt, subject, target) in enumerate(
+        [("Paris is in", "Paris", "Italy"), ("They say the Bridge is in", "Bridge", "the old town")]
+    )
+]
+
+Numbers = dict[str, Any]
+Scenario = Callable[[Any, Path, bool], Numbers]
+"""(model and tokenizer, a folder of its own, go on with what a first run left there?) -> numbers"""
+
+
+def hparams(name: str, pair: Any, folder: Path, **changes: Any) -> Any:
+    values = {"alg_name": name, "model_name": pair, "device": "cpu", "ppl_sentence_num": 4, "layers": SEARCHED[name]}
+    values |= {"v_num_grad_steps": 4, "v_lr": 0.3, "v_loss_layer": 3, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0}
+    values |= {"kl_factor": 0.0625, "mom2_adjustment": True, "context_templates": CONTEXTS[:3]}
+    values |= {"stats_dir": str(folder / "stats"), "mom2_dataset": "own", "mom2_n_samples": 40}
+    values |= {"norm_anchor_value": 3.0} if name == "NAS" else {}
+    values |= (
+        {"nullspace_threshold": 0.3, "nullspace_scale": "relative"} if name in ("AlphaEdit", "NAS", "SPHERE") else {}
+    )
+    values |= {"mom2_update_weight": 10.0} if len(SEARCHED[name]) > 1 or name == "SPHERE" else {}
+    return load_hparams({**values, **changes})
+
+
+def numbers_of(result: EditResult) -> Numbers:
+    found: Numbers = {f"delta {n}": delta.dense().cpu() for n, delta in enumerate(result.deltas)}
+    for n, traces in enumerate(result.traces):
+        for layer, trace in traces.items():
+            found |= {f"trace {n} {layer} {k}": v for k, v in trace.numbers().to_json().items() if isinstance(v, float)}
+    return found
+
+
+def edited(name: str) -> Scenario:
+    """An edit of two requests, measured, committed, a second one on top of it, both taken back."""
+
+    def run(pair: Any, folder: Path, resumed: bool) -> Numbers:
+        if not (folder / "stats").exists():
+            method = BaseEditor(hparams(name, pair, folder)).method
+            keys = {layer: method.statistics.key(layer) for layer in SEARCHED[name]}  # type: ignore[attr-defined]
+            (folder / "own.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+            gather(anatomy(pair[0]), pair[1], keys, corpus=str(folder / "own.txt"), sums="float64", max_length=24)
+        options = {"targets_dir": str(folder / "targets")} if resumed else {}
+        if resumed:
+            BaseEditor(hparams(name, pair, folder, **options)).compute(REQUESTS)
+        return measured(BaseEditor(hparams(name, pair, folder, **options)), folder)
+
+    return run
+
+
+def measured(editor: BaseEditor, folder: Path) -> Numbers:
+    """One editor's whole life: edit, record, save and load, commit, edit again, revert."""
+    before = {name: weight.detach().clone() for name, weight in editor.model.named_parameters()}
+    examined = editor.examine_together(REQUESTS)
+    found = numbers_of(examined.result)
+    assert examined.ppl_base is not None
+    assert examined.ppl_after is not None
+    found |= {"before": examined.ppl_base.nlls, "after": examined.ppl_after.nlls}
+    examined.result.save(folder / "edit")
+    loaded = EditResult.load(folder / "edit")
+    with editor.applied(loaded):
+        found["loaded"] = editor.perplexity().nlls
+    editor.commit(loaded)
+    found |= {f"second {k}": v for k, v in numbers_of(editor.compute(REQUESTS[1])).items()}
+    editor.revert(loaded)
+    assert all(torch.equal(weight, before[name]) for name, weight in editor.model.named_parameters())
+    return found
+
+
+def fine_tuned(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    values = {"alg_name": "FT", "model_name": pair, "device": "cpu", "layers": [1, 3], "num_steps": 3, "lr": 1e-3}
+    return measured(BaseEditor(load_hparams({**values, "ppl_sentence_num": 4})), folder)
+
+
+def trained(pair: Any, folder: Path, resumed: bool, **changes: Any) -> Numbers:
+    """MEND's training, cut in two if `resumed`; then an edit with its archive."""
+    values = {"model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "rank": 4, "edit_lr": -0.02, "lr": 1e-3}
+    values |= {"lr_lr": 1e-3, "accumulate_bs": 2, "max_iters": 8, "val_interval": 4, "log_interval": 2, "val_steps": 2}
+    values |= {"model_save_pt": 4, "silent": True, **changes}
+    raw = [
+        {
+            "case_id": n,
+            "requested_rewrite": {
+                "prompt": "The {} is",
+                "subject": place,
+                "target_new": {"str": "open late"},
+                "target_true": {"str": "closed"},
+            },
+            "paraphrase_prompts": [f"Today the {place} is"],
+            "neighborhood_prompts": ["The street was", "The market was"],
+        }
+        for n, place in enumerate(["river", "museum", "shop", "garden"])
+    ]
+    (folder / "facts.json").write_text(json.dumps(raw), encoding="utf-8")
+    data = CounterFactDataset(folder / "facts.json")
+    for steps in (4, 8) if resumed else (8,):
+        config = MENDTrainingHparams.from_dict({**values, "max_iters": steps})
+        trainer = EditTrainer(config, data, data, folder=folder / "run", resume=steps == 8 and resumed)
+        trainer.run()
+    found = {name: value.detach().cpu() for name, value in trainer.hypernet.state_dict().items()}
+    lines = (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    found["losses"] = [json.loads(line)["total_loss"] for line in lines if "total_loss" in line]
+    settings = {"alg_name": "MEND", "model_name": pair, "device": "cpu", "archive": str(folder / "run" / "last")}
+    return found | measured(BaseEditor(load_hparams({**settings, "ppl_sentence_num": 4})), folder)
+
+
+def trained_plainly(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    return trained(pair, folder, resumed, replay=False)
+
+
+class Cut(Exception):
+    """The end of a run that is gone on with."""
+
+
+def collected(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    """Second moments at three layers, cut after the first window if `resumed`."""
+    corpus = Corpus(name="own", identity="1", documents=SENTENCES * 3)
+    settings = Settings(layers=(0, 1, 3), samples=150, max_length=16, batch_tokens=256, sums="float64")
+    given = {"checkpoint": folder / "part.safetensors", "every": 1}
+
+    def cut(*_: int) -> None:
+        raise Cut
+
+    if resumed:
+        with pytest.raises(Cut):
+            collect(anatomy(pair[0]), pair[1], corpus, settings, tick=cut, **given)  # type: ignore[arg-type]
+    totals = collect(anatomy(pair[0]), pair[1], corpus, settings, resume=resumed, **given)  # type: ignore[arg-type]
+    assert totals.documents == 150
+    return {str(layer): total.cpu() for layer, total in totals.sums.items()}
+
+
+def asked(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    """Contexts from the model, scores, continuations, perplexity from the start and from a block on."""
+    method = BaseEditor(hparams("ROME", pair, folder, context_templates=None, mom2_adjustment=False)).method
+    scores = score(*pair, [("Paris is in", "Italy"), ("A bridge", "of stone")])
+    parts, found = anatomy(pair[0]), {"contexts": list(method.contexts)}
+    for name, options in {"plain": {"fast": False}, "fast": {}, "resumed": {"resume_layer": 2}}.items():
+        probe = PerplexityProbe(*pair, SENTENCES[:6], parts=parts, **options)  # type: ignore[arg-type]
+        found |= {name: probe.measure().nlls, f"{name} again": probe.measure().nlls}  # type: ignore[dict-item]
+    texts = [made.whole for made in generate(*pair, ["Paris is", "A"], Decoding(tokens=6))]
+    return {**found, "scores": [s.mean_log_probability for s in scores], "texts": texts}
+
+
+def different(ours: Any, theirs: Any) -> float:
+    """The largest difference, relative to the largest number; infinity where texts differ."""
+    if isinstance(ours, list) and ours and isinstance(ours[0], str):
+        return 0.0 if ours == theirs else float("inf")
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (ours, theirs))
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.numel() else 0.0
+
+
+def run(scenario: Scenario, folder: Path, devices: Sequence[str], *, resumed: bool = False) -> tuple[Numbers, Seen]:
+    """A scenario's numbers on a fresh model on these devices; none: the CPU as it is."""
+    folder.mkdir()
+    pair = build("llama", dtype=torch.float64), tokenizer()
+    with pretended() if devices else nullcontext(Seen()) as seen:
+        return scenario((moved(pair[0], devices) if devices else pair[0], pair[1]), folder, resumed), seen
+
+
+def check(scenario: Scenario, folder: Path, layout: str, resumed: bool) -> None:
+    wanted, _ = run(scenario, folder / "cpu", [])
+    found, _ = run(scenario, folder / "gpu", LAYOUTS[layout], resumed=resumed)
+    assert found.keys() == wanted.keys()
+    apart = {key: different(found[key], wanted[key]) for key in wanted}
+    assert not {key: gap for key, gap in apart.items() if not gap < TOLERANCE}
+
+
+SCENARIOS: dict[str, Scenario] = {
+    **{name: edited(name) for name in SEARCHED},
+    "FT": fine_tuned,
+    "MEND": trained,
+    "MEND plain": trained_plainly,
+    "statistics": collected,
+    "questions": asked,
+}
+NOTHING_TO_RESUME = {"FT", "questions"}
+QUICK = {("MEMIT", "two", True), ("ROME", "two", False), ("MEND", "two", True), ("statistics", "two", True)}
+CASES = [
+    pytest.param(name, layout, resumed, marks=[] if (name, layout, resumed) in QUICK else pytest.mark.slow)
+    for name in SCENARIOS
+    for layout in LAYOUTS
+    for resumed in (False, True)
+    if not (resumed and name in NOTHING_TO_RESUME)
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "resumed"), CASES)
+def test_the_numbers_are_the_cpus(name: str, layout: str, resumed: bool, tmp_path: Path) -> None:
+    check(SCENARIOS[name], tmp_path, layout, resumed)
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
+    with pretended() as seen:
+        near, far = torch.ones(2, device="gpu:0"), torch.ones(2, device="gpu:1")
+        with pytest.raises(DeviceMix):
+            near + far
+        with pytest.raises(DeviceMix):
+            near + torch.ones(2)
+        assert float((near + far.to("gpu:0")).sum()) == 4.0
+        assert sum(seen.syncs.values()) == 1  # the read; a copy between devices is none
