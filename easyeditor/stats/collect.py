@@ -89,7 +89,9 @@ def collect(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     identity = _identity(parts.model, corpus, settings, rank, world)
-    totals = _read_checkpoint(checkpoint, identity, settings) if resume and checkpoint is not None else Totals(sums={})
+    totals = Totals(sums={})
+    if resume and checkpoint is not None:
+        totals = _read_checkpoint(checkpoint, identity, parts)
     wanted = len(range(rank, settings.samples, world))
     share = None if settings.tokens is None else -(-settings.tokens // world)
     windows_since, size = 0, WINDOW if settings.tokens is None else FAST_WINDOW
@@ -236,7 +238,8 @@ def _write_checkpoint(path: Path, identity: dict[str, str], totals: Totals) -> N
     LOG.debug("checkpoint of %d documents in %.2f s", totals.documents, time.perf_counter() - started)
 
 
-def _read_checkpoint(path: Path, identity: dict[str, str], settings: Settings) -> Totals:
+def _read_checkpoint(path: Path, identity: dict[str, str], parts: Anatomy) -> Totals:
+    """The totals, each where its layer's keys come from: later windows are added there, ranks reduce them there."""
     if not path.exists():
         return Totals(sums={})
     try:
@@ -250,4 +253,6 @@ def _read_checkpoint(path: Path, identity: dict[str, str], settings: Settings) -
     if differing:
         found = ", ".join(f"{key} {state.get(key)!r:.60} instead of {identity[key]!r:.60}" for key in differing)
         raise StatsError(f"{path}: a checkpoint of another collection ({found}); delete it, or run without --resume")
+    for layer, total in sums.items():
+        sums[layer] = total.to(parts.model.get_parameter(parts.weight_name(layer)).device)
     return Totals(sums=sums, documents=documents, tokens=tokens)

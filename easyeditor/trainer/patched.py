@@ -49,4 +49,4 @@ class PatchedBlocks:
         if name not in updates:
             return weight
         left, right = updates[name]
-        return torch.addmm(weight, left.to(weight.dtype), right.to(weight.dtype))
+        return torch.addmm(weight, left.to(weight), right.to(weight))

@@ -155,7 +155,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         With `targets_dir`, searches saved before are read, and new ones saved.
         """
         store = self._store(module, ["bare prompt"] * bare + ["norms given"] * (norms is not None))
-        found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r)) is not None}
+        device = next(module.parameters()).device
+        found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r, device)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
         made = {n: self.search_rows(requests[n], [SLOT] if bare else None) for n in todo}
         for n in todo:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from easyeditor.errors import DataError
@@ -34,8 +35,8 @@ class SearchCache:
             settings |= {key: getattr(hparams, key) for key in ("early_stop", "prob_cutoff", "early_stop_rows")}
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 
-    def read(self, request: EditRequest) -> Found | None:
-        """The saved search of a request, or None. Raises DataError if the file is damaged."""
+    def read(self, request: EditRequest, device: torch.device) -> Found | None:
+        """The saved search of a request on `device`, or None. Raises DataError if the file is damaged."""
         if not (path := self._path(request)).exists():
             return None
         try:
@@ -44,7 +45,7 @@ class SearchCache:
                 initial, offset = opened.get_tensor("initial"), opened.get_tensor("offset")
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{path}: not a readable target ({error}); delete it") from error
-        return Found(initial_D=initial, offset_D=offset, losses=[tuple(row) for row in losses])
+        return Found(initial_D=initial.to(device), offset_D=offset.to(device), losses=[tuple(row) for row in losses])
 
     def write(self, request: EditRequest, found: Found) -> None:
         """Save a search."""

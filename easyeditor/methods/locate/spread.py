@@ -120,7 +120,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
                 with applied(self.model, deltas):
                     keys_NK, bare_NK = self._keys(layer, rows)
                     missing_ND = target_ND - self._values([r[0][0] for r in rows]).double()
-                residual_ND = missing_ND / self.divided_by(i)
+                residual_ND = (missing_ND / self.divided_by(i)).to(keys_NK.device)  # layers may lie on several devices
                 keys[f"keys.{layer}"] = keys_NK.T
                 left_Dr, right_rK = self.solve(layer, keys_NK.T, residual_ND.T)
                 deltas.append(self.delta(layer, right_rK.T, left_Dr))

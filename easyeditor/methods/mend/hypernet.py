@@ -96,13 +96,14 @@ class Hypernetwork(nn.Module):
         return str((weight.inputs, weight.outputs)) if self.spec.shared else weight.name.replace(".", "#")
 
     def transform(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-        """(x~, delta~) of every weight, rows that are all zero in x or in delta dropped first."""
+        """(x~, delta~) of every weight, rows that are all zero in x or in delta dropped first; on the hypernetwork's
+        device, wherever the edited layers lie."""
         out = {}
         for weight in self.weights:
             kept = nonzero(factors[weight.name])
             key, mode = self._place[weight.name]
-            dtype = self.edit_lrs.dtype
-            out[weight.name] = Factors(*self.mend[key](kept.x_NK.to(dtype), kept.delta_ND.to(dtype), mode))
+            own = self.edit_lrs
+            out[weight.name] = Factors(*self.mend[key](kept.x_NK.to(own), kept.delta_ND.to(own), mode))
         return out
 
     def factors_of(self, weight: EditedWeight, transformed: Factors) -> tuple[Tensor, Tensor]:
