@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import attach_execution_device_hook
 from conftest import CONTEXTS, ROOT, build, tokenizer
 from pretend import DeviceMix, Seen, moved, pretended
 
@@ -238,3 +239,14 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
             near + torch.ones(2)
         assert float((near + far.to("gpu:0")).sum()) == 4.0
         assert sum(seen.syncs.values()) == 1  # the read; a copy between devices is none
+
+
+def test_training_reaches_blocks_that_accelerate_has_hooked(tmp_path: Path) -> None:
+    """`device_map="auto"` gives every block a forward of its own, which a copy of the block would carry along."""
+    pair, other = (build("llama"), tokenizer()), (build("llama"), tokenizer())
+    attach_execution_device_hook(other[0], "cpu")
+    assert "forward" in anatomy(other[0]).rewrite(1).__dict__
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    wanted, found = trained(pair, tmp_path / "a", False), trained(other, tmp_path / "b", False)
+    assert all(different(found[key], wanted[key]) < TOLERANCE for key in wanted)
