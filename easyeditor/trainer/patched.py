@@ -9,7 +9,7 @@ from typing import Any
 
 import higher
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import replaced
@@ -19,7 +19,9 @@ from easyeditor.methods.mend.hypernet import EditedWeight
 class PatchedBlocks:
     """The edited blocks made functional once with `higher`; every step runs them with other weights.
 
-    Blocks, not the model: a whole transformers model slices its list of blocks, which `higher` cannot follow.
+    Blocks, not the model: a whole transformers model slices its list of blocks, which `higher` cannot follow. A block
+    that carries a forward of its own (accelerate's hooks, `device_map="auto"`) is called with torch's functional call:
+    `higher` would copy that forward, which runs the block it was made for, so that no gradient would come back.
     """
 
     def __init__(self, parts: Anatomy, weights: Sequence[EditedWeight]) -> None:
@@ -30,6 +32,9 @@ class PatchedBlocks:
             block = parts.block(layer)
             prefix = parts.architecture.block.format(layer)
             self._names[layer] = [f"{prefix}.{name}" for name, _ in block.named_parameters()]
+            if any("forward" in module.__dict__ for module in block.modules()):
+                self._functional[layer] = partial(_called, _OwnForward(block))
+                continue
             # The block's own tensors, not copies: they are frozen, and only what is edited gets another tensor. Without
             # tracking: with it, `higher` keeps the weights of every call ever made (gradients flow either way).
             functional = higher.patch.monkeypatch(block, copy_initial_weights=False, track_higher_grads=False)
@@ -50,3 +55,21 @@ class PatchedBlocks:
             return weight
         left, right = updates[name]
         return torch.addmm(weight, left.to(weight), right.to(weight))
+
+
+class _OwnForward(nn.Module):
+    """A block's own forward without the block's hooks: the block itself has run those."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self._own = block, block.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block's forward gives."""
+        return self._own(*args, **kwargs)
+
+
+def _called(block: _OwnForward, *args: Any, params: Sequence[Tensor], **kwargs: Any) -> Any:
+    """The block with `params` in the place of its own, in their order."""
+    names = [name for name, _ in block.named_parameters()]
+    return torch.func.functional_call(block, dict(zip(names, params, strict=True)), args, kwargs)
