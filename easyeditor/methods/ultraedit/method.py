@@ -161,6 +161,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
 
     def _delta(self, module: Edited, rows_NW: Tensor, known_3W: Tensor) -> WeightDelta:
         keys_NK, gradients_ND = rows_NW[:, : module.inputs], rows_NW[:, module.inputs :]
+        known_3W = known_3W.to(rows_NW.device)  # modules of one shape may lie on several cards
         left, right = solved(keys_NK, targets(keys_NK, gradients_ND, known_3W, self.hparams.lr))
         name = f"{module.path}.weight"
         if not all(bool(part.isfinite().all()) for part in (left, right) if part is not None):
