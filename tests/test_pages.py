@@ -35,6 +35,7 @@ from easyeditor.report import __main__ as report
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md", ROOT / "tests/golden/README.md"])
 SCRIPT = re.compile(r"(?:single_case_edit|mass_edit|pretrain_mend|ppl)\.py|easyeditor\.\w+")
+LONGEST_README = 150  # lines
 LONGEST_CELL = 160  # characters; what needs more is a sentence below the table
 AWAITED = ("first-token-protection.md", "tutorial.md")
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
@@ -183,6 +184,17 @@ def test_the_library_page_runs(
     assert not names["editor"].edited
     assert "gen_rewrite_contains" in names["found"].row(0)
     assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_the_readme_is_short_and_its_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= LONGEST_README
+    settings = write_yaml(tmp_path / "rome.yaml", save_tiny(tmp_path / "llama"), ppl_sentence_num=2)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("./hparams/ROME/smollm2-135m", str(settings)), names)
+    assert names["metrics"][0]["requested_rewrite"]["target_new"] == "English"
 
 
 def test_the_data_page_s_record_is_read_whole() -> None:
