@@ -120,8 +120,8 @@ def sequential_lines(
             held = [chance ** (1 + (index - i) / 60) for i in range(index + 1)]
             rows = [
                 Retained(
-                    index=i, case_id=f"case-{i}", rewrite=float(rng.random() < held[i]),
-                    rephrase=None if i % 3 else 0.5, locality=round(chance, 2),
+                    index=i, case_id=f"case-{i}", rewrite_acc=float(rng.random() < held[i]),
+                    rephrase_acc=None if i % 3 else 0.5, locality_acc=round(chance, 2),
                 )
                 for i in range(index + 1)
             ]  # fmt: skip

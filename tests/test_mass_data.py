@@ -330,7 +330,7 @@ def test_quality_by_hand() -> None:
 
 
 def test_summary_by_hand(tmp_path: Path) -> None:
-    failed = FailureLine(index=3, case_id=3, prompt="p", mode="single", error="e").to_json()
+    failed = FailureLine(index=3, step=4, case_id=3, prompt="p", mode="single", error="e").to_json()
     worst = edit(2, collapsed=True, denominator=-0.2, ppl=math.inf)
     run = run_of(tmp_path, {"results.jsonl": [edit(0), edit(1, collapsed=True, denominator=0.1), worst, failed]})
     found = summarise(run)

@@ -213,7 +213,7 @@ def test_journals_of_ranks_are_read_and_repeats_counted_once(tmp_path: Path) -> 
 
 
 def test_requests_without_an_edit_and_unknown_lines_are_noted(tmp_path: Path) -> None:
-    failed = FailureLine(index=3, case_id="c", prompt="p", mode="single", error="NaN\n!").to_json()
+    failed = FailureLine(index=3, step=4, case_id="c", prompt="p", mode="single", error="NaN\n!").to_json()
     run = load_run(write_run(tmp_path / "run", [edit_line(0), failed, {"kind": "new"}]))
     assert any("1 requests could not be edited; the first is #3 (c): NaN !" in note for note in run.notes)
     assert any("1 lines of kind 'new' are not known" in note for note in run.notes)
@@ -257,7 +257,7 @@ def test_a_batch_is_one_point_of_the_curve(tmp_path: Path) -> None:
 
 def test_the_retention_grid_has_a_row_for_each_edit_in_the_order_made(tmp_path: Path) -> None:
     def row(index: int, value: float | None) -> Retained:
-        return Retained(index=index, case_id="c", rewrite=value, rephrase=None, locality=0.5)
+        return Retained(index=index, case_id="c", rewrite_acc=value, rephrase_acc=None, locality_acc=0.5)
 
     lines = [edit_line(9, mode="sequential", step=1), edit_line(4, mode="sequential", step=2)]
     lines.append(evaluation(1, 90.0, False, [row(9, 1.0)]))

@@ -85,21 +85,6 @@ def mean_of(values: Sequence[float], **details: Any) -> Value:
     return Value(value=math.fsum(values) / len(values), details=details)
 
 
-def no_pairs(_request: EditRequest, _settings: Settings) -> list[Pair]:
-    """A metric that scores nothing."""
-    return []
-
-
-def no_asks(_request: EditRequest, _settings: Settings) -> list[Ask]:
-    """A metric that continues nothing."""
-    return []
-
-
-def no_texts(_request: EditRequest) -> list[str]:
-    """A metric that reads no texts."""
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One row of the registry.
@@ -116,9 +101,9 @@ class Metric:
     column: str
     blind_to: str
     lacks: Callable[[EditRequest], str | None] = lambda _request: None
-    pairs: Callable[[EditRequest, Settings], list[Pair]] = no_pairs
-    asks: Callable[[EditRequest, Settings], list[Ask]] = no_asks
-    texts: Callable[[EditRequest], list[str]] = no_texts
+    pairs: Callable[[EditRequest, Settings], list[Pair]] = lambda _request, _settings: []
+    asks: Callable[[EditRequest, Settings], list[Ask]] = lambda _request, _settings: []
+    texts: Callable[[EditRequest], list[str]] = lambda _request: []
     value: Callable[[EditRequest, Answers], Value] | None = None
     needs_before: bool = False
     harmonic: tuple[str, ...] = ()

@@ -105,7 +105,7 @@ def _one_curve(axes: Any, run: Run, steps: list[int], values: list[float], scale
         )
 
 
-def retention_grid(run: Run, what: str = "rewrite") -> Grid:
+def retention_grid(run: Run, what: str = "rewrite_acc") -> Grid:
     """(E edits, V evaluations): each edit's accuracy at each evaluation; NaN before it was made, or not measured."""
     order = {edit.index: row for row, edit in enumerate(run.edits)}
     for seen in run.evaluations:
@@ -129,9 +129,9 @@ def retention_figure(run: Run, name: str) -> Drawn | None:
     means, heat = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 2.6]})
     dots = evaluations <= 30
     for what, label, colour, marker in (
-        ("rewrite", "rewrite (efficacy)", BLUE, "o"),
-        ("rephrase", "rephrase (generalization)", VERMILLION, "s"),
-        ("locality", "locality", GREY, "^"),
+        ("rewrite_acc", "rewrite (efficacy)", BLUE, "o"),
+        ("rephrase_acc", "rephrase (generalization)", VERMILLION, "s"),
+        ("locality_acc", "locality", GREY, "^"),
     ):
         mean = _column_means(retention_grid(run, what))
         if not np.isnan(mean).all():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-from easyeditor.results.values import flag, known, perplexity
+from easyeditor.results.values import Flat
 
 if TYPE_CHECKING:
     from easyeditor.results.record import EditRecord
@@ -18,8 +18,8 @@ papers and on the embedded model) and of others (above 2; Fall of ROME, table 2)
 missed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Collapse:
+@dataclass(frozen=True, kw_only=True)
+class Collapse(Flat):
     """Perplexity of the original model and after the edit, the limits, and whether they were crossed.
 
     Non-finite counts as collapsed. `ppl_just_before` is that of the model the edit was made on (None: the original's).
@@ -43,25 +43,17 @@ class Collapse:
         """The `collapse` entry of a record; `times_…` is perplexity after the edit as a multiple of that before."""
         just_before = self.ppl_before if self.ppl_just_before is None else self.ppl_just_before
         return {
-            **asdict(self),
+            **super().to_json(),
             "ppl_just_before": just_before,
             "times_before": self.ppl_after / self.ppl_before,
             "times_just_before": self.ppl_after / just_before,
         }
 
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> Collapse:
-        """Inverse of `to_json`."""
-        return Collapse(
-            collapsed=flag(raw["collapsed"]),
-            threshold=known(raw["threshold"]),
-            ratio=known(raw["ratio"]),
-            limit=known(raw["limit"]),
-            finite=flag(raw["finite"]),
-            ppl_before=perplexity(raw["ppl_before"], measured=True) or 0.0,
-            ppl_after=perplexity(raw["ppl_after"], measured=True) or 0.0,
-            ppl_just_before=perplexity(raw.get("ppl_just_before"), measured="ppl_just_before" in raw),
-        )
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`; a perplexity that is null there was not finite."""
+        lost = {key: math.inf for key in ("ppl_before", "ppl_after", "ppl_just_before") if raw.get(key, 0.0) is None}
+        return super().from_json({**raw, **lost})
 
 
 def judge(ppl_before: float, ppl_after: float, *, threshold: float, ratio: float) -> Collapse:

@@ -9,7 +9,7 @@ from typing import Any
 from easyeditor.errors import DataError
 from easyeditor.request import EditRequest
 from easyeditor.results.record import EditRecord
-from easyeditor.results.values import flag, integer, known, mean, number, perplexity, text
+from easyeditor.results.values import Flat, flag, integer, known, mean, perplexity, text
 from easyeditor.results.watched import Watched
 
 PARTS = ("edit", "metrics", "perplexity")
@@ -132,47 +132,26 @@ class EditLine:
             guard=None if raw["guard"] is None else Guard.from_json(raw["guard"], record.request),
             delta={name: known(norm) for name, norm in raw.get("delta", {}).items()},
             saved_sha256=raw.get("saved_sha256"),  # null in runs begun before it was recorded
-            watched=Watched.from_json(raw.get("watched")),
+            watched=None if raw.get("watched") is None else Watched.from_json(raw["watched"]),
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retained:
+@dataclass(frozen=True, kw_only=True)
+class Retained(Flat):
     """How one earlier edit fares now: mean accuracies, None where the request has no such prompts; locality against
     the original model, and against the model just before that edit."""
 
     index: int
     case_id: Any
-    rewrite: float | None
-    rephrase: float | None
-    locality: float | None
-    locality_just_before: float | None = None
+    rewrite_acc: float | None
+    rephrase_acc: float | None
+    locality_acc: float | None
+    locality_just_before_acc: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of `retention`."""
-        return {
-            "index": self.index,
-            "case_id": self.case_id,
-            "rewrite_acc": self.rewrite,
-            "rephrase_acc": self.rephrase,
-            "locality_acc": self.locality,
-            "locality_just_before_acc": self.locality_just_before,
-            **({"metrics": dict(self.metrics)} if self.metrics else {}),
-        }
-
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> Retained:
-        """Inverse of `to_json`."""
-        return Retained(
-            index=integer(raw["index"]),
-            case_id=raw["case_id"],
-            rewrite=number(raw["rewrite_acc"]),
-            rephrase=number(raw["rephrase_acc"]),
-            locality=number(raw["locality_acc"]),
-            locality_just_before=number(raw.get("locality_just_before_acc")),
-            metrics={name: number(value) for name, value in raw.get("metrics", {}).items()},
-        )
+        """An entry of `retention`; `metrics` only where some were asked for."""
+        return {key: value for key, value in super().to_json().items() if key != "metrics" or value}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,9 +172,9 @@ class EvaluationLine:
         """Mean accuracies over the edits in the model, and means of the registry's metrics if some were asked for."""
         names = dict.fromkeys(name for row in self.retention for name in row.metrics)
         return {
-            "rewrite_acc": mean(row.rewrite for row in self.retention),
-            "rephrase_acc": mean(row.rephrase for row in self.retention),
-            "locality_acc": mean(row.locality for row in self.retention),
+            "rewrite_acc": mean(row.rewrite_acc for row in self.retention),
+            "rephrase_acc": mean(row.rephrase_acc for row in self.retention),
+            "locality_acc": mean(row.locality_acc for row in self.retention),
             **{name: mean(row.metrics.get(name) for row in self.retention) for name in names},
         }
 
@@ -216,10 +195,11 @@ class EvaluationLine:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScreenLine:
+@dataclass(frozen=True, kw_only=True)
+class ScreenLine(Flat):
     """One request's denominator, computed without an edit, and whether it foretells a collapse."""
 
+    KIND = "screen"
     index: int
     case_id: Any
     subject: str
@@ -227,44 +207,18 @@ class ScreenLine:
     denominator: float
     prediction: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """The line."""
-        asked = {"index": self.index, "case_id": self.case_id, "subject": self.subject, "prompt": self.prompt}
-        return {"kind": "screen", **asked, "denominator": self.denominator, "prediction": self.prediction}
 
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> ScreenLine:
-        """Inverse of `to_json`."""
-        return ScreenLine(
-            index=integer(raw["index"]),
-            case_id=raw["case_id"],
-            subject=text(raw["subject"]),
-            prompt=text(raw["prompt"]),
-            denominator=known(raw["denominator"]),
-            prediction=flag(raw["prediction"]),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FailureLine:
+@dataclass(frozen=True, kw_only=True)
+class FailureLine(Flat):
     """A request that has no edit, and why."""
 
+    KIND = "failed"
     index: int
+    step: int
     case_id: Any
     prompt: str
     mode: str
     error: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The line."""
-        place = {"index": self.index, "step": self.index + 1, "case_id": self.case_id}
-        return {"kind": "failed", **place, "prompt": self.prompt, "mode": self.mode, "error": self.error}
-
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> FailureLine:
-        """Inverse of `to_json`."""
-        words = {name: text(raw[name]) for name in ("prompt", "mode", "error")}
-        return FailureLine(index=integer(raw["index"]), case_id=raw["case_id"], **words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

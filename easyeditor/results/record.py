@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Self
 
 from easyeditor.request import EditRequest
 from easyeditor.results.collapse import Collapse
-from easyeditor.results.values import Value, integer, known, mean, number, numbers, perplexity, text
+from easyeditor.results.values import Flat, Value, integer, known, mean, number, numbers, perplexity, text
 
 Row = Mapping[str, Value]
 """Metrics of one request on one state of the model, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerNumbers:
+class LayerNumbers(Flat):
     """What one edit did at one layer; norms are L2, losses in nats.
 
     `denominator` is k·u with its sign, `numerator_norm` the norm of u (v* - Wk)^T (ROME eq. 2): their ratio is the
@@ -50,28 +50,15 @@ class LayerNumbers:
         before, after = self.value_norm_before, self.value_norm_after
         return after / before if before and after is not None else None
 
-    def to_json(self) -> dict[str, Any]:
-        """The numbers."""
-        return {f.name: getattr(self, f.name) for f in fields(LayerNumbers)}
+    @classmethod
+    def own(cls) -> tuple[Field[Any], ...]:
+        """The numbers, whatever a subclass holds beside them."""
+        return fields(LayerNumbers)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
-        return cls(
-            numerator_norm=number(raw["numerator_norm"]),
-            denominator=number(raw["denominator"]),
-            key_norm=number(raw["key_norm"]),
-            prefixed_key_norm=number(raw["prefixed_key_norm"]),
-            value_norm_before=number(raw["value_norm_before"]),
-            value_norm_after=number(raw["value_norm_after"]),
-            loss_first=known(raw["loss_first"]),
-            loss_last=known(raw["loss_last"]),
-            steps=integer(raw["steps"]),
-            delta_norm=known(raw["delta_norm"]),
-            losses=tuple(map(numbers, raw["losses"])),
-            loss_names=tuple(raw.get("loss_names", ("total", "nll", "kl", "weight_decay"))),  # before they had names
-            notes=raw.get("notes", {}),
-        )
+        """Inverse of `to_json`; records written before losses had names are read as they were meant."""
+        return super().from_json({"loss_names": ("total", "nll", "kl", "weight_decay"), **raw})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

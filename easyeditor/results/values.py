@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 
 def number(value: Any) -> float | None:
@@ -63,6 +63,46 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of what is known; None when nothing is."""
     found = [value for value in values if value is not None]
     return math.fsum(found) / len(found) if found else None
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "int": integer,
+    "float": known,
+    "float | None": number,
+    "str": text,
+    "bool": flag,
+    "Any": lambda value: value,
+    "tuple[str, ...]": lambda values: tuple(map(text, values)),
+    "tuple[tuple[float, ...], ...]": lambda rows: tuple(map(numbers, rows)),
+    "Mapping[str, float]": lambda raw: {name: known(value) for name, value in raw.items()},
+    "Mapping[str, float | None]": lambda raw: {name: number(value) for name, value in raw.items()},
+}
+"""How a field of a `Flat` line is read, by its annotation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """A value whose JSON has a key for each field, and no more; a field with a default may be missing there."""
+
+    KIND: ClassVar[str | None] = None
+    """The `kind` of a journal's line; None for a value inside one."""
+
+    @classmethod
+    def own(cls) -> tuple[Field[Any], ...]:
+        """The fields that files hold."""
+        return fields(cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        kind = {} if self.KIND is None else {"kind": self.KIND}
+        return {**kind, **{f.name: getattr(self, f.name) for f in self.own()}}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`. Raises KeyError, TypeError, ValueError for what is no such value."""
+        needed = [f for f in cls.own() if f.name in raw or (f.default is MISSING and f.default_factory is MISSING)]
+        made: Any = cls
+        return made(**{f.name: PARSERS[str(f.type)](raw[f.name]) for f in needed})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -199,10 +199,10 @@ def _retained(number: int, line: EditLine, now: RequestScores, metrics: Row) -> 
     return Retained(
         index=number,
         case_id=line.request.case_id,
-        rewrite=now.rewrite.accuracy,
-        rephrase=mean(s.accuracy for s in now.rephrase),
-        locality=locality(record.pre),
-        locality_just_before=locality(record.just_before or record.pre),
+        rewrite_acc=now.rewrite.accuracy,
+        rephrase_acc=mean(s.accuracy for s in now.rephrase),
+        locality_acc=locality(record.pre),
+        locality_just_before_acc=locality(record.just_before or record.pre),
         metrics={name: found.value for name, found in metrics.items()},
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from easyeditor.evaluate.registry import METRICS, harmonic_mean
 from easyeditor.files import read_json
+from easyeditor.results.collapse import foretold
 from easyeditor.results.forecast import forecast, points_of
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, RunLine, ScreenLine
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
@@ -163,17 +164,15 @@ def quality(pairs: Iterable[tuple[float, bool]], threshold: float) -> dict[str, 
 
     Null where there is nothing to divide by: no prediction, or no collapse.
     """
-    counts = {"true_positive": 0, "false_positive": 0, "false_negative": 0, "true_negative": 0}
-    for size, collapsed in pairs:
-        low = size < threshold
-        counts[f"{'true' if low == collapsed else 'false'}_{'positive' if low else 'negative'}"] += 1
-    right = counts["true_positive"]
-    predicted, collapses = right + counts["false_positive"], right + counts["false_negative"]
+    found = foretold((size < threshold, collapsed) for size, collapsed in pairs)
     return {
-        "predicted": predicted,
-        **counts,
-        "precision": right / predicted if predicted else None,
-        "recall": right / collapses if collapses else None,
+        "predicted": found.predicted,
+        "true_positive": found.both,
+        "false_positive": found.predicted - found.both,
+        "false_negative": found.happened - found.both,
+        "true_negative": found.pairs - found.predicted - found.happened + found.both,
+        "precision": found.precision,
+        "recall": found.recall,
     }
 
 

@@ -80,7 +80,9 @@ def failed(request: EditRequest, number: int, mode: str, error: Exception) -> Fa
     """The line of a request whose edit could not be computed."""
     LOG.warning("record %d (case %r) has no edit: %s", number, request.case_id, error)
     said = f"{type(error).__name__}: {error}"
-    return FailureLine(index=number, case_id=request.case_id, prompt=request.prompt, mode=mode, error=said)
+    return FailureLine(
+        index=number, step=number + 1, case_id=request.case_id, prompt=request.prompt, mode=mode, error=said
+    )
 
 
 def edit_line(
