@@ -208,6 +208,11 @@ def test_only_the_lazy_modules_import_by_name() -> None:
             id="pickle",
         ),
         pytest.param(r"trust_remote_code=True", (), id="remote code"),
+        pytest.param(
+            r"""\[["'](post|pre|just_before|retention|test_prefix)["']\]""",
+            ("easyeditor/results/record.py", "easyeditor/results/lines.py"),
+            id="records by key",  # elsewhere a record is typed, and mypy follows it
+        ),
         pytest.param(r"model_type", ("easyeditor/lm/architectures.py",), id="model names"),
         pytest.param(
             r"(manual_)?seed(_all)?\(",

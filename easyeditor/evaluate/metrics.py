@@ -68,8 +68,7 @@ def score_request(
     """Score all prompts of a request in one batch.
 
     `prefix` is a context (with ``{}``) put before the rewrite prompt, and before rephrase prompts with
-    `prefix_rephrase`
-    (Fall of ROME's test-time prefix).
+    `prefix_rephrase` (Fall of ROME's test-time prefix).
     """
     settings = Settings(prefix=prefix, prefix_rephrase=prefix_rephrase)
     pairs = list(dict.fromkeys(record_pairs(request, settings)))

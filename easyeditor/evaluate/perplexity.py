@@ -223,8 +223,7 @@ def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log p(label), in slices so that the float32 temporaries stay small.
 
     Laid out as (1, V, N), like the reference: torch's CPU kernel for that layout sums the softmax in a plain float32
-    loop
-    and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable with
+    loop and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable with
     published ones.
     """
     parts = []

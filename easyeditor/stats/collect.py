@@ -3,8 +3,7 @@
 Documents go by in windows; a window is tokenised, sorted by length and cut into padded batches under a token budget, so
 memory does not depend on the model's longest position. Products are made in `sums` precision (float32 by default) and
 added to float64 totals after every window. After every `every` windows the totals are checkpointed atomically; a run
-that
-resumes goes on from there, bit-equal to one that was never stopped.
+that resumes goes on from there, bit-equal to one that was never stopped.
 
 Axes: N tokens of a batch, K key width.
 """
