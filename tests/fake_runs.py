@@ -188,7 +188,7 @@ def write_run(
     manifest = {
         "command": ["mass_edit.py", "--data", f"data/{data} 1.json"], "time_utc": "2026-01-02T03:04:05+00:00",
         "platform": "Linux", "cpus": 2, "packages": {"torch": "2.13.0"}, "commit": "abc", "seed": 0,
-        "data": {"path": f"data/{data}.json", "sha256": "12ab"}, "model_fingerprint": "fp",
+        "data": {"source": f"data/{data}.json", "sha256": "12ab"}, "model_fingerprint": "fp",
         "sentences": {"name": "s50"},
     }  # fmt: skip
     for file, value in (

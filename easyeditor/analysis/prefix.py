@@ -15,7 +15,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from easyeditor.analysis.tools import figures
@@ -23,10 +22,11 @@ from easyeditor.analysis.tools.lab import Lab, common_flags, set_flags, steps
 from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
 from easyeditor.analysis.tools.papers import PREFIX_TEST
 from easyeditor.errors import ConfigError
-from easyeditor.evaluate.metrics import RequestScores, agreement, score_request
+from easyeditor.evaluate.metrics import RequestScores, score_request
 from easyeditor.lm.tokens import SLOT
 from easyeditor.palette import BLUE, SKY, VERMILLION
 from easyeditor.records import EditRequest
+from easyeditor.results.values import mean
 
 WAYS = ("no prefix", "prefix", "prefix on rephrased prompts too")
 METRICS = ("efficacy", "generalization", "locality")
@@ -87,21 +87,13 @@ def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
 
 def _metrics(before: RequestScores, after: RequestScores) -> list[float | None]:
     """Efficacy, generalization, locality, None where the request has no such prompts."""
-    near = [
-        agreement(a, b)
-        for key in before.locality
-        for a, b in zip(before.locality[key], after.locality[key], strict=True)
-    ]
-    return [after.rewrite.accuracy, _mean([s.accuracy for s in after.rephrase]), _mean(near)]
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    near = [value for values in after.agreement(before).values() for value in values]
+    return [after.rewrite.accuracy, mean(s.accuracy for s in after.rephrase), mean(near)]
 
 
 def _value(rows: Rows, name: str, way: str, metric: str) -> float | None:
     place = COLUMNS.index(metric)
-    return _mean([row[place] for row in rows if row[0] == name and row[3] == way and row[place] is not None])
+    return mean([row[place] for row in rows if row[0] == name and row[3] == way and row[place] is not None])
 
 
 def _summary(rows: Rows) -> ResultTable:

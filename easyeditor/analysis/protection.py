@@ -32,6 +32,7 @@ from easyeditor.lm.tokens import SLOT
 from easyeditor.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.results.journal import Journal, read_journal
+from easyeditor.results.values import mean
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 
 REQUESTS = DATA / "requests" / "first_place_edits.json"
@@ -197,10 +198,6 @@ def _values(lines: Sequence[Line], way: str, column: str, layer: int | None = No
     return [value for value in chosen if value is not None]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
 def _summary(lines: Sequence[Line], base: float) -> ResultTable:
     rows = []
     for layer in dict.fromkeys(line["layer"] for line in lines):
@@ -208,7 +205,7 @@ def _summary(lines: Sequence[Line], base: float) -> ResultTable:
             ppl = _values(lines, way, "perplexity", layer)
             if not ppl:
                 continue
-            means = [_mean(_values(lines, way, column, layer)) for column in COLUMNS[8:]]
+            means = [mean(_values(lines, way, column, layer)) for column in COLUMNS[8:]]
             collapsed = sum(_values(lines, way, "collapsed", layer))
             rows.append([layer, way, len(ppl), statistics.median(ppl), max(ppl), int(collapsed), *means])
     columns = ["layer", "way", "edits", "median perplexity", "worst perplexity", "collapsed", *COLUMNS[8:]]
@@ -223,7 +220,7 @@ def _findings(lines: Sequence[Line], base: float) -> list[Finding]:
         return []
     hit = sorted({line["layer"] for line in ours if line["collapsed"]})
     worst = max(_values(lines, "both keys", "perplexity"))
-    bare, first = (_mean(_values(lines, "both keys", column)) for column in ("P bare", "locality_first_place"))
+    bare, first = (mean(_values(lines, "both keys", column)) for column in ("P bare", "locality_first_place"))
     median = statistics.median(_values(lines, "both keys", "perplexity"))
     told = f"mean P on the bare prompt {bare:.3f}, median perplexity {median / base:.2f} x unedited"
     return [

@@ -97,16 +97,13 @@ class Run:
     def data_path(self) -> str:
         """The dataset as the manifest names it."""
         data = self.manifest.get("data")
-        if isinstance(data, Mapping):
-            data = data.get("path") or data.get("source") or data.get("name")
-        return str(data or self.manifest.get("data_path") or "")
+        return str(data.get("source", "")) if isinstance(data, Mapping) else ""
 
     @property
     def data_sha256(self) -> str:
         """The dataset's hash as the manifest has it, or nothing."""
         data = self.manifest.get("data")
-        inside = data.get("sha256") if isinstance(data, Mapping) else None
-        return str(inside or self.manifest.get("data_sha256") or "")
+        return str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
 
     @property
     def base(self) -> float | None:
