@@ -32,6 +32,7 @@ aten: Any = torch.ops.aten
 CPU = torch.device("cpu")
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount"}
+ATOMIC = {"index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "index_reduce"}
 VIEWS = {"view", "expand", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "detach", "alias"}
 VIEWS |= {"split", "as_strided", "_unsafe_view", "unbind", "lift_fresh", "split_with_sizes", "diagonal", "unfold"}
 VIEWS |= {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -60,6 +61,12 @@ class Backend(_DummyBackendModule):  # type: ignore[misc]  # torch leaves it unt
     def manual_seed_all(self, seed: int) -> None:
         pass
 
+    def get_rng_state(self, device: Any) -> Tensor:
+        return torch.zeros(1, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: Any) -> None:
+        pass
+
 
 BACKEND = Backend()
 _setup_privateuseone_for_python_backend("gpu", backend_module=BACKEND)
@@ -67,6 +74,10 @@ _setup_privateuseone_for_python_backend("gpu", backend_module=BACKEND)
 
 class DeviceMix(RuntimeError):
     """One operator, two devices."""
+
+
+class Unordered(RuntimeError):
+    """Floats added in an order that CUDA leaves to chance."""
 
 
 @dataclass
@@ -153,6 +164,8 @@ class Operators(TorchDispatchMode):
         if not copies and not back:
             self._check(func, places, args, [x for x in tensors if not isinstance(x, Pretended)])
         here = None if back else next(iter(places), None)
+        if name in ATOMIC and not back and args[0].is_floating_point():
+            raise Unordered(f"{func} adds floats in no fixed order on CUDA")
         if name in WAITS:
             self.wait(name)
         if copies:

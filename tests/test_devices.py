@@ -112,6 +112,17 @@ def fine_tuned(pair: Any, folder: Path, resumed: bool) -> Numbers:
     return measured(BaseEditor(load_hparams({**values, "ppl_sentence_num": 4})), folder)
 
 
+def lora(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    values = {"alg_name": "LoRA", "model_name": pair, "device": "cpu", "layers": [1, 2], "num_steps": 3, "lr": 1e-3}
+    values |= {"target_modules": ["down_proj"], "rank": 4, "lora_alpha": 8, "batch_size": 2}
+    return measured(BaseEditor(load_hparams({**values, "ppl_sentence_num": 4})), folder)
+
+
+def ultraedit(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    values = {"alg_name": "UltraEdit", "model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "lr": 1e-3}
+    return measured(BaseEditor(load_hparams({**values, "ppl_sentence_num": 4})), folder)
+
+
 def trained(pair: Any, folder: Path, resumed: bool, **changes: Any) -> Numbers:
     """MEND's training, cut in two if `resumed`; then an edit with its archive."""
     values = {"model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "rank": 4, "edit_lr": -0.02, "lr": 1e-3}
@@ -209,12 +220,14 @@ def check(scenario: Scenario, folder: Path, layout: str, resumed: bool) -> None:
 SCENARIOS: dict[str, Scenario] = {
     **{name: edited(name) for name in SEARCHED},
     "FT": fine_tuned,
+    "LoRA": lora,
+    "UltraEdit": ultraedit,
     "MEND": trained,
     "MEND plain": trained_plainly,
     "statistics": collected,
     "questions": asked,
 }
-NOTHING_TO_RESUME = {"FT", "questions"}
+NOTHING_TO_RESUME = {"FT", "LoRA", "UltraEdit", "questions"}
 QUICK = {("MEMIT", "two", True), ("ROME", "two", False), ("MEND", "two", True), ("statistics", "two", True)}
 CASES = [
     pytest.param(name, layout, resumed, marks=[] if (name, layout, resumed) in QUICK else pytest.mark.slow)
