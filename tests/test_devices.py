@@ -114,7 +114,7 @@ def fine_tuned(pair: Any, folder: Path, resumed: bool) -> Numbers:
 
 def lora(pair: Any, folder: Path, resumed: bool) -> Numbers:
     values = {"alg_name": "LoRA", "model_name": pair, "device": "cpu", "layers": [1, 2], "num_steps": 3, "lr": 1e-3}
-    values |= {"target_modules": ["down_proj"], "rank": 4, "lora_alpha": 8, "batch_size": 2}
+    values |= {"target_modules": ["down_proj"], "rank": 4, "lora_alpha": 8, "batch_size": 2, "lora_dropout": 0.0}
     return measured(BaseEditor(load_hparams({**values, "ppl_sentence_num": 4})), folder)
 
 

@@ -80,4 +80,13 @@ def nll(logits_NV: Tensor, batch: Batch) -> Tensor:
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     nll_N = torch.nn.functional.cross_entropy(wide, batch.labels_N.to(wide.device), reduction="none")
     rows_N = batch.rows_N.to(wide.device)
-    return wide.new_zeros(len(batch.inputs["input_ids"])).index_add(0, rows_N, nll_N * batch.weights_N.to(nll_N))
+    return row_sums(nll_N * batch.weights_N.to(nll_N), rows_N, len(batch.inputs["input_ids"]))
+
+
+def row_sums(values_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
+    """Sums of the values that belong to each of `rows` rows (B), in one order on every device.
+
+    `index_add` would add floats on CUDA in an order left to chance, so that no run could be repeated.
+    """
+    own_BN = rows_N == torch.arange(rows, device=rows_N.device).unsqueeze(1)
+    return torch.where(own_BN, values_N, torch.zeros_like(values_N)).sum(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import ModelError, NumericalError
+from easyeditor.lm.scored import row_sums
 from easyeditor.lm.tokens import Row, encode, target_ids
 from easyeditor.records import EditRequest
 
@@ -117,9 +118,8 @@ def row_losses(logits_NV: Tensor, labels: Sequence[Labels]) -> Tensor:
             index += [(place, label, row) for label in ids]
             place += 1
     at_L, labels_L, row_L = torch.tensor(index, device=logs_NV.device).T
-    counts_B = torch.bincount(row_L, minlength=len(labels))
-    sums_B = torch.zeros(len(labels), dtype=logs_NV.dtype, device=logs_NV.device)
-    return sums_B.index_add(0, row_L, -logs_NV[at_L, labels_L]) / counts_B
+    counts_B = logs_NV.new_tensor([sum(len(ids) for ids in positions) for positions in labels])
+    return row_sums(-logs_NV[at_L, labels_L], row_L, len(labels)) / counts_B
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from easyeditor.errors import NumericalError
 from easyeditor.lm.replay import RowForward
+from easyeditor.lm.scored import row_sums
 
 SEARCH_LOSSES = ("total", "nll", "kl", "weight_decay")
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
@@ -183,7 +184,7 @@ class _Loss:
             missed_L = (logs_NV[self._at_L].argmax(dim=1) != self._labels_L) & self._asked_L
             missing = set(self._owner_L[missed_L].tolist())
             self.chosen = [r not in missing for r in range(len(self.chosen))]
-        nll_R = torch.zeros_like(self.norm_R).index_add(0, self._owner_L, nll_L)
+        nll_R = row_sums(nll_L, self._owner_L, len(self.norm_R))
         kl_logs_RV = logs_NV[self._kl_at_R]
         if self._kl_initial_RV is None:
             self._kl_initial_RV = kl_logs_RV.detach().clone()
