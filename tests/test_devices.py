@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
 from conftest import CONTEXTS, ROOT, build, tokenizer
+from easyeditor.runs.ranks import Rank, process_group
 from pretend import DeviceMix, Seen, moved, pretended
+from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
+from easyeditor.errors import ModelError
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.generate import Decoding, generate
+from easyeditor.lm.loading import load, save
 from easyeditor.methods.registry import load_hparams
 from easyeditor.stats.collect import Settings, collect
 from easyeditor.stats.corpus import Corpus
@@ -263,3 +268,33 @@ def test_training_reaches_blocks_that_accelerate_has_hooked(tmp_path: Path) -> N
     (tmp_path / "b").mkdir()
     wanted, found = trained(pair, tmp_path / "a", False), trained(other, tmp_path / "b", False)
     assert all(different(found[key], wanted[key]) < TOLERANCE for key in wanted)
+
+
+def test_processes_of_torchrun_take_a_card_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Object gathers and barriers else land on card 0; and a rank may wait long for one that has more to do."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.update(current=device))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **how: told.update(backend=backend, **how)
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with process_group(Rank(rank=5, world=8, local=1)):
+        assert told["current"] == told["device_id"] == torch.device("cuda", 1)
+        assert told["backend"] == "cpu:gloo,cuda:nccl"
+        assert told["timeout"] >= timedelta(hours=12)
+
+
+@pytest.mark.parametrize("door", ["folder", "pair"])
+def test_weights_left_out_of_memory_are_refused(door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cards' memory does not do, accelerate keeps weights elsewhere and says nothing: they are no numbers."""
+    model, tok = build("llama"), tokenizer()
+    save(model, tok, tmp_path / "model")
+    real = AutoModelForCausalLM.from_pretrained
+    split = {"device_map": {"": "cpu", "model.layers.3": "disk"}, "offload_folder": str(tmp_path / "off")}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, **o: real(path, **(o | split)))
+    name: Any = str(tmp_path / "model")
+    if door == "pair":
+        name = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tok)
+    with pytest.raises(ModelError, match=r"\.3\..* not in memory.*device: cpu"):
+        load(name, device="cpu", model_parallel=True)
