@@ -14,18 +14,18 @@ import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
 from conftest import CONTEXTS, ROOT, build, tokenizer
-from easyeditor.runs.ranks import Rank, process_group
 from pretend import DeviceMix, Seen, moved, pretended
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
-from easyeditor.errors import ModelError
+from easyeditor.errors import ConfigError, ModelError
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
 from easyeditor.methods.registry import load_hparams
+from easyeditor.runs.ranks import Rank, process_group
 from easyeditor.stats.collect import Settings, collect
 from easyeditor.stats.corpus import Corpus
 from easyeditor.stats.gather import gather
@@ -275,10 +275,11 @@ def test_processes_of_torchrun_take_a_card_each(monkeypatch: pytest.MonkeyPatch)
     told: dict[str, Any] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.update(current=device))
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda backend, **how: told.update(backend=backend, **how)
-    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **o: told.update(backend=backend, **o))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with pytest.raises(ConfigError, match="2 cards"), process_group(Rank(rank=5, world=8, local=2)):
+        pass
     with process_group(Rank(rank=5, world=8, local=1)):
         assert told["current"] == told["device_id"] == torch.device("cuda", 1)
         assert told["backend"] == "cpu:gloo,cuda:nccl"
@@ -291,10 +292,12 @@ def test_weights_left_out_of_memory_are_refused(door: str, tmp_path: Path, monke
     model, tok = build("llama"), tokenizer()
     save(model, tok, tmp_path / "model")
     real = AutoModelForCausalLM.from_pretrained
-    split = {"device_map": {"": "cpu", "model.layers.3": "disk"}, "offload_folder": str(tmp_path / "off")}
+    where = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    where |= {f"model.layers.{n}": "disk" if n == 3 else "cpu" for n in range(4)}
+    split = {"device_map": where, "offload_folder": str(tmp_path / "off")}
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, **o: real(path, **(o | split)))
     name: Any = str(tmp_path / "model")
     if door == "pair":
         name = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tok)
-    with pytest.raises(ModelError, match=r"\.3\..* not in memory.*device: cpu"):
+    with pytest.raises(ModelError, match=r"not in memory \(model\.layers\.3\..*device: cpu"):
         load(name, device="cpu", model_parallel=True)

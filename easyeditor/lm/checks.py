@@ -36,6 +36,17 @@ def check_config(path: str) -> None:
         raise ModelError(f"{path}: num_hidden_layers is {layers!r} in config.json; allowed: 1 to {MOST_LAYERS}")
 
 
+def check_in_memory(path: str, model: PreTrainedModel) -> None:
+    """Raise ModelError for weights that were left on disk or in the CPU's memory beside a GPU model: they are fetched
+    for each forward, so an edit of them would be lost."""
+    left = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if left:
+        raise ModelError(
+            f"{path}: {len(left)} weights do not fit on the cards and are not in memory ({_first(left)}); use more or "
+            "larger cards, a narrower dtype (dtype: bfloat16), or the CPU (device: cpu, model_parallel: false)"
+        )
+
+
 def check_loaded(path: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
     """Refuse a model that does not hold exactly the checkpoint's tensors, all of them numbers.
 

@@ -22,7 +22,7 @@ from easyeditor.errors import ConfigError, ModelError, OutputError
 from easyeditor.fetch import hub
 from easyeditor.files import whole_folder
 from easyeditor.lm import embedded
-from easyeditor.lm.checks import check_causal, check_config, check_loaded, check_tokenizer
+from easyeditor.lm.checks import check_causal, check_config, check_in_memory, check_loaded, check_tokenizer
 
 LOG = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def _from_pretrained(
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         where = "" if os.path.exists(path) else "; neither a folder here nor, as far as the hub answers, a name there"
         raise ModelError(f"{path}: cannot be loaded as {what} ({_reason(error)}){where}") from error
+    check_in_memory(path, model)
     check_loaded(path, model, report)
     check_tokenizer(path, model, tok)
     return model.eval(), tok
@@ -136,6 +137,7 @@ def _pair(pair: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not isinstance(model, PreTrainedModel) or not isinstance(tok, PreTrainedTokenizerBase):
         found = f"({type(model).__name__}, {type(tok).__name__})"
         raise ConfigError(f"model_name must be a (model, tokenizer) pair from transformers, found {found}")
+    check_in_memory(str(model.config.name_or_path or type(model).__name__), model)
     return model, tok
 
 

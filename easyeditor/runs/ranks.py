@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from easyeditor.errors import ConfigError
@@ -17,6 +18,7 @@ from easyeditor.results.lines import EvaluationLine
 from easyeditor.results.run import RANKS, RESULTS, recorded
 
 MOST_RANKS = 1_000_000
+PATIENCE = timedelta(hours=24)  # a process waits this long for one that has more to do; torchrun ends all if one dies
 POLL = 0.2  # seconds between two looks at the run folder
 
 
@@ -69,10 +71,11 @@ def _number(env: Mapping[str, str], name: str, default: int, allowed: range) -> 
 
 @contextmanager
 def process_group(rank: Rank) -> Iterator[None]:
-    """torch's process group around the block when there are several processes.
+    """torch's process group around the block when there are several processes; on GPUs each takes the card of its
+    local rank, and what lies on the CPU (objects, counts) travels by gloo.
 
     Raises:
-        ConfigError: the processes do not find each other (MASTER_ADDR, MASTER_PORT).
+        ConfigError: more processes than cards, or they do not find each other (MASTER_ADDR, MASTER_PORT).
     """
     if rank.world == 1:
         yield
@@ -80,8 +83,19 @@ def process_group(rank: Rank) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else rank.world
+    if rank.local >= cards:
+        raise ConfigError(
+            f"process {rank.local + 1} of this machine, which has {cards} cards; start torchrun with "
+            f"--nproc-per-node {cards}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            card = torch.device("cuda", rank.local)
+            torch.cuda.set_device(card)  # else whatever names no device lands on card 0, every process's
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=card, timeout=PATIENCE)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"the {rank.world} processes cannot form a group ({error}); start with torchrun") from error
     try:
