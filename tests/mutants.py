@@ -42,7 +42,7 @@ GOLDEN, OTHER, AFTER, PERPLEXITY = (
         "perplexity_of_our_sentences",
     )
 )
-MEMIT, MEND, FT = "test_memit.py", "test_mend_golden.py", "test_ft.py"
+MEMIT, MEND, FT, GRADIENT = "test_memit.py", "test_mend_golden.py", "test_ft.py", "test_gradient_methods.py"
 MUTANTS = [
     Mutant(
         "value search: KL direction reversed",
@@ -113,6 +113,12 @@ MUTANTS = [
     ),
     Mutant("FT: no norm constraint", "_hold(copies, start, training.bound)", "_hold(copies, start, None)", FT),
     Mutant("FT: stops at ten times the loss", "DONE_LOSS = 0.01", "DONE_LOSS = 0.1", FT),
+    Mutant("LocFT: no EOS", "target += [int(tok.eos_token_id)] if eos else []", "target += []", GRADIENT),
+    Mutant("LocFT: one order for all epochs", "draw.shuffle(order)", "sorted(order)", GRADIENT),
+    Mutant("UltraEdit: sign", "return -lr * hats_NW", "return lr * hats_NW", GRADIENT),
+    Mutant("UltraEdit: earlier edits forgotten", "self._with(self._memory.state, own)", "own", GRADIENT),
+    Mutant("LoRA: scale left out", "up_Dr * layer.scaling[NAME]", "up_Dr * 1", GRADIENT),
+    Mutant("LoRA: no dropout", "layer.lora_dropout[NAME].train()", "layer.lora_dropout[NAME].eval()", GRADIENT),
     Mutant(
         "statistics: pads counted",
         "keys_BTK[real_BT.to(keys_BTK.device)]",

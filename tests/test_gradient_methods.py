@@ -368,6 +368,7 @@ def test_lora_draws_from_its_seed_alone() -> None:
     torch.rand(3)
     assert made("LoRA", loaded, **QV).compute([SEA]).sha256() == first
     assert made("LoRA", loaded, **QV, seed=1).compute([SEA]).sha256() != first
+    assert made("LoRA", loaded, **{**QV, "lora_dropout": 0.0}).compute([SEA]).sha256() != first
 
 
 def test_lora_s_replay_is_the_plain_forward() -> None:
