@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import to_json
+from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.records import EditRequest
+
+if TYPE_CHECKING:
+    from easyeditor.editor import Editor
+    from easyeditor.evaluate.examined import Examined
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
@@ -47,6 +51,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
     p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
     p.add_argument("--save-model", metavar="DIR", help="save the edited model as a Hugging Face checkpoint")
+    p.add_argument("--save-adapter", metavar="DIR", help="save the edit as a LoRA adapter that `peft` loads")
+    p.add_argument("--adapter-rank", type=int, metavar="N", help="cut a dense change to rank N for --save-adapter")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
     p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when the edit collapsed the model")
     p.add_argument("--json", action="store_true", help="print the record as JSON on stdout and nothing else there")
@@ -99,10 +105,30 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
     from easyeditor.outputs import check_outputs
 
     check_outputs(
-        folders={"--save-edit": args.save_edit, "--save-model": args.save_model},
+        folders={
+            "--save-edit": args.save_edit,
+            "--save-model": args.save_model,
+            "--save-adapter": args.save_adapter,
+        },
         shared={"--output": args.output},
         reads={"--hparams": yaml_path(args.hparams), "--request": args.request, **hparams.reads()},
     )
+
+
+def save(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:
+    """The edit, the edited model and the adapter, each where its flag says; with the record of what was measured."""
+    from easyeditor.export.sources import of_record
+    from easyeditor.export.write import export
+
+    if args.save_edit is not None:
+        folder = examined.result.save(args.save_edit)
+        write_json(folder / "result.json", examined.record.to_json())
+    what: dict[str, Any] = {"base": editor.hparams.model_name, "measured": [of_record(examined.record)]}
+    if args.save_model is not None:
+        export(editor.model, editor.tok, [examined.result], Path(args.save_model), kind="checkpoint", **what)
+    if args.save_adapter is not None:
+        what["rank"] = args.adapter_rank
+        export(editor.model, editor.tok, [examined.result], Path(args.save_adapter), kind="adapter", **what)
 
 
 def main() -> int:
@@ -115,11 +141,12 @@ def main() -> int:
     from rich.console import Console
 
     from easyeditor.easyedit import BaseEditor
-    from easyeditor.lm.loading import save
+    from easyeditor.export.adapter import check_rank
     from easyeditor.report.terminal import print_record
     from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()
+    check_rank(args.adapter_rank, "--adapter-rank")
     check_targets(args, hparams)
     with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
         editor = BaseEditor(hparams, metrics=args.metrics)
@@ -131,11 +158,7 @@ def main() -> int:
             "sentences": examined.record.perplexity["sentences"],
         }
         write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record.to_json())
-    if args.save_edit is not None:
-        examined.result.save(args.save_edit)
-    if args.save_model is not None:
-        with editor.applied(examined.result):
-            save(editor.model, editor.tok, Path(args.save_model))
+    save(args, editor, examined)
     if args.json:
         print(to_json(examined.record.to_json()))
     else:

@@ -204,6 +204,8 @@ EDIT_FLAGS = [
         "--output",
         "--save-edit",
         "--save-model",
+        "--save-adapter",
+        "--adapter-rank",
         "--locality-prompt",
         "--locality-ground-truth",
         "--ground-truth",

@@ -37,7 +37,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("measuring",),
     ("editor",),
     ("easyedit", "trainer", "runs"),
-    ("report", "analysis"),
+    ("report", "analysis", "export"),
     ("cli", "outputs", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

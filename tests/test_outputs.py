@@ -185,6 +185,7 @@ COLLECT = [*MASS, "--collect-collapsed"]
         # a target is in another target
         (single_case_edit, [*EDIT, "--save-edit", "new", "--save-model", "new"], ["--save-edit", "--save-model"]),
         (single_case_edit, [*EDIT, "--save-edit", "new/edit", "--save-model", "new"], ["--save-edit", "--save-model"]),
+        (single_case_edit, [*EDIT, "--save-adapter", "new/a", "--save-model", "new"], ["--save-adapter"]),
         (single_case_edit, [*EDIT, "--output", "run2", "--save-model", "run2/m"], ["--output", "--save-model"]),
         (single_case_edit, [*EDIT, "--output", "new/run", "--save-edit", "new"], ["--output", "--save-edit"]),
         (mass_edit, [*COLLECT, "run2/results.jsonl", "--output", "run2"], ["--collect-collapsed", "--output"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import (
 
 from easyeditor.errors import ConfigError, ModelError, OutputError
 from easyeditor.fetch import hub
-from easyeditor.files import whole_folder
+from easyeditor.files import whole_folder, write_text
 from easyeditor.lm import embedded
 from easyeditor.lm.checks import check_causal, check_config, check_in_memory, check_loaded, check_tokenizer
 
@@ -87,8 +88,12 @@ def _from_pretrained(
     return model.eval(), tok
 
 
-def save(model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path, texts: Mapping[str, str] | None = None
+) -> None:
     """Write a full Hugging Face checkpoint, whole or not at all; `from_pretrained` loads it without this library.
+
+    `texts` are further files by name (a model card).
 
     Raises:
         OutputError: the folder holds something already, or cannot be written.
@@ -97,6 +102,8 @@ def save(model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path) -> 
         with whole_folder(folder) as part:
             model.save_pretrained(part)
             tok.save_pretrained(part)
+            for name, text in (texts or {}).items():
+                write_text(part / name, text)
     except SafetensorError as error:
         raise OutputError(f"{folder}: the checkpoint cannot be written ({_reason(error)})") from error
 

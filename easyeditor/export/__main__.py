@@ -1,0 +1,103 @@
+"""Saved edits as what other tools load: a PEFT adapter, or a Hugging Face checkpoint; docs/export.md.
+
+  python -m easyeditor.export my-edit --to adapter --output my-adapter
+        a saved edit (single_case_edit.py --save-edit) as a LoRA adapter: exact, a few kB
+  python -m easyeditor.export results/RUN --to adapter --output my-adapter
+        all edits that stand in a run of mass_edit.py, mode sequential or batch, in one adapter
+  python -m easyeditor.export one-edit another-edit --to checkpoint --output my-model
+        the whole model with both edits, bit by bit what the edits make of it
+  python -m easyeditor.export my-edit --to merged --rank 16 --output my-model
+        the whole model with the adapter merged in; --rank cuts what is dense, and the error is stated
+
+The base model is the one the edits were made on, unless --model names it (where it lies on this machine). Every export
+has a model card (README.md) and edit.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.errors import DataError
+
+if TYPE_CHECKING:
+    from easyeditor.export.sources import Source
+
+LOG = logging.getLogger("easyeditor.export")
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    p = parser(__doc__ or "")
+    p.add_argument("edits", nargs="+", metavar="EDIT", help="folder of --save-edit, or run folder of mass_edit.py")
+    p.add_argument("--to", required=True, choices=("adapter", "checkpoint", "merged"), help="what is made")
+    p.add_argument("--output", required=True, metavar="DIR", help="new folder")
+    p.add_argument("--rank", type=int, metavar="N", help="cut what is dense or of a higher rank to rank N, by SVD")
+    p.add_argument("--model", metavar="NAME", help="the base model (default: the one the edits name)")
+    p.add_argument("--base-name", metavar="NAME", help="what the base is called in the card and adapter_config.json")
+    p.add_argument("--device", default="cpu", help="GPU number, cpu, cuda:1 … (default: %(default)s)")
+    p.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16", "float64"),
+        help="of the base and of a checkpoint's weights (default: the edits')",
+    )
+    return p.parse_args()
+
+
+def main() -> int:
+    """Read the edits, load their model, write the folder."""
+    args = arguments()
+
+    from easyeditor.export.adapter import check_rank
+    from easyeditor.export.sources import read_source
+    from easyeditor.outputs import check_outputs
+
+    check_rank(args.rank)
+    sources = [read_source(Path(edit)) for edit in args.edits]
+    name = args.model or base_of(sources)
+    check_outputs(folders={"--output": args.output}, reads={"EDIT": args.edits, "--model": name})
+
+    from easyeditor.export.write import export
+    from easyeditor.lm.loading import load
+    from easyeditor.lm.weights import fingerprint
+
+    quiet_transformers()
+    hparams = sources[0].hparams
+    options = {"dtype": args.dtype} if args.dtype else {"dtype": hparams.get("dtype", "float32")}
+    model, tok = load(name, device=args.device, fp16=not args.dtype and bool(hparams.get("fp16")), **options)
+    for place, source in zip(args.edits, sources, strict=True):
+        if source.fingerprint not in (None, fingerprint(model)):
+            LOG.warning("%s was computed on other weights than %s has; exporting it all the same", place, name)
+    adapter = export(
+        model,
+        tok,
+        [edit for source in sources for edit in source.edits],
+        Path(args.output),
+        kind=args.to,
+        base=args.base_name or name,
+        measured=[source.measured for source in sources],
+        rank=args.rank,
+    )
+    if adapter is not None:
+        worst = max(made.lost for made in adapter.factors)
+        cut = "exact" if not worst else f"cut, at most {worst:.3g} of a weight's change is lost"
+        print(f"adapter of rank {adapter.rank} on {len(adapter.factors)} modules, {cut}")
+    print(f"{args.to}: {args.output}")
+    return 0
+
+
+def base_of(sources: Sequence[Source]) -> str:
+    """The one model all edits were made on. Raises DataError: they name several, or none."""
+    names = list(dict.fromkeys(source.model_name for source in sources))
+    if len(names) != 1 or names[0] is None:
+        found = ", ".join(str(name) for name in names)
+        raise DataError(f"the edits name no one base model ({found}); give it with --model")
+    return names[0]
+
+
+if __name__ == "__main__":
+    run(main)
