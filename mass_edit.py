@@ -5,6 +5,7 @@
   python mass_edit.py --data FILE --mode batch --batch-size 100 --hparams hparams/MEMIT/smollm2-135m.yaml
   python mass_edit.py --data FILE --screen                                  denominators only: who would collapse?
   python mass_edit.py --data FILE --collect-collapsed hard.json             also write the collapsing requests
+  python mass_edit.py --data FILE --case-files run_000      also write what ROME's and MEMIT's summarize.py reads
   python mass_edit.py --union a.json b.json --collect-collapsed both.json   merge several models' collapsing requests
   python mass_edit.py --resume results/RUN                                  go on after a kill, a reboot, a full disk
   torchrun --nproc-per-node 4 mass_edit.py --data FILE --output RUN         requests shared out over 4 GPUs
@@ -72,6 +73,7 @@ def arguments() -> argparse.Namespace:
     threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
     p.add_argument("--collect-collapsed", metavar="FILE", help="write the collapsing requests as a dataset")
+    p.add_argument("--case-files", metavar="DIR", help="also write the layout of ROME's and MEMIT's summarize.py")
     p.add_argument("--union", nargs="+", metavar="FILE", help="only merge collected files into --collect-collapsed")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
@@ -96,6 +98,10 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     from easyeditor.runs.mass import stored
 
     given = {key: value for key in FLAGS if (value := getattr(args, key)) is not None}
+    if args.case_files is not None and (args.resume is None or args.metrics is not None):
+        from easyeditor.export.cases import METRICS
+
+        given["metrics"] = list(dict.fromkeys([*(args.metrics or []), *METRICS]))
     if args.resume is not None:
         hparams, settings = stored(Path(args.resume))
         given = {**settings.to_dict(), **given}
@@ -109,14 +115,18 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings) -> None:
     """Raise before anything is computed if what is to be written has no place of its own, or will not be known."""
+    from easyeditor.export.cases import check_metrics
     from easyeditor.outputs import check_outputs
 
     yaml = yaml_path(args.hparams or DEFAULT_HPARAMS)
     check_outputs(
         files={"--collect-collapsed": args.collect_collapsed},
+        folders={"--case-files": args.case_files},
         shared={"--resume": args.resume, "--output": None if args.resume else args.output},
         reads={"--hparams": yaml, "--data": settings.data, **hparams.reads()},
     )
+    if args.case_files is not None:
+        check_metrics(settings)
     if args.collect_collapsed is None:
         return
     if settings.mode != "single" or settings.screen:
@@ -142,6 +152,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         return 0
 
     from easyeditor.easyedit import BaseEditor
+    from easyeditor.export.cases import write_cases
     from easyeditor.runs.collapsing import collapsing
 
     quiet_transformers()
@@ -154,6 +165,8 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
         return 0
     if args.collect_collapsed is not None:
         write_json(Path(args.collect_collapsed), collapsing(folder))
+    if args.case_files is not None:
+        write_cases(folder, Path(args.case_files))
     show(summary, folder, args)
     return EXIT_COLLAPSED if args.fail_on_collapse and summary["counts"]["collapsed"] else 0
 
@@ -170,6 +183,8 @@ def show(summary: dict[str, Any], folder: Path, args: argparse.Namespace) -> Non
     print_summary(summary, Console())
     if args.collect_collapsed is not None:
         print(f"collapsing requests: {args.collect_collapsed}")
+    if args.case_files is not None:
+        print(f"case files: {args.case_files}")
     print(f"\nrun: {folder}")
 
 
