@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import ROOT
 from script_runs import call, save_tiny, write_yaml
+from test_house import LAYERS, LEVEL
 
 import easyeditor
 import mass_edit
@@ -267,6 +268,16 @@ def test_files_that_pages_name_are_there() -> None:
             if name not in own and not name.startswith(MADE) and not any((home / name).exists() for home in homes):
                 lost.append(f"{page.name}: {name}")
     assert lost == []
+
+
+def test_the_house_is_laid_out_as_the_page_says() -> None:
+    """docs/architecture.md: every room of the import rule has its line, every file named there is there."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree, rooms = page.split("```")[1], [room for room in LEVEL if room != "scripts"]
+    assert [room for room in rooms if not re.search(rf"\b{room}(/|\.py)[\s:]", tree)] == []
+    here = {path.name for path in [*ROOT.glob("easyeditor/**/*.py"), *ROOT.glob("*.py")]}
+    assert set(re.findall(r"[\w-]+\.py", tree)) <= here
+    assert " <- ".join(", ".join(layer) for layer in LAYERS) in " ".join(page.split())
 
 
 def test_the_table_of_wrong_changes_names_the_files_they_change() -> None:
