@@ -380,6 +380,21 @@ def test_lora_s_replay_is_the_plain_forward() -> None:
     assert all(relative(a.dense(), b.dense()) < 1e-3 for a, b in zip(fast, plain, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapters_of_a_narrow_model_are_trained_in_float32(dtype: torch.dtype) -> None:
+    """In float16 Adam's epsilon is 0, so an adapter of that type is NaN after a step; the change is float32's, nearly."""
+    settings = AdapterSettings(rank=2, alpha=4.0, dropout=0.0)
+    model = build("llama", dtype=dtype)
+    with frozen(model), adapted(model, ["model.layers.1.mlp.down_proj"], settings, seed=0) as adapters:
+        assert {parameter.dtype for parameter in adapters.trained().values()} == {torch.float32}
+    values: dict[str, Any] = {**QV, "lora_dropout": 0.0}
+    wide, narrow = (
+        made("LoRA", (build("llama", dtype=d), tokenizer()), **values, dtype="auto").compute([SEA, ROME]).deltas
+        for d in (torch.float32, dtype)
+    )
+    assert relative(narrow[0].dense(), wide[0].dense()) < 0.2
+
+
 def test_a_model_is_whole_again_after_an_error_inside() -> None:
     model, tok = build("llama"), tokenizer()
     before, built = states(model), structure(model)
