@@ -382,7 +382,8 @@ def test_lora_s_replay_is_the_plain_forward() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_adapters_of_a_narrow_model_are_trained_in_float32(dtype: torch.dtype) -> None:
-    """In float16 Adam's epsilon is 0, so an adapter of that type is NaN after a step; the change is float32's, nearly."""
+    """In float16 Adam's epsilon is 0, so an adapter of that type is NaN after a step. The change is float32's but for
+    the model's own roundings (bfloat16: 0.09 at most, over four steps that each divide by the gradient's size)."""
     settings = AdapterSettings(rank=2, alpha=4.0, dropout=0.0)
     model = build("llama", dtype=dtype)
     with frozen(model), adapted(model, ["model.layers.1.mlp.down_proj"], settings, seed=0) as adapters:
@@ -392,7 +393,7 @@ def test_adapters_of_a_narrow_model_are_trained_in_float32(dtype: torch.dtype) -
         made("LoRA", (build("llama", dtype=d), tokenizer()), **values, dtype="auto").compute([SEA, ROME]).deltas
         for d in (torch.float32, dtype)
     )
-    assert relative(narrow[0].dense(), wide[0].dense()) < 0.2
+    assert all(relative(a.dense(), b.dense()) < 0.5 for a, b in zip(narrow, wide, strict=True))
 
 
 def test_a_model_is_whole_again_after_an_error_inside() -> None:

@@ -78,8 +78,11 @@ def adapted(model: PreTrainedModel, paths: Sequence[str], settings: AdapterSetti
             torch.manual_seed(seed)
             inject_adapter_in_model(config, model, adapter_name=NAME)
             layers = {path: model.get_submodule(path) for path in paths}
-            for layer in layers.values():
+            for path, layer in layers.items():
                 layer.lora_dropout[NAME].train()
+                wide = torch.promote_types(before[path].weight.dtype, torch.float32)
+                for factor in ("lora_A", "lora_B"):
+                    getattr(layer, factor)[NAME].to(wide)  # Adam's epsilon is 0 in float16
             yield Adapters(model, layers)
     finally:
         for path, module in before.items():
