@@ -126,7 +126,7 @@ def save(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:
     what: dict[str, Any] = {"base": editor.hparams.model_name, "measured": [of_record(examined.record)]}
     if args.save_model is not None:
         export(editor.model, editor.tok, [examined.result], Path(args.save_model), kind="checkpoint", **what)
-    if args.save_adapter is not None:
+    if args.save_adapter is not None:  # last: a change that is not of low rank is refused
         what["rank"] = args.adapter_rank
         export(editor.model, editor.tok, [examined.result], Path(args.save_adapter), kind="adapter", **what)
 
@@ -158,12 +158,12 @@ def main() -> int:
             "sentences": examined.record.perplexity["sentences"],
         }
         write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record.to_json())
-    save(args, editor, examined)
     if args.json:
         print(to_json(examined.record.to_json()))
     else:
         print_record(examined.record, Console())
         print(f"\nrecord: {folder / 'result.json'}")
+    save(args, editor, examined)
     collapsed = examined.collapse is not None and examined.collapse.collapsed
     return EXIT_COLLAPSED if collapsed and args.fail_on_collapse else 0
 

@@ -224,7 +224,8 @@ def test_a_dense_edit_needs_a_rank_and_what_was_asked_for_before_is_kept(script:
     Path("ft.yaml").write_text(yaml.safe_dump({**text, "alg_name": "FT", "lr": 1e-3, "num_steps": 3}))
     flags = ["--hparams", "ft.yaml", *ASKED, "--save-edit", "edit"]
     ran = script(single_case_edit, *flags, "--save-adapter", "adapter")
-    assert (ran.code, ran.out) == (2, "")
+    assert ran.code == 2
+    assert "rewrite accuracy" in ran.out  # the edit is measured and shown all the same
     assert "no exact adapter" in ran.err.splitlines()[-1]
     assert EditResult.load("edit").deltas[0].full is not None
     assert not Path("adapter").exists()
@@ -232,7 +233,7 @@ def test_a_dense_edit_needs_a_rank_and_what_was_asked_for_before_is_kept(script:
     assert ran.code == 0
     told = strict(Path("adapter/edit.json").read_text(encoding="utf-8"))
     ((module, lost),) = told["relative_error"].items()
-    assert f"adapter of rank 4 on 1 modules, cut, at most {lost:.3g} of a weight's change is lost" in ran.out
+    assert f"adapter of rank 4 on 1 module, cut, at most {lost:.3g} of a weight's change is lost" in ran.out
     assert f"| `{module}` | {lost:.3g} |" in Path("adapter/README.md").read_text(encoding="utf-8")
 
 
@@ -251,8 +252,8 @@ def test_a_whole_run_is_one_adapter(
     for folder in sorted((tmp_path / "run/deltas").iterdir()):
         add(model, EditResult.load(folder).deltas)
     ran = exported(script, "run", "--to", "adapter", "--output", "adapter")
-    modules = {"sequential": 1, "batch": 2}[mode]  # ROME's layer, MEMIT's span
-    assert (ran.code, ran.out) == (0, f"adapter of rank 5 on {modules} modules, exact\nadapter: adapter\n")
+    modules = {"sequential": "1 module", "batch": "2 modules"}[mode]  # ROME's layer, MEMIT's span
+    assert (ran.code, ran.out) == (0, f"adapter of rank 5 on {modules}, exact\nadapter: adapter\n")
     by_peft = loaded(AutoModelForCausalLM.from_pretrained(place / "llama"), tmp_path / "adapter")
     torch.testing.assert_close(logits(by_peft), logits(model), rtol=1e-5, atol=1e-5)
     assert "5 edits together, after 5 requests of the run" in ModelCard.load(tmp_path / "adapter/README.md").text
@@ -269,10 +270,18 @@ def test_an_edit_that_was_taken_back_is_not_exported(script: Script, place: Path
     assert standing < len(SUBJECTS)
     ran = exported(script, "run", "--to", "adapter", "--output", "adapter")
     if standing:
-        assert ran.out.startswith(f"adapter of rank {standing} on 1 modules")
+        assert ran.out.startswith(f"adapter of rank {standing} on 1 module,")
         assert len(strict((tmp_path / "adapter/edit.json").read_text(encoding="utf-8"))["edits"]) == standing
     else:
         assert ran.err == "error: run: no edit of this run stands, so there is nothing to export\n"
+
+
+def test_the_card_says_behind_what_the_prompt_was_tested(script: Script, place: Path) -> None:
+    flags = ["--hparams", place / "rome.yaml", "--set", "if_c_rome=true", "if_prefix=true", *ASKED]
+    ran = script(single_case_edit, *flags, "--save-adapter", "adapter", "--json")
+    assert ran.code == 0
+    said = f"Measured: this edit alone, its prompt behind the prefix {ran.json['test_prefix']!r}."
+    assert said in ModelCard.load("adapter/README.md").text
 
 
 def test_several_edits_one_model(script: Script, place: Path, tmp_path: Path) -> None:

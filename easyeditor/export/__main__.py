@@ -85,7 +85,8 @@ def main() -> int:
     if adapter is not None:
         worst = max(made.lost for made in adapter.factors)
         cut = "exact" if not worst else f"cut, at most {worst:.3g} of a weight's change is lost"
-        print(f"adapter of rank {adapter.rank} on {len(adapter.factors)} modules, {cut}")
+        counted = f"{len(adapter.factors)} module{'s' if len(adapter.factors) > 1 else ''}"
+        print(f"adapter of rank {adapter.rank} on {counted}, {cut}")
     print(f"{args.to}: {args.output}")
     return 0
 

@@ -81,15 +81,15 @@ def place_of(model_name: str) -> str:
 
 def of_record(record: EditRecord) -> Measured:
     """The table and the verdict of one edit."""
+    behind = "" if record.test_prefix is None else f", its prompt behind the prefix {record.test_prefix!r}"
     rows = [_row(name, before, after) for name, (before, after) in record.values().items()]
     for key, answer in (("target_new", record.request.target_new), ("ground_truth", record.request.ground_truth)):
         if answer is not None:
             pair = record.probabilities[key]
             rows.append(_row(f"P({answer})", pair["before"], pair["after"]))
-    if record.collapse is None:
-        return Measured(what="this edit alone", rows=tuple(rows), verdict=_verdict(None))
-    rows.append(("perplexity", shown_ppl(record.collapse.ppl_before), shown_ppl(record.collapse.ppl_after)))
-    return Measured(what="this edit alone", rows=tuple(rows), verdict=_verdict(record.collapse))
+    if record.collapse is not None:
+        rows.append(("perplexity", shown_ppl(record.collapse.ppl_before), shown_ppl(record.collapse.ppl_after)))
+    return Measured(what=f"this edit alone{behind}", rows=tuple(rows), verdict=_verdict(record.collapse))
 
 
 def _saved(folder: Path) -> Source:
