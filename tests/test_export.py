@@ -309,6 +309,7 @@ def test_several_edits_one_model(script: Script, place: Path, tmp_path: Path) ->
         (["edit", "--to", "adapter", "--model", "./gpt2"], ["model.layers.1.mlp.down_proj.weight", "another model"]),
         (["edit", "--to", "checkpoint", "--model", "./wide"], ["shape (32, 48)", "(32, 64)"]),
         (["edit", "other", "--to", "adapter"], ["no one base model", "--model"]),
+        (["python", "--to", "adapter"], ["no one base model", "a model that Python had loaded", "--model"]),
         (["edit", "--to", "adapter", "--output", "edit/new"], ["--output edit/new lies in EDIT edit"]),
         (["edit", "--to", "checkpoint", "--output", "llama/new"], ["lies in --model"]),
         (["edit", "--to", "adapter", "--output", "full"], ["full: is there already and not an empty folder"]),
@@ -339,6 +340,7 @@ def bad(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder, kind in (("edit", "llama"), ("other", "gpt2")):
         pair = AutoModelForCausalLM.from_pretrained(root / kind), tokenizer()
         edit = BaseEditor(rome_hparams(pair)).compute([asked("Bay")])
+        edit.save(root / "python")
         replace(edit, hparams={**edit.hparams, "model_name": str(root / kind)}).save(root / folder)
     whole = replace(EditResult.load(root / "edit"), traces=({},))
     dense = WeightDelta(name=whole.deltas[0].name, full=torch.ones(32, 48))

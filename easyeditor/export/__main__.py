@@ -95,8 +95,8 @@ def base_of(sources: Sequence[Source]) -> str:
     """The one model all edits were made on. Raises DataError: they name several, or none."""
     names = list(dict.fromkeys(source.model_name for source in sources))
     if len(names) != 1 or names[0] is None:
-        found = ", ".join(str(name) for name in names)
-        raise DataError(f"the edits name no one base model ({found}); give it with --model")
+        found = ", ".join(name or "a model that Python had loaded" for name in names)
+        raise DataError(f"the edits name no one base model, but {found}; give it with --model")
     return names[0]
 
 

@@ -43,9 +43,9 @@ class Source:
 
     @property
     def model_name(self) -> str | None:
-        """The model the edits were made on, as the YAML named it."""
+        """The model the edits were made on, as the YAML named it; None for a pair that Python had loaded."""
         name = self.hparams.get("model_name")
-        return name if isinstance(name, str) else None
+        return name if isinstance(name, str) and not name.startswith("<loaded ") else None
 
 
 def read_source(folder: Path) -> Source:
