@@ -38,6 +38,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("editor",),
     ("easyedit", "trainer", "runs"),
     ("report", "analysis", "export"),
+    ("survey",),
     ("cli", "outputs", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -25,7 +25,8 @@ LOADED = {
     "MEND": MENDHyperParams,
     "TRAINING/MEND": MENDTrainingHparams,
 }
-SHIPPED = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hparams/**/*.y*ml"))
+FILES = (path for path in ROOT.glob("hparams/**/*.y*ml") if path.parent.name != "survey")  # those are plans
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in FILES)
 REQUIRED: dict[str, Any] = {
     "alg_name": "ROME",
     "model_name": "smollm2-135m",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from easyeditor.report.tables import Column, Table
+from easyeditor.report.tables import Column, Estimate, Table
 from easyeditor.results.shown import shown_ppl
 
 _SHORT = {
@@ -28,9 +28,12 @@ NUMERIC = ("count", "number", "perplexity", "percent", "seconds")
 
 
 def shown(value: Any, column: Column) -> str:
-    """A cell for reading: rounded, thousands apart, accuracies in %."""
+    """A cell for reading: rounded, thousands apart, accuracies in %; an estimate with its interval."""
     if value is None:
         return "–"
+    if isinstance(value, Estimate):
+        middle, low, high = (shown(float(number), column) for number in (value, value.low, value.high))
+        return f"{middle} [{low}, {high}]"
     if column.kind == "text":
         return " ".join(str(value).split())
     if column.kind == "perplexity":
@@ -87,12 +90,21 @@ def _printable(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """All rows with full precision: accuracies as shares of 1, `inf` for not finite, empty for not known."""
+    """All rows with full precision: accuracies as shares of 1, `inf` for not finite, empty for not known. A column of
+    estimates is followed by its lows and its highs."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(column.title for column in table.columns)
-    writer.writerows(table.rows)
+    wide = [any(isinstance(row[place], Estimate) for row in table.rows) for place in range(len(table.columns))]
+    titles = zip((column.title for column in table.columns), wide, strict=True)
+    writer.writerow(name for t, is_wide in titles for name in ((t, f"{t} low", f"{t} high") if is_wide else (t,)))
+    for row in table.rows:
+        cells = zip(row, wide, strict=True)
+        writer.writerow(part for value, is_wide in cells for part in (_three(value) if is_wide else (value,)))
     return sink.getvalue()
+
+
+def _three(value: Any) -> tuple[Any, Any, Any]:
+    return (float(value), value.low, value.high) if isinstance(value, Estimate) else (value, None, None)
 
 
 _LATEX = {

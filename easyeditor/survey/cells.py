@@ -1,0 +1,160 @@
+"""The cells of a survey: each an ordinary run, its folder, its state, the command that makes it alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyeditor.errors import EasyEditorError
+from easyeditor.files import read_json
+from easyeditor.hparams import yaml_path
+from easyeditor.methods.registry import load_hparams
+from easyeditor.results.lines import EditLine
+from easyeditor.results.run import CONFIG, SUMMARY, run_lines
+from easyeditor.results.values import mean
+from easyeditor.runs.mass import Plan, check_same, plan
+from easyeditor.runs.ranks import Rank
+from easyeditor.runs.settings import RunSettings
+from easyeditor.survey.plan import Group, MethodChoice, Survey
+
+FAILURES = "failed"  # folder of a survey: why a cell could not be run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the survey."""
+
+    group: str
+    method: str
+    seed: int
+    yaml: str
+    sets: tuple[str, ...]
+    what: Plan
+    output: Path
+
+    @property
+    def name(self) -> str:
+        """Group, method and seed, as its folder has them."""
+        return f"{self.group}/{self.method}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.output / self.name
+
+    @property
+    def failure(self) -> Path:
+        """The file that says why it could not be run."""
+        return self.output / FAILURES / (self.name.replace("/", "--") + ".json")
+
+    @property
+    def size(self) -> int:
+        """Requests it edits."""
+        return len(self.what.requests)
+
+    @property
+    def done(self) -> bool:
+        """Has it come to its end: all requests, or the collapse that stops it?"""
+        if not (self.folder / SUMMARY).is_file():
+            return False
+        summary = read_json(self.folder / SUMMARY)
+        acted = summary["guard"]["actions"]
+        stopped = self.what.settings.stop_on_collapse and ("keep" in acted or "rollback" in acted)
+        return bool(summary["complete"] or stopped)
+
+    @property
+    def command(self) -> str:
+        """The command line that makes this run alone."""
+        words = ["mass_edit.py", "--hparams", self.yaml]
+        words += ["--set", *self.sets] if self.sets else []
+        for f in dataclasses.fields(RunSettings):
+            value = getattr(self.what.settings, f.name)
+            plain = f.default if f.default is not dataclasses.MISSING else [] if f.name == "metrics" else None
+            if value == plain:
+                continue
+            flag = f"--{f.name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
+        return "python " + shlex.join([*words, "--output", str(self.folder)])
+
+
+def cells_of(survey: Survey, output: Path, rank: Rank | None = None) -> list[Cell]:
+    """All cells, in the plan's order, each read and checked; under torchrun with this process's GPU.
+
+    Raises:
+        ConfigError, DataError: a YAML, a dataset, a pair of method and mode that cannot be run; the cell is named.
+    """
+    made = []
+    for group in survey.groups:
+        for choice in group.choices:
+            for seed in group.seeds:
+                try:
+                    made.append(_cell(survey.plan.hparams, group, choice, seed, output, rank or Rank()))
+                except EasyEditorError as error:
+                    raise type(error)(f"{group.name}/{choice.name}: {error}") from error
+    return made
+
+
+def _cell(root: str, group: Group, choice: MethodChoice, seed: int, output: Path, rank: Rank) -> Cell:
+    named = choice.hparams or choice.name
+    is_file = named.endswith((".yaml", ".yml"))
+    yaml = yaml_path(named if is_file else Path(root) / named / group.model)
+    sets = (*group.set, *choice.set, *([f"seed={seed}"] if seed else []))
+    hparams = load_hparams(yaml).override(sets)
+    if rank.world > 1 and str(hparams.device).isdigit():
+        hparams = hparams.override([f"device={rank.local}"])
+    settings = RunSettings.from_dict({**group.run, "seed": seed}, f"group {group.name}: run")
+    what = plan(hparams, settings)
+    cell = Cell(group=group.name, method=choice.name, seed=seed, yaml=str(yaml), sets=sets, what=what, output=output)
+    if (cell.folder / CONFIG).exists():
+        check_same(cell.folder, what)
+    return cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a cell is, and what its edits cost so far: `seconds` an edit with its measurements, None before any."""
+
+    cell: Cell
+    made: int
+    seconds: float | None
+
+    @property
+    def state(self) -> str:
+        """done, not begun, or how many are made."""
+        if self.cell.done:
+            return "done"
+        if self.cell.failure.exists():
+            return f"failed: {read_json(self.cell.failure)['error']}"
+        return f"{self.made:,} of {self.cell.size:,}" if self.made else "not begun"
+
+
+def progress_of(cells: Sequence[Cell]) -> list[Progress]:
+    """Every cell's progress, read from its journal."""
+    found = []
+    for cell in cells:
+        lines = list(run_lines(cell.folder)) if (cell.folder / CONFIG).exists() else []
+        edits = [line for line in lines if isinstance(line, EditLine)]
+        made = len({line.index for line in lines if line.index >= 0})
+        found.append(Progress(cell=cell, made=made, seconds=mean(edit.seconds["total"] for edit in edits)))
+    return found
+
+
+def estimate(one: Progress, others: Sequence[Progress]) -> float | None:
+    """Seconds the rest of a cell takes, from edits made: its own, else those of the same method, model and mode.
+
+    None: no such edit is there yet. Loading the model and the evaluations of earlier edits are not in it.
+    """
+    if one.cell.done:
+        return 0.0
+    known = one.seconds
+    if known is None:
+        known = mean(other.seconds for other in others if _alike(one.cell, other.cell))
+    return None if known is None else known * (one.cell.size - one.made)
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    same_run = one.what.settings.mode == other.what.settings.mode
+    return (one.yaml, one.method) == (other.yaml, other.method) and same_run

@@ -1,0 +1,199 @@
+"""The survey's page: one table, curves of all methods, what quality costs, published values beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from easyeditor.files import read_json
+from easyeditor.report import compared, curves, watched
+from easyeditor.report.build import Report
+from easyeditor.report.canvas import styled
+from easyeditor.report.tables import Column, Estimate, Table
+from easyeditor.results.run import CONFIG, Run, load_run
+from easyeditor.survey.cells import Cell, Progress, progress_of
+from easyeditor.survey.plan import Expected, Survey
+from easyeditor.survey.quality import ACCURACIES, DRAWS, SCORES, mean_of, median_of, quality_of, score_of, values_of
+from easyeditor.survey.running import MEMORY
+
+QUALITY = "harmonic mean of efficacy, generalization and locality (of those the data has)"
+COLUMNS = (
+    ("efficacy", "rewrite_acc", "percent"),
+    ("generalization", "rephrase_acc", "percent"),
+    ("locality", "locality_acc", "percent"),
+    *((name, name, "percent") for name in SCORES),
+    ("S", "S", "percent"),
+    ("fluency", "GE", "number"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A cell and what it came to: `values` has each metric's mean with its interval."""
+
+    progress: Progress
+    run: Run | None
+    values: dict[str, Estimate | None]
+    quality: Estimate | None
+    seconds: Estimate | None
+    memory_gb: float | None
+
+    @property
+    def cell(self) -> Cell:
+        """The cell."""
+        return self.progress.cell
+
+
+def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
+    """Every cell's outcome, from what is recorded so far."""
+    return [_outcome(progress, _label(progress.cell, cells)) for progress in progress_of(cells)]
+
+
+def make_page(survey: Survey, plan: Path, outcomes: Sequence[Outcome]) -> Report:
+    """The whole page; `plan` is the file it is made again from."""
+    runs = [outcome.run for outcome in outcomes if outcome.run is not None]
+    sequences = [run for run in runs if run.mode != "single"]
+    priced = [
+        compared.Priced(label=o.run.label, seconds=float(o.seconds), quality=float(o.quality))
+        for o in outcomes
+        if o.run is not None and o.seconds is not None and o.quality is not None
+    ]
+    with styled():
+        drawn = (
+            curves.sequential_figure(sequences, "perplexity"),
+            compared.efficacy_figure(sequences, "efficacy"),
+            compared.cost_figure(priced, "cost", QUALITY),
+            watched.watched_figure(sequences, "watched"),
+        )
+    tables = [survey_table(outcomes), expected_table(survey.expected, outcomes), watched.watched_table(runs)]
+    done = sum(outcome.cell.done for outcome in outcomes)
+    notes = [f"{done} of {len(outcomes)} cells are done."] if done < len(outcomes) else []
+    notes += [f"{o.cell.name}: {o.progress.state}" for o in outcomes if o.progress.state.startswith("failed")]
+    return Report(
+        title=survey.plan.name,
+        tables=tuple(table for table in tables if table.rows),
+        figures=tuple(figure for figure in drawn if figure is not None),
+        notes=tuple(notes),
+        commands=(f"python -m easyeditor.survey {plan}", "# one cell alone:", *(o.cell.command for o in outcomes)),
+    )
+
+
+def survey_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row a cell; columns that no cell has a value of are left out."""
+    kept = [(t, name, kind) for t, name, kind in COLUMNS if any(o.values.get(name) is not None for o in outcomes)]
+    rows = [
+        (
+            *(o.cell.group, o.cell.method, o.cell.seed, o.progress.made, *(o.values.get(name) for _, name, _ in kept)),
+            *(_perplexity(o.run), first_beyond(o.run), o.seconds, o.memory_gb, o.progress.state),
+        )
+        for o in outcomes
+    ]
+    return Table(
+        name="survey",
+        title="All cells",
+        columns=(
+            *(Column(title="group"), Column(title="method"), Column(title="seed", kind="count")),
+            *(Column(title="edits", kind="count"), *(Column(title=title, kind=kind) for title, _, kind in kept)),
+            *(Column(title="perplexity", kind="perplexity"), Column(title="first beyond threshold")),
+            *(Column(title="seconds an edit", kind="seconds"), Column(title="memory (GB)", kind="number")),
+            Column(title="state"),
+        ),
+        rows=tuple(rows),
+        note=f"In brackets: 95 % of the values of {DRAWS:,} resamples of the requests (for seconds: of the batches), "
+        "seed 0. Sequences are measured at their last evaluation, over all edits in the model; single edits right "
+        "after each. Perplexity: of the last model of a sequence; the median over single edits. docs/survey.md "
+        "explains each column.",
+    )
+
+
+def brief_table(outcomes: Sequence[Outcome]) -> Table:
+    """The survey's table for a terminal: few columns, no intervals."""
+    table = survey_table(outcomes)
+    wanted = ("efficacy", "generalization", "locality", "S", "perplexity")
+    kept = [place for place, column in enumerate(table.columns) if column.title in wanted]
+    rows = [
+        (o.run.label if o.run else o.cell.name, *(_plain(row[place]) for place in kept), row[-4])
+        for o, row in zip(outcomes, table.rows, strict=True)
+    ]
+    columns = (Column(title="cell"), *(table.columns[place] for place in kept), Column(title="beyond"))
+    return Table(name=table.name, title=table.title, columns=columns, rows=tuple(rows))
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def expected_table(expected: Sequence[Expected], outcomes: Sequence[Outcome]) -> Table:
+    """Published values beside ours, each seed apart."""
+    rows = []
+    for item in expected:
+        for o in outcomes:
+            if (o.cell.group, o.cell.method) == (item.group, item.method):
+                for name, published in item.values.items():
+                    ours = o.values.get(name)
+                    apart = None if ours is None else float(ours) - published
+                    where = (o.cell.group, o.cell.method, o.cell.seed)
+                    rows.append((*where, name, published, ours, apart, item.source))
+    titles = (("published", "number"), ("ours", "number"), ("ours less published", "number"), ("source", "text"))
+    return Table(
+        name="expected",
+        title="Published values beside ours",
+        columns=(
+            *(Column(title="group"), Column(title="method"), Column(title="seed", kind="count")),
+            *(Column(title="metric"), *(Column(title=title, kind=kind) for title, kind in titles)),
+        ),
+        rows=tuple(rows),
+        note="In the metric's own unit: shares of 1, bits for GE. A dash: not measured yet.",
+    )
+
+
+def first_beyond(run: Run | None) -> str | None:
+    """The first edit of a sequence whose model was beyond the threshold; how many of single edits were."""
+    judged = [] if run is None else [edit for edit in run.edits if edit.record.collapsed is not None]
+    beyond = [edit.step for edit in judged if edit.record.collapsed]
+    if run is None or not judged:
+        return None
+    if run.mode == "single":
+        return f"{len(beyond):,} of {len(judged):,} alone"
+    return f"{min(beyond):,}" if beyond else "none"
+
+
+def _perplexity(run: Run | None) -> float | None:
+    if run is None:
+        return None
+    if run.mode == "single":
+        return median_of([e.left_ppl for e in run.edits if e.left_ppl is not None])
+    return curves.curve(run)[1][-1] if curves.curve(run)[1] else None
+
+
+def _outcome(progress: Progress, label: str) -> Outcome:
+    cell = progress.cell
+    run = load_run(cell.folder) if progress.made and (cell.folder / CONFIG).exists() else None
+    if run is None:
+        return Outcome(progress=progress, run=None, values={}, quality=None, seconds=None, memory_gb=None)
+    found = values_of(run)
+    values = {name: mean_of(numbers) for name, numbers in found.items()} | {"S": score_of(found)}
+    steps = {(edit.step - 1) // cell.what.settings.batch_size: edit.seconds["edit"] for edit in run.edits}
+    return Outcome(
+        progress=progress,
+        run=replace(run, label=label),
+        values=values,
+        quality=quality_of({name: found.get(name, []) for name in ACCURACIES}),
+        seconds=mean_of(list(steps.values())),
+        memory_gb=_memory(cell),
+    )
+
+
+def _memory(cell: Cell) -> float | None:
+    path = cell.folder / MEMORY
+    taken = read_json(path)["bytes"] if path.exists() else None
+    return None if taken is None else taken / 1e9
+
+
+def _label(cell: Cell, cells: Sequence[Cell]) -> str:
+    """Method, with group and seed where the survey has several."""
+    parts = [cell.method]
+    parts += [cell.group] if len({other.group for other in cells}) > 1 else []
+    parts += [f"seed {cell.seed}"] if len({other.seed for other in cells}) > 1 else []
+    return ", ".join(parts)

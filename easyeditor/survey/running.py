@@ -1,0 +1,92 @@
+"""Running the cells of a survey: those that are not done, dealt out over torchrun's processes; one that fails is named
+and the others go on."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from easyeditor.easyedit import BaseEditor
+from easyeditor.errors import EasyEditorError
+from easyeditor.files import discard, read_json, write_json
+from easyeditor.results.run import CONFIG
+from easyeditor.runs.mass import begun, execute, taken_up
+from easyeditor.runs.ranks import POLL, Rank
+from easyeditor.survey.cells import Cell
+
+LOG = logging.getLogger(__name__)
+
+MEMORY = "memory.json"
+"""In a cell's folder: the most memory its run took, in bytes."""
+
+
+def run_cells(cells: Sequence[Cell], rank: Rank, show: bool) -> None:
+    """Run this process's share; the first process waits for the others', so that it sees all of them."""
+    share = [cells[n] for n in rank.share(range(len(cells)))]
+    for cell in share:
+        discard(cell.failure)
+    for cell in share:
+        if cell.done:
+            LOG.info("%s: done already", cell.name)
+            continue
+        LOG.info("%s: %d requests", cell.name, cell.size)
+        try:
+            run_cell(cell, show)
+        except (EasyEditorError, torch.OutOfMemoryError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            LOG.warning("%s: could not be run: %s", cell.name, said)
+            write_json(cell.failure, {"cell": cell.name, "error": said})
+    while rank.first and rank.world > 1 and not all(cell.done or cell.failure.exists() for cell in cells):
+        time.sleep(10 * POLL)
+
+
+def run_cell(cell: Cell, show: bool) -> None:
+    """One cell, begun or gone on with, as mass_edit.py does it; raises what that raises."""
+    alone, folder = Rank(), cell.folder
+    made = (folder / CONFIG).exists()
+    measured = restart_peak()
+    try:
+        with taken_up(folder, alone) if made else begun(str(folder), cell.what):
+            editor = functools.partial(BaseEditor, metrics=cell.what.settings.metrics)
+            execute(folder, cell.what, editor, alone, show)
+        peak = peak_bytes() if measured else None
+        before = read_json(folder / MEMORY)["bytes"] if (folder / MEMORY).exists() else None
+        known = [value for value in (peak, before) if value is not None]
+        write_json(folder / MEMORY, {"bytes": max(known, default=None), "of": _of()})
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def restart_peak() -> bool:
+    """Begin a new measurement of the most memory taken; False where this machine has none."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts at what is held now
+        return True
+    return False
+
+
+def peak_bytes() -> int | None:
+    """The most memory taken since `restart_peak`: the GPU's that torch allocated, else the process's resident set."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def _of() -> str:
+    return "GPU" if torch.cuda.is_available() else "process"
