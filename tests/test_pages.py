@@ -80,6 +80,13 @@ def test_files_that_pages_name_are_there() -> None:
     assert lost == []
 
 
+def test_pages_that_the_code_names_are_there() -> None:
+    files = [*ROOT.glob("easyeditor/**/*.py"), *ROOT.glob("*.py"), *ROOT.glob("hparams/**/*.yaml")]
+    named = {name for path in files for name in re.findall(r"docs/[\w-]+\.md", path.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not (ROOT / name).exists() and Path(name).name not in AWAITED] == []
+
+
 def test_the_house_is_laid_out_as_the_page_says() -> None:
     """docs/architecture.md: every room of the import rule has its line, every file named there is there."""
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
