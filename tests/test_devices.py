@@ -4,8 +4,8 @@ over two, fresh and gone on with. The models are float64, so that what differs i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,12 @@ def trained_plainly(pair: Any, folder: Path, resumed: bool) -> Numbers:
     return trained(pair, folder, resumed, replay=False)
 
 
+def mend_edit(folder: Path) -> Scenario:
+    """MEND's edit with the archive of a training in `folder`."""
+    values = {"alg_name": "MEND", "device": "cpu", "archive": str(folder / "run" / "last"), "ppl_sentence_num": 4}
+    return lambda pair, own, _: measured(BaseEditor(load_hparams({**values, "model_name": pair})), own)
+
+
 class Cut(Exception):
     """The end of a run that is gone on with."""
 
@@ -301,3 +307,43 @@ def test_weights_left_out_of_memory_are_refused(door: str, tmp_path: Path, monke
         name = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tok)
     with pytest.raises(ModelError, match=r"not in memory \(model\.layers\.3\..*device: cpu"):
         load(name, device="cpu", model_parallel=True)
+
+
+@contextmanager
+def short_of_memory(model: Any, most: int) -> Iterator[list[int]]:
+    """Forwards of more than `most` tokens run out of memory inside the block."""
+    sizes: list[int] = []
+
+    def refuse(_module: Any, _args: Any, kwargs: Any) -> None:
+        sizes.append(kwargs["input_ids"].numel())
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    handle = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "UltraEdit", "MEND edit", "statistics", "questions"])
+def test_out_of_memory_halves_the_batch_and_the_run_goes_on(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if name == "MEND edit":
+        trained((build("llama", dtype=torch.float64), tokenizer()), tmp_path, False)
+    scenario = {**SCENARIOS, "MEND edit": mend_edit(tmp_path)}[name]
+    wanted, _ = run(scenario, tmp_path / "all", [])
+    pair = build("llama", dtype=torch.float64), tokenizer()
+    (tmp_path / "short").mkdir()
+    with short_of_memory(pair[0], 80) as sizes:
+        found = scenario(pair, tmp_path / "short", False)
+    assert any(size > 80 for size in sizes)
+    assert "out of memory" in caplog.text
+    assert all(different(found[key], wanted[key]) < TOLERANCE for key in wanted)
+
+
+def test_a_row_that_does_not_fit_alone_ends_in_one_line() -> None:
+    pair = build("llama"), tokenizer()
+    with short_of_memory(pair[0], 3), pytest.raises(ConfigError, match="tokens alone do not fit"):
+        score(*pair, [("They say that the Bridge is in", "Italy")])
