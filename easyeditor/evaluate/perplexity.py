@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import Passage, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
-from easyeditor.lm.tokens import check_length, model_inputs, token_batches
+from easyeditor.lm.tokens import check_length, model_inputs
 from easyeditor.lm.weights import frozen, version
 
 LOG = logging.getLogger(__name__)
@@ -115,33 +116,48 @@ class PerplexityProbe:
         self._resume = None
         if fast and resume_layer and parts is not None and parts.architecture.replay:
             self._resume = (parts, resume_layer)
-        if fast:
-            budget = TOKENS_PER_FORWARD.get(input_device(model).type, 8192)
-            self._batches = token_batches([len(row) for row in self._rows], budget)
-        else:
-            everything = range(len(self._rows))
-            self._batches = [list(everything[i : i + batch_size]) for i in everything[::batch_size]]
+        self._budget = Budget(TOKENS_PER_FORWARD.get(input_device(model).type, 8192))
+        self._batch_size = batch_size
         self._passages: list[Passage] = []
         self._below: object = None
 
     def measure(self, step: Step | None = None) -> PerplexityReport:
-        """Perplexities with the model's present weights; `step(done, of)` is called after every batch."""
+        """Perplexities with the model's present weights; `step(sentences done, of)` is called after every
+        batch."""
         nlls = [0.0] * len(self._rows)
         self._forget_if_changed()
         with torch.inference_mode(), frozen(self._model):
-            for number, batch in enumerate(self._batches):
-                rows = [self._rows[i] for i in batch]
-                values = self._fast_nlls(rows, number) if self._fast else self._plain_nlls(rows)
-                for i, value in zip(batch, values, strict=True):
-                    nlls[i] = value
-                if step is not None:
-                    step(number + 1, len(self._batches))
+            self._measure_into(nlls, step)
         return PerplexityReport(
             perplexities=tuple(_exp(nll) for nll in nlls),
             nlls=tuple(nlls),
             tokens=tuple(len(row) - 1 for row in self._rows),
             bos=self._bos,
         )
+
+    def _measure_into(self, nlls: list[float], step: Step | None) -> None:
+        done = passed = 0
+
+        def ask(batch: list[int]) -> None:
+            nonlocal done, passed
+            rows = [self._rows[i] for i in batch]
+            values = self._fast_nlls(rows, passed) if self._fast else self._plain_nlls(rows)
+            for i, value in zip(batch, values, strict=True):
+                nlls[i] = value
+            done, passed = done + len(batch), passed + 1
+            if step is not None:
+                step(done, len(self._rows))
+
+        def again() -> None:
+            nonlocal done, passed
+            done = passed = 0
+            self._passages.clear()  # they are of other batches
+
+        if self._fast:
+            self._budget.each([len(row) for row in self._rows], ask, again=again)
+            return
+        for start in range(0, len(self._rows), self._batch_size):
+            ask(list(range(start, min(start + self._batch_size, len(self._rows)))))
 
     def _plain_nlls(self, rows: list[list[int]]) -> list[float]:
         """The oracle: full forward, all logits, then a mask."""
@@ -183,7 +199,7 @@ class PerplexityProbe:
         parts, layer = self._resume
         above = {id(p) for block in parts.blocks[layer:] for p in block.parameters()}
         now = version(p for p in self._model.parameters() if id(p) not in above)
-        if now != self._below or len(self._passages) != len(self._batches):
+        if now != self._below or sum(len(p.hidden_BTD) for p in self._passages) != len(self._rows):
             self._passages, self._below = [], now
 
 

@@ -13,9 +13,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, line, scored_logits
-from easyeditor.lm.tokens import check_length, token_batches
+from easyeditor.lm.tokens import check_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def score(
     if lines:
         check_length([x.ids for x in lines], max_positions(model), "the longest prompt with its target")
     scored: list[Scored | None] = [None] * len(pairs)
-    for chunk in token_batches([len(x.ids) for x in lines], batch_tokens):
+
+    def read(chunk: list[int]) -> None:
         batch = Batch.of([lines[i] for i in chunk], input_device(model))
         logs_NV = scored_logits(model, batch).float().log_softmax(1)
         said_N = logs_NV.argmax(1).tolist()
@@ -70,4 +72,6 @@ def score(
                 mean_log_probability=sum(log_N[place:end]) / len(target),
             )
             place = end
+
+    Budget(batch_tokens).each([len(x.ids) for x in lines], read)
     return [s for s in scored if s is not None]

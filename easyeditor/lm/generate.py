@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.tokens import check_length, encode, token_batches
+from easyeditor.lm.tokens import check_length, encode
 from easyeditor.progress import Progress
 
 Stop = Literal["newline", "period"]
@@ -64,15 +65,22 @@ def generate(
         DataError: a prompt with its continuation is longer than the model's positions.
     """
     rows = [_Row(encode(tok, prompt), prompt, decoding) for prompt in prompts]
+    encoded = [row.ids for row in rows]
     longest = [len(row.ids) + row.limit for row in rows]
     if rows:
         check_length([range(n) for n in longest], max_positions(model), "the longest prompt with its continuation")
     done = 0
-    for batch in token_batches(longest, batch_tokens):
+
+    def go_on(batch: list[int]) -> None:
+        nonlocal done
+        for i in batch:
+            rows[i] = _Row(encoded[i], prompts[i], decoding)
         _continue(model, tok, [rows[i] for i in batch if rows[i].limit > 0])
         done += len(batch)
         if progress is not None:
             progress(done, len(rows), "continuations")
+
+    Budget(batch_tokens).each(longest, go_on)
     return [_result(tok, row) for row in rows]
 
 

@@ -27,9 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import DataError, StatsError
 from easyeditor.files import write_tensors
 from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.tokens import encode, model_inputs, token_batches
+from easyeditor.lm.tokens import encode, model_inputs
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.stats.corpus import Corpus
 from easyeditor.stats.store import Manifest
@@ -93,12 +94,13 @@ def collect(
         totals = _read_checkpoint(checkpoint, identity, parts)
     wanted = len(range(rank, settings.samples, world))
     share = None if settings.tokens is None else -(-settings.tokens // world)
+    budget = Budget(settings.batch_tokens)
     windows_since, size = 0, WINDOW if settings.tokens is None else FAST_WINDOW
     with torch.inference_mode(), frozen(parts.model):
         for texts in _windows(corpus, totals.documents, settings.samples, rank, world, size):
             if share is not None and totals.tokens >= share:
                 break
-            _add_window(parts, tok, texts, settings, totals)
+            _add_window(parts, tok, texts, settings, totals, budget)
             windows_since += 1
             if checkpoint is not None and windows_since == every:
                 _write_checkpoint(checkpoint, identity, totals)
@@ -141,23 +143,38 @@ def _windows(corpus: Corpus, done: int, samples: int, rank: int, world: int, siz
 
 
 def _add_window(
-    parts: Anatomy, tok: PreTrainedTokenizerBase, texts: Sequence[str], settings: Settings, totals: Totals
+    parts: Anatomy,
+    tok: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    settings: Settings,
+    totals: Totals,
+    budget: Budget,
 ) -> None:
     limit = max_positions(parts.model)
     longest = settings.max_length if limit is None else min(settings.max_length, limit)
     rows = [encode(tok, text)[:longest] for text in texts if text.strip()]
     rows = [row for row in rows if row]
-    add_rows(parts, rows, settings, totals)
+    add_rows(parts, rows, settings, totals, budget=budget)
     totals.documents += len(texts)
 
 
 def add_rows(
-    parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, totals: Totals, *, skipped: int = 0
+    parts: Anatomy,
+    rows: Sequence[Sequence[int]],
+    settings: Settings,
+    totals: Totals,
+    *,
+    skipped: int = 0,
+    budget: Budget | None = None,
 ) -> None:
     """Add the keys of all tokens of `rows` (token ids) to `totals`, the first `skipped` of each row left out."""
     window: dict[int, Tensor] = {}
-    for batch in token_batches([len(row) for row in rows], settings.batch_tokens):
-        _add_batch(parts, [rows[i] for i in batch], settings, window, skipped)
+    budget = Budget(settings.batch_tokens) if budget is None else budget
+    budget.each(
+        [len(row) for row in rows],
+        lambda batch: _add_batch(parts, [rows[i] for i in batch], settings, window, skipped),
+        again=window.clear,  # a batch that was cut short has reached some layers
+    )
     for layer, sum_KK in window.items():
         total = totals.sums.setdefault(layer, torch.zeros_like(sum_KK, dtype=torch.float64))
         total.add_(sum_KK.triu() + sum_KK.triu(1).T)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import captured
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import picked
-from easyeditor.lm.tokens import Row, model_inputs, token_batches
+from easyeditor.lm.tokens import Row, model_inputs
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
     """
     inputs: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
-    for chunk in token_batches([row.lookup + 1 for row in rows], batch_tokens):
+
+    def read(chunk: list[int]) -> None:
         inputs_BK, outputs_BD = _one_batch(parts, module, [rows[i] for i in chunk])
         for place, i in enumerate(chunk):
             inputs[i], outputs[i] = inputs_BK[place], outputs_BD[place]
+
+    Budget(batch_tokens).each([row.lookup + 1 for row in rows], read)
     return torch.stack(inputs), torch.stack(outputs)
 
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, check_length, token_batches
+from easyeditor.lm.tokens import SLOT, Row, check_length
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
@@ -52,6 +53,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         self.statistics = Statistics(self.parts, tok, hparams)
         self._unfiltered: dict[int, float] = {}
         self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
+        self._search_budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
         self._warned = False
 
     def find_parts(self) -> Anatomy:
@@ -162,7 +164,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         for n in todo:
             self._check_reach(requests[n], layer, made[n][0][:-1])
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
-        for batch in token_batches(longest, max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+
+        def search(batch: list[int]) -> None:
             members = [todo[i] for i in batch]
             forward = row_forward(
                 self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
@@ -181,6 +184,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 found[n] = result
                 if store is not None:
                     store.write(requests[n], result)
+
+        self._search_budget.each(longest, search)
         return [found[n] for n in range(len(requests))]
 
     def _check_reach(self, request: EditRequest, layer: int, rows: Sequence[Row]) -> None:

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import NumericalError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
-from easyeditor.lm.tokens import check_length, token_batches
+from easyeditor.lm.tokens import check_length
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.mend.archive import read_archive
@@ -62,6 +63,7 @@ class MEND(EditMethod[MENDHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
+        self._budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
 
     def find_parts(self) -> Anatomy:
         return anatomy(self.model)
@@ -84,17 +86,17 @@ class MEND(EditMethod[MENDHyperParams]):
         lines = [self._line(request) for request in requests]
         edits: list[Edit] = []
         with frozen(self.model):
-            batches = list(
-                token_batches([len(x.ids) for x in lines], max(1, self.hparams.batch_tokens // GRADIENT_COST))
-            )
             made: dict[int, Edit] = {}
-            for batch in batches:
+
+            def edit(batch: list[int]) -> None:
                 made.update(zip(batch, self._edits([lines[i] for i in batch]), strict=True))
                 if progress is not None:
                     progress(len(made), len(lines), "")
+
+            self._budget.each([len(x.ids) for x in lines], edit)
             edits = [made[i] for i in range(len(lines))]
             deltas = tuple(self._delta(weight, edits) for weight in self.hypernet.weights)
-            after = self._losses(lines, batches, deltas)
+            after = self._losses(lines, deltas)
         return EditResult(
             method=self.hparams.alg_name,
             requests=tuple(requests),
@@ -142,16 +144,17 @@ class MEND(EditMethod[MENDHyperParams]):
         return WeightDelta(name=weight.name, left=left.contiguous(), right=right.contiguous())
 
     @torch.no_grad()
-    def _losses(
-        self, lines: Sequence[Line], batches: Sequence[Sequence[int]], deltas: Sequence[WeightDelta]
-    ) -> list[float]:
+    def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
         """Every request's NLL on the edited model."""
         losses = [math.nan] * len(lines)
+
+        def read(members: list[int]) -> None:
+            batch = self._batch([lines[i] for i in members])
+            for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
+                losses[i] = loss
+
         with applied(self.model, deltas):
-            for members in batches:
-                batch = self._batch([lines[i] for i in members])
-                for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
-                    losses[i] = loss
+            self._budget.each([len(x.ids) for x in lines], read)
         return losses
 
 

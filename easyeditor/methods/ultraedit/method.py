@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, DataError, NumericalError
 from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.factors import gradient_factors
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
-from easyeditor.lm.tokens import check_length, token_batches
+from easyeditor.lm.tokens import check_length
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.memory import Memory
@@ -66,6 +67,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
+        self._budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
     def find_parts(self) -> Anatomy:
@@ -125,7 +127,9 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         rows: dict[str, list[Tensor]] = {m.path: [torch.empty(0)] * len(lines) for m in self._modules}
         losses = [math.nan] * len(lines)
         done = 0
-        for members in token_batches([len(x.ids) for x in lines], max(1, self.hparams.batch_tokens // GRADIENT_COST)):
+
+        def read(members: list[int]) -> None:
+            nonlocal done
             batch = Batch.of([lines[i] for i in members], input_device(self.model))
             weights = [shares[i] for i in members for _ in lines[i].labels]
             batch = dataclasses.replace(batch, weights_N=torch.tensor(weights, device=batch.weights_N.device))
@@ -138,6 +142,8 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             done += len(members)
             if progress is not None:
                 progress(done, len(lines), "")
+
+        self._budget.each([len(x.ids) for x in lines], read)
         return rows, losses
 
     def _statistics(self, rows: Mapping[str, list[Tensor]], lengths: Sequence[int]) -> dict[str, Tensor]:
@@ -178,11 +184,14 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
         """Every request's NLL on the edited model."""
         losses = [math.nan] * len(lines)
+
+        def read(members: list[int]) -> None:
+            batch = Batch.of([lines[i] for i in members], input_device(self.model))
+            for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
+                losses[i] = loss
+
         with applied(self.model, deltas):
-            for members in token_batches([len(x.ids) for x in lines], self.hparams.batch_tokens):
-                batch = Batch.of([lines[i] for i in members], input_device(self.model))
-                for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
-                    losses[i] = loss
+            Budget(self.hparams.batch_tokens).each([len(x.ids) for x in lines], read)
         return losses
 
     def _trace(self, deltas: Sequence[WeightDelta], before: float, after: float) -> dict[int, LayerTrace]:
