@@ -256,6 +256,30 @@ def test_the_numbers_are_the_cpus(name: str, layout: str, resumed: bool, tmp_pat
     check(SCENARIOS[name], tmp_path, layout, resumed)
 
 
+def searching(pair: Any, folder: Path, passes: int) -> None:
+    options: dict[str, Any] = {"mom2_adjustment": False, "early_stop": "mpes", "prob_cutoff": 99, "v_lr": 1e-3}
+    editor = BaseEditor(hparams("ROME", pair, folder, v_num_grad_steps=passes, ppl_sentence_num=0, **options))
+    editor.compute_each(REQUESTS)
+
+
+def tuning(pair: Any, folder: Path, passes: int) -> None:
+    values = {"alg_name": "FT", "model_name": pair, "device": "cpu", "layers": [1], "lr": 1e-4, "ppl_sentence_num": 0}
+    BaseEditor(load_hparams({**values, "num_steps": passes, "batch_size": 2})).compute(REQUESTS)
+
+
+@pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 5)])
+def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
+    """Waits in eight passes less those in four. Two of fine-tuning's are transformers', which looks at the mask."""
+    waits = []
+    for passes in (4, 8):
+        with pretended() as seen:
+            pair = moved(build("llama"), ["gpu:0"]), tokenizer()
+            loop(pair, tmp_path, passes)
+        waits.append(seen.syncs)
+    more = {place: count for place in waits[1] if (count := waits[1][place] - waits[0][place])}
+    assert sum(more.values()) <= 4 * most, more
+
+
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
     with pretended() as seen:
         near, far = torch.ones(2, device="gpu:0"), torch.ones(2, device="gpu:1")
