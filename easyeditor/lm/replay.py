@@ -104,8 +104,10 @@ class ReplayForward:
         return fewer
 
     def _prepare(self) -> None:
-        self._rows_N, self._positions_N = _scored(self._rows, start=1)
-        self._first_B = torch.zeros(len(self._rows), dtype=torch.long)
+        # All that a call indexes by lies where it is used: a copy from the host would wait in every pass.
+        head = self._model.get_output_embeddings().weight.device
+        self._rows_N, self._positions_N = (x.to(head) for x in _scored(self._rows, start=1))
+        self._first_B = torch.zeros(len(self._rows), dtype=torch.long, device=self._passage.hidden_BTD.device)
         self._inputs = self._suffix_inputs(self._rows)
         self.tokens_per_call = self._inputs["input_ids"].numel()
 
@@ -222,8 +224,8 @@ class _Prefix:
 class _FrozenLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True  # no empty tensors in every pass
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None

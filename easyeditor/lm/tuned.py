@@ -30,8 +30,9 @@ class TunedForward:
         self._model, self._blocks, self._first = parts.model, parts.blocks, first
         self._inputs = model_inputs([row.ids for row in rows], input_device(parts.model))
         pairs = [(i, p) for i, row in enumerate(rows) for p in row.scored]
-        self._rows_N = torch.tensor([i for i, _ in pairs])
-        self._positions_N = torch.tensor([p for _, p in pairs])
+        head = parts.model.get_output_embeddings().weight.device
+        self._rows_N = torch.tensor([i for i, _ in pairs], device=head)
+        self._positions_N = torch.tensor([p for _, p in pairs], device=head)
         self._passage = self._record() if replay and parts.architecture.replay else None
 
     def __call__(self, copies: Mapping[str, Tensor]) -> Tensor:

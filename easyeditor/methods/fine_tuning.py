@@ -5,6 +5,7 @@ Axes: N scored positions, L labels, B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,12 +70,12 @@ def fine_tune(
             for batch in batches(epoch) if callable(batches) else batches:
                 optimiser.zero_grad()
                 loss_B = row_losses(batch.forward(copies), batch.labels)
-                losses += loss_B.tolist()
-                if not bool(torch.isfinite(loss_B).all()):
+                found = loss_B.tolist()
+                losses += found
+                if not all(map(math.isfinite, found)):
                     raise NumericalError(f"fine-tuning's loss is not finite in pass {epoch}; nothing was changed")
-                mean = loss_B.mean()
-                if float(mean.detach()) >= DONE_LOSS:
-                    torch.autograd.backward(mean)
+                if math.fsum(found) / len(found) >= DONE_LOSS:
+                    torch.autograd.backward(loss_B.mean())
                     optimiser.step()
                 _hold(copies, start, training.bound)
             epochs.append(losses)

@@ -114,16 +114,22 @@ def search_values(
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
     norm_R = initial_RD.norm(dim=1) if norms is None else initial_RD.new_tensor(list(norms))
     loss_of = _Loss(labels, norm_R, search, None)
+    grown_R = torch.zeros_like(norm_R)  # the offsets' norms before the last clamp, read with the next pass's losses
+    owner_B = loss_of.owners
     probable = [0] * len(found)  # passes in which a request's whole target was the first choice
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
-            owner_B = torch.tensor([r for r, count in enumerate(labels.counts) for _ in range(count)])
-            parts_4R = loss_of(forward(offset_RD[owner_B.to(offset_RD.device)]), offset_RD)
-            measured_4R = parts_4R.detach().cpu()
+            parts_4R = loss_of(forward(offset_RD[owner_B]), offset_RD)
+            read_6R = torch.cat([parts_4R.detach(), torch.stack([loss_of.missed_R, grown_R])]).cpu()  # the one wait
+            measured_4R, missed_R = read_6R[:4], read_6R[4]
+            if not bool(torch.isfinite(read_6R[5]).all()):  # infinity would scale the offset to 0: an edit of nothing
+                raise NumericalError(
+                    "the value search's offset has a norm beyond the dtype; lower v_lr; nothing was changed"
+                )
             for r, request in enumerate(active):
                 found[request].losses.append(tuple(measured_4R[:, r].tolist()))
                 found[request].offset_D = offset_RD.detach()[r].clone()
-                probable[request] += loss_of.chosen[r]
+                probable[request] += float(missed_R[r]) == 0
             if not bool(torch.isfinite(measured_4R).all()):
                 raise NumericalError(f"the value search's loss is not finite at pass {step}; nothing was changed")
             if watch is not None:
@@ -139,10 +145,11 @@ def search_values(
             optimiser.zero_grad()
             torch.autograd.backward(parts_4R[0].sum())
             optimiser.step()
-            _clamp(offset_RD, search.clamp_norm_factor * loss_of.norm_R)
+            grown_R = _clamp(offset_RD, search.clamp_norm_factor * loss_of.norm_R)
             if len(going) < len(active):
                 forward, loss_of = forward.narrowed(labels.of_requests(going)), loss_of.narrowed(going)
                 offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
+                grown_R, owner_B = grown_R[going], loss_of.owners
                 labels = RowLabels(ids=tuple(labels.ids[r] for r in going))
                 active = [active[r] for r in going]
     return found
@@ -154,9 +161,9 @@ class _Loss:
     def __init__(self, labels: RowLabels, norm_R: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
         self._labels, self._search, self.norm_R = labels, search, norm_R
         self._kl_initial_RV = kl_initial_RV
-        self.chosen = [False] * len(labels.ids)
-        """Of the last call: is every target token of a request (its bare prompt's left out if the rule says so) the
-        model's first choice? Known only for `early_stop: mpes`."""
+        self.missed_R = torch.ones_like(norm_R)
+        """Of the last call: how many target tokens of a request (its bare prompt's left out if the rule says so) are
+        not the model's first choice. Known only for `early_stop: mpes`."""
         device = norm_R.device
         index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
         asked: list[bool] = []  # must this label be the first choice?
@@ -176,14 +183,16 @@ class _Loss:
         self._share_L = torch.tensor(shares, device=device, dtype=norm_R.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
         self._asked_L = torch.tensor(asked, device=device)
+        counts = labels.counts
+        self.owners = torch.tensor([r for r, count in enumerate(counts) for _ in range(count)], device=device)
+        """The request of every row (B), the KL rows included."""
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
         nll_L = -logs_NV[self._at_L, self._labels_L].to(offset_RD.dtype) * self._share_L
         if self._search.early_stop == "mpes":
             missed_L = (logs_NV[self._at_L].argmax(dim=1) != self._labels_L) & self._asked_L
-            missing = set(self._owner_L[missed_L].tolist())
-            self.chosen = [r not in missing for r in range(len(self.chosen))]
+            self.missed_R = row_sums(missed_L.to(self.norm_R), self._owner_L, len(self.norm_R))
         nll_R = row_sums(nll_L, self._owner_L, len(self.norm_R))
         kl_logs_RV = logs_NV[self._kl_at_R]
         if self._kl_initial_RV is None:
@@ -222,9 +231,9 @@ def _wide(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _clamp(offset_RD: Tensor, most_R: Tensor) -> None:
+def _clamp(offset_RD: Tensor, most_R: Tensor) -> Tensor:
+    """Shorten offsets in place to at most `most_R`; returns the norms they had."""
     norm_R = offset_RD.norm(dim=1)
-    if not bool(torch.isfinite(norm_R).all()):  # infinity would scale the offset to 0, an edit that does nothing
-        raise NumericalError("the value search's offset has a norm beyond the dtype; lower v_lr; nothing was changed")
     factor_R = torch.where(norm_R > most_R, most_R / norm_R, torch.ones_like(norm_R))
     offset_RD.mul_(factor_R.unsqueeze(1))
+    return norm_R
