@@ -25,7 +25,7 @@ from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import Passage, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import resumed
-from easyeditor.lm.tokens import check_length, model_inputs
+from easyeditor.lm.tokens import check_length, model_inputs, token_batches
 from easyeditor.lm.weights import frozen, version
 
 LOG = logging.getLogger(__name__)
@@ -122,8 +122,7 @@ class PerplexityProbe:
         self._below: object = None
 
     def measure(self, step: Step | None = None) -> PerplexityReport:
-        """Perplexities with the model's present weights; `step(sentences done, of)` is called after every
-        batch."""
+        """Perplexities with the model's present weights; `step(done, of)` is called after every batch."""
         nlls = [0.0] * len(self._rows)
         self._forget_if_changed()
         with torch.inference_mode(), frozen(self._model):
@@ -136,25 +135,27 @@ class PerplexityProbe:
         )
 
     def _measure_into(self, nlls: list[float], step: Step | None) -> None:
-        done = passed = 0
+        done = 0
+        lengths = [len(row) for row in self._rows]
 
         def ask(batch: list[int]) -> None:
-            nonlocal done, passed
+            nonlocal done
             rows = [self._rows[i] for i in batch]
-            values = self._fast_nlls(rows, passed) if self._fast else self._plain_nlls(rows)
+            values = self._fast_nlls(rows, done) if self._fast else self._plain_nlls(rows)
             for i, value in zip(batch, values, strict=True):
                 nlls[i] = value
-            done, passed = done + len(batch), passed + 1
+            done += 1
             if step is not None:
-                step(done, len(self._rows))
+                plain = -(-len(lengths) // self._batch_size)
+                step(done, len(token_batches(lengths, self._budget.tokens)) if self._fast else plain)
 
         def again() -> None:
-            nonlocal done, passed
-            done = passed = 0
+            nonlocal done
+            done = 0
             self._passages.clear()  # they are of other batches
 
         if self._fast:
-            self._budget.each([len(row) for row in self._rows], ask, again=again)
+            self._budget.each(lengths, ask, again=again)
             return
         for start in range(0, len(self._rows), self._batch_size):
             ask(list(range(start, min(start + self._batch_size, len(self._rows)))))
