@@ -116,19 +116,30 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
 
 
 def save(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:
-    """The edit, the edited model and the adapter, each where its flag says; with the record of what was measured."""
-    from easyeditor.export.sources import of_record
+    """The edit with the record of what was measured, and the edited model, each where its flag says."""
     from easyeditor.export.write import export
 
     if args.save_edit is not None:
         folder = examined.result.save(args.save_edit)
         write_json(folder / "result.json", examined.record.to_json())
-    what: dict[str, Any] = {"base": editor.hparams.model_name, "measured": [of_record(examined.record)]}
     if args.save_model is not None:
-        export(editor.model, editor.tok, [examined.result], Path(args.save_model), kind="checkpoint", **what)
-    if args.save_adapter is not None:  # last: a change that is not of low rank is refused
-        what["rank"] = args.adapter_rank
-        export(editor.model, editor.tok, [examined.result], Path(args.save_adapter), kind="adapter", **what)
+        target = Path(args.save_model)
+        export(editor.model, editor.tok, [examined.result], target, kind="checkpoint", **about(editor, examined))
+
+
+def save_adapter(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:
+    """The edit as an adapter. Raises ConfigError: its change is not of low rank, and no --adapter-rank was given."""
+    from easyeditor.export.write import export
+
+    target, what = Path(args.save_adapter), about(editor, examined)
+    export(editor.model, editor.tok, [examined.result], target, kind="adapter", rank=args.adapter_rank, **what)
+
+
+def about(editor: Editor, examined: Examined) -> dict[str, Any]:
+    """What an export says of an edit: its base, and what was measured."""
+    from easyeditor.export.sources import of_record
+
+    return {"base": editor.hparams.model_name, "measured": [of_record(examined.record)]}
 
 
 def main() -> int:
@@ -158,12 +169,14 @@ def main() -> int:
             "sentences": examined.record.perplexity["sentences"],
         }
         write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record.to_json())
+    save(args, editor, examined)
     if args.json:
         print(to_json(examined.record.to_json()))
     else:
         print_record(examined.record, Console())
         print(f"\nrecord: {folder / 'result.json'}")
-    save(args, editor, examined)
+    if args.save_adapter is not None:  # after the table: a change that is not of low rank is refused
+        save_adapter(args, editor, examined)
     collapsed = examined.collapse is not None and examined.collapse.collapsed
     return EXIT_COLLAPSED if collapsed and args.fail_on_collapse else 0
 

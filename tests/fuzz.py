@@ -31,6 +31,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from script_runs import save_tiny, strict, write_yaml
 
+import easyeditor.export.__main__ as export_main
 import easyeditor.report.__main__ as report_main
 import easyeditor.stats.__main__ as stats_main
 import mass_edit
@@ -331,6 +332,17 @@ def saved_edits(draw: Any) -> Input:
 
 
 @st.composite
+def exports(draw: Any) -> Input:
+    """A saved edit whose description, tensors or record are damaged, made an adapter or a checkpoint."""
+    files = dict(draw(saved_edits()).files)
+    if draw(st.booleans()):
+        files = {f"edit/{path.name}": path.read_bytes() for path in (TEMPLATE[0] / "edit").iterdir()}
+        files["edit/result.json"] = draw(damaged(edit_line(0)))
+    kind = draw(st.sampled_from(["adapter", "checkpoint"]))
+    return Input(export_main, ["edit", "--to", kind, "--model", "m", "--output", "out"], files)
+
+
+@st.composite
 def statistics(draw: Any) -> Input:
     """A statistics file with other arrays, other bytes or another manifest, checked."""
     packed = io.BytesIO()
@@ -407,6 +419,7 @@ DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
     "lines of a run": run_lines,
     "manifests": manifests,
     "saved edits": saved_edits,
+    "exports": exports,
     "statistics files": statistics,
     "MEND archives": archives,
     "flags": flags,

@@ -155,6 +155,18 @@ def test_what_underflowed_or_is_not_finite(mass: Any, tmp_path: Path, caplog: py
     assert "case 3 is not in two: its numbers are not finite" in caplog.text
 
 
+@pytest.mark.parametrize("damaged", [{}, {"probabilities": [[0.5]]}, {"probabilities": ["a"]}, {"probabilities": 5}])
+def test_damaged_metrics_are_one_line(mass: Any, tmp_path: Path, damaged: dict[str, Any]) -> None:
+    assert mass("cf", "--case-files", "one", "--output", "run", "--limit", "1").code == 0
+    (told,) = lines(tmp_path / "run")
+    told["metrics"]["after"]["EM"]["details"] = damaged
+    (tmp_path / "run/results.jsonl").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    ran = mass("cf", "--resume", "run", "--case-files", "two")
+    assert ran.code == 2
+    assert "run, edit 0: its metrics are damaged" in ran.err
+    assert not Path("two").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

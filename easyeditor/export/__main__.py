@@ -27,6 +27,7 @@ from easyeditor.errors import DataError
 if TYPE_CHECKING:
     from easyeditor.export.sources import Source
 
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 LOG = logging.getLogger("easyeditor.export")
 
 
@@ -42,7 +43,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--device", default="cpu", help="GPU number, cpu, cuda:1 … (default: %(default)s)")
     p.add_argument(
         "--dtype",
-        choices=("auto", "float32", "float16", "bfloat16", "float64"),
+        choices=DTYPES,
         help="of the base and of a checkpoint's weights (default: the edits')",
     )
     return p.parse_args()
@@ -66,9 +67,7 @@ def main() -> int:
     from easyeditor.lm.weights import fingerprint
 
     quiet_transformers()
-    hparams = sources[0].hparams
-    options = {"dtype": args.dtype} if args.dtype else {"dtype": hparams.get("dtype", "float32")}
-    model, tok = load(name, device=args.device, fp16=not args.dtype and bool(hparams.get("fp16")), **options)
+    model, tok = load(name, device=args.device, dtype=args.dtype or dtype_of(sources[0]))
     for place, source in zip(args.edits, sources, strict=True):
         if source.fingerprint not in (None, fingerprint(model)):
             LOG.warning("%s was computed on other weights than %s has; exporting it all the same", place, name)
@@ -98,6 +97,14 @@ def base_of(sources: Sequence[Source]) -> str:
         found = ", ".join(name or "a model that Python had loaded" for name in names)
         raise DataError(f"the edits name no one base model, but {found}; give it with --model")
     return names[0]
+
+
+def dtype_of(source: Source) -> str:
+    """The dtype the edits were made in. Raises DataError: their hyper-parameters are damaged."""
+    found = "float16" if source.hparams.get("fp16") is True else source.hparams.get("dtype", "float32")
+    if found not in DTYPES:
+        raise DataError(f"the edits were made in dtype {found!r}, which is none; give --dtype")
+    return str(found)
 
 
 if __name__ == "__main__":

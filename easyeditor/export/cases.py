@@ -57,7 +57,10 @@ def write_cases(run: Path, folder: Path) -> int:
     with whole_folder(folder) as part:
         write_json(part / "params.json", config["hparams"])
         for line in _edits(run):
-            case = _case(line, ids, size, by_token)
+            try:
+                case = _case(line, ids, size, by_token)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{run}, edit {line.index}: its metrics are damaged ({error!r})") from error
             if case is None:
                 LOG.warning("case %s is not in %s: its numbers are not finite", ids[line.index], folder)
                 continue

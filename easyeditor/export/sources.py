@@ -97,7 +97,8 @@ def _saved(folder: Path) -> Source:
     record = folder / RESULT
     measured = None
     if record.exists():
-        measured = of_record(checked(EditRecord.from_json, read_json(record), str(record), "a whole edit record"))
+        what = "a whole edit record"
+        measured = checked(lambda raw: of_record(EditRecord.from_json(raw)), read_json(record), str(record), what)
     return Source(edits=(edit,), hparams=edit.hparams, fingerprint=edit.model_fingerprint, measured=measured)
 
 
