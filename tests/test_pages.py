@@ -150,3 +150,10 @@ def test_every_method_model_and_experiment_has_its_place() -> None:
     assert [name for name in METHODS if f"| `{name}` |" not in methods] == []
     assert [path.stem for path in ROOT.glob("hparams/ROME/*.yaml") if f"`{path.stem}`" not in models] == []
     assert [name for name in EXPERIMENTS if f"## {name}\n" not in experiments] == []
+
+
+def test_the_readme_shows_what_the_tutorial_shows() -> None:
+    readme, tutorial = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/tutorial.md"))
+    shown = re.findall(r"^```\n((?:C-)?ROME: .*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    assert [block for block in shown if block not in tutorial] == []
