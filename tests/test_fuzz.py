@@ -9,7 +9,10 @@ import fuzz
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-INPUTS = {"saved edits": 10, "MEND archives": 10, "statistics files": 10, "manifests": 15, "lines of a run": 15}
+INPUTS = {
+    **dict.fromkeys(("saved edits", "exports", "MEND archives", "statistics files"), 10),
+    **dict.fromkeys(("manifests", "lines of a run"), 15),
+}
 
 
 @pytest.fixture(scope="module")
