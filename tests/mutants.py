@@ -162,6 +162,24 @@ MUTANTS = [
         "< answers.scored[(prompt, other)].mean_log_probability",
         "test_metrics.py::test_teacher_forced_metrics_by_hand",
     ),
+    Mutant(
+        "adapter: Conv1D's factors not transposed",
+        "(left.T, right.T) if transposed else",
+        "(left.T, right.T) if False else",
+        "test_export.py::test_an_adapter_is_what_vllm_and_peft_read",
+    ),
+    Mutant(
+        "adapter: alpha is not the rank",
+        '"lora_alpha": self.rank',
+        '"lora_alpha": 2 * self.rank',
+        "test_export.py::test_an_adapter_is_what_vllm_and_peft_read",
+    ),
+    Mutant(
+        "case files: neighbours' answers swapped",
+        "pair if new_first else pair[::-1]",
+        "pair",
+        "test_case_files.py::test_case_files_hold_what_summarize_reads",
+    ),
 ]
 
 
