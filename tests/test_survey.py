@@ -339,6 +339,24 @@ def test_a_page_takes_the_place_of_no_other_file(go: Any, copied: Path) -> None:
     assert "holds other files" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (f"{FOLDERS[0]}/summary.json", "{}"),
+        (f"{FOLDERS[0]}/summary.json", '{"complete": "no", "guard": {"actions": {}}}'),
+        (f"{FOLDERS[0]}/memory.json", "[]"),
+        (f"{FOLDERS[0]}/memory.json", '{"bytes": "much"}'),
+        (f"{FOLDERS[0]}/memory.json", "{"),
+    ],
+)
+def test_a_damaged_file_of_a_cell_is_refused_in_one_line(file: str, text: str, go: Any, copied: Path) -> None:
+    (copied / file).write_text(text, encoding="utf-8")
+    ran = go("--page")
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert file in ran.err
+
+
 # What the shipped plans ask for
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import states
 from fake_runs import edit, write_run
+from safetensors.torch import save_file
 from script_runs import Ran, call, save_tiny, write_yaml
 
 import mass_edit
@@ -343,3 +344,13 @@ def test_a_run_without_watched_numbers_has_neither_table_nor_figure(tmp_path: Pa
     lines = [json.loads(to_json(edit(n, mode="sequential").to_json())) for n in range(3)]
     report = make_report([load_run(write_run(tmp_path / "old", lines))])
     assert "watched" not in [x.name for x in (*report.tables, *report.figures)]
+
+
+def test_keys_of_another_model_are_refused_in_one_line(mass: Any, tmp_path: Path) -> None:
+    assert mass("--mode", "sequential", "--output", "run", "--limit", 3).code == 0
+    whole = (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/results.jsonl").write_bytes(b"".join(whole[:1]))
+    save_file({"keys": torch.ones(1, 7)}, delta_folder(tmp_path / "run", 0) / KEYS)
+    ran = mass("--resume", "run", fresh=False)
+    assert ran.code == 2
+    assert "keys of width 7" in ran.err.splitlines()[-1]
