@@ -251,6 +251,24 @@ def test_rollback_resumed_after_every_line_gives_the_same_bits(mass: Any, tmp_pa
         assert timeless(edits_of(tmp_path / f"cut{kept}")) == timeless(edits_of(tmp_path / "whole"))
 
 
+def test_a_batch_is_rolled_back_whole(mass: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three batches collapses: every batch is judged once, and then the evaluation after it."""
+    values = {"alg_name": "FT", "model_name": str(place / "llama"), "device": "cpu", "layers": [1], "num_steps": 2}
+    (tmp_path / "ft.yaml").write_text(json.dumps({**values, "lr": 1e-3, "ppl_sentence_num": 2}), encoding="utf-8")
+    usual, calls = collapse.judge, iter(range(1, 100))
+    monkeypatch.setattr(collapse, "judge", lambda *a, **k: replace(usual(*a, **k), collapsed=next(calls) == 3))
+    flags = ["--hparams", "ft.yaml", "--mode", "batch", "--batch-size", 2, "--on-collapse", "rollback"]
+    assert mass(*flags, "--eval-every", 2, "--output", "run").code == 0
+    found = edits_of(tmp_path / "run")
+    back = {"action": "rollback", "kept": False, "back_to": 2}
+    assert [line["guard"] for line in found] == [None, None, back, back, None]
+    assert ["watched" in line for line in found] == [False, True, False, True, True]
+    assert found[3]["watched"]["growth"] == found[1]["watched"]["growth"]  # the weights are those of the first batch
+    run = load_run(tmp_path / "run")
+    assert [[row.index for row in seen.retention] for seen in run.evaluations] == [[0, 1], [0, 1], [0, 1, 4]]
+    assert found[4]["just_before"]["ppl"] == found[1]["post"]["ppl"]
+
+
 def test_rollback_belongs_to_sequences(mass: Any) -> None:
     ran = mass("--on-collapse", "rollback")
     assert ran.code == 2

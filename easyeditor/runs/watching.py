@@ -72,6 +72,7 @@ class Keys:
         if keys_NK is None:
             self._whole = False
             return
+        self._check_width(keys_NK)
         needed = self._count + len(keys_NK)
         if self._block_MK is None or needed > len(self._block_MK):
             grown_MK = keys_NK.new_zeros(max(64, 2 * needed), keys_NK.shape[1])
@@ -85,7 +86,13 @@ class Keys:
         """The largest |cosine| of new keys to earlier ones; None where there is no earlier one, or one is unknown."""
         if self._block_MK is None or not self._whole:
             return None
+        self._check_width(keys_NK)
         return float((_unit(keys_NK) @ self._block_MK[: self._count].T).abs().max())
+
+    def _check_width(self, keys_NK: Tensor) -> None:
+        if self._block_MK is not None and self._block_MK.shape[1] != keys_NK.shape[1]:
+            found, other = self._block_MK.shape[1], keys_NK.shape[1]
+            raise DataError(f"keys of width {found} and of width {other} in one run: a {KEYS} in it is another model's")
 
 
 def keys_of(result: EditResult) -> Tensor | None:

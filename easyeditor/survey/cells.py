@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easyeditor.errors import EasyEditorError
-from easyeditor.files import read_json
 from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
-from easyeditor.results.lines import EditLine
-from easyeditor.results.run import CONFIG, SUMMARY, run_lines
-from easyeditor.results.values import mean
+from easyeditor.results.lines import EditLine, checked
+from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
+from easyeditor.results.values import flag, integer, mean
 from easyeditor.runs.mass import Plan, check_same, plan
 from easyeditor.runs.ranks import Rank
 from easyeditor.runs.settings import RunSettings
 from easyeditor.survey.plan import Group, MethodChoice, Survey
 
+MEMORY = "memory.json"  # of a cell: the most memory its run took
 FAILURES = "failed"  # folder of a survey: why a cell could not be run
 
 
@@ -60,10 +61,15 @@ class Cell:
         """Has it come to its end: all requests, or the collapse that stops it?"""
         if not (self.folder / SUMMARY).is_file():
             return False
-        summary = read_json(self.folder / SUMMARY)
-        acted = summary["guard"]["actions"]
+        complete, acted = checked(_ending, read_object(path := self.folder / SUMMARY), str(path), "a run's summary")
         stopped = self.what.settings.stop_on_collapse and ("keep" in acted or "rollback" in acted)
-        return bool(summary["complete"] or stopped)
+        return bool(complete or stopped)
+
+    @property
+    def peak(self) -> int | None:
+        """The most memory its run took, in bytes; None where it was not measured. Raises DataError: a damaged file."""
+        path = self.folder / MEMORY
+        return checked(_bytes, read_object(path), str(path), "the memory of a run") if path.exists() else None
 
     @property
     def command(self) -> str:
@@ -127,7 +133,7 @@ class Progress:
         if self.cell.done:
             return "done"
         if self.cell.failure.exists():
-            return f"failed: {read_json(self.cell.failure)['error']}"
+            return f"failed: {read_object(self.cell.failure).get('error')}"
         return f"{self.made:,} of {self.cell.size:,}" if self.made else "not begun"
 
 
@@ -153,6 +159,14 @@ def estimate(one: Progress, others: Sequence[Progress]) -> float | None:
     if known is None:
         known = mean(other.seconds for other in others if _alike(one.cell, other.cell))
     return None if known is None else known * (one.cell.size - one.made)
+
+
+def _ending(summary: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    return flag(summary["complete"]), list(summary["guard"]["actions"].keys())
+
+
+def _bytes(memory: Mapping[str, Any]) -> int | None:
+    return None if memory["bytes"] is None else integer(memory["bytes"])
 
 
 def _alike(one: Cell, other: Cell) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from easyeditor.files import read_json
 from easyeditor.report import compared, curves, watched
 from easyeditor.report.build import Report
 from easyeditor.report.canvas import styled
@@ -15,7 +14,6 @@ from easyeditor.results.run import CONFIG, Run, load_run
 from easyeditor.survey.cells import Cell, Progress, progress_of
 from easyeditor.survey.plan import Expected, Survey
 from easyeditor.survey.quality import ACCURACIES, DRAWS, SCORES, mean_of, median_of, quality_of, score_of, values_of
-from easyeditor.survey.running import MEMORY
 
 QUALITY = "harmonic mean of efficacy, generalization and locality (of those the data has)"
 COLUMNS = (
@@ -181,14 +179,8 @@ def _outcome(progress: Progress, label: str) -> Outcome:
         values=values,
         quality=quality_of({name: found.get(name, []) for name in ACCURACIES}),
         seconds=mean_of(list(steps.values())),
-        memory_gb=_memory(cell),
+        memory_gb=None if cell.peak is None else cell.peak / 1e9,
     )
-
-
-def _memory(cell: Cell) -> float | None:
-    path = cell.folder / MEMORY
-    taken = read_json(path)["bytes"] if path.exists() else None
-    return None if taken is None else taken / 1e9
 
 
 def _label(cell: Cell, cells: Sequence[Cell]) -> str:

@@ -15,16 +15,13 @@ import torch
 
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import EasyEditorError
-from easyeditor.files import discard, read_json, write_json
+from easyeditor.files import discard, write_json
 from easyeditor.results.run import CONFIG
 from easyeditor.runs.mass import begun, execute, taken_up
 from easyeditor.runs.ranks import POLL, Rank
-from easyeditor.survey.cells import Cell
+from easyeditor.survey.cells import MEMORY, Cell
 
 LOG = logging.getLogger(__name__)
-
-MEMORY = "memory.json"
-"""In a cell's folder: the most memory its run took, in bytes."""
 
 
 def run_cells(cells: Sequence[Cell], rank: Rank, show: bool) -> None:
@@ -57,8 +54,7 @@ def run_cell(cell: Cell, show: bool) -> None:
             editor = functools.partial(BaseEditor, metrics=cell.what.settings.metrics)
             execute(folder, cell.what, editor, alone, show)
         peak = peak_bytes() if measured else None
-        before = read_json(folder / MEMORY)["bytes"] if (folder / MEMORY).exists() else None
-        known = [value for value in (peak, before) if value is not None]
+        known = [value for value in (peak, cell.peak) if value is not None]
         write_json(folder / MEMORY, {"bytes": max(known, default=None), "of": _of()})
     finally:
         gc.collect()
