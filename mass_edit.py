@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, resumable, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
@@ -148,7 +148,8 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     if args.resume is not None:
         check_same(Path(args.resume), what)
     if args.dry_run:
-        print(to_json({**what.config(), "data": what.dataset.to_json(), "selected": len(what.requests)}, indent=1))
+        data = {"data": what.dataset.to_json(), "selected": len(what.requests)}
+        print(to_json({**what.config(), **data, "memory": memory(hparams)}, indent=1))
         return 0
 
     from easyeditor.easyedit import BaseEditor

@@ -20,7 +20,7 @@ import random
 from contextlib import nullcontext
 from pathlib import Path
 
-from easyeditor.cli import parser, quiet_transformers, resumable, run
+from easyeditor.cli import memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import overrides, yaml_path
@@ -100,7 +100,11 @@ def main() -> int:
         train.requests = random.Random(hparams.seed).sample(train.requests, args.train_size)
     if args.dry_run:
         counts = {"train": len(train), "validation": None if val is None else len(val)}
-        print(to_json({"hparams": hparams.to_dict(), "requests": counts}, indent=1))
+        print(
+            to_json(
+                {"hparams": hparams.to_dict(), "requests": counts, "memory": memory(hparams, training=True)}, indent=1
+            )
+        )
         return 0
 
     from easyeditor import EditTrainer

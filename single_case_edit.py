@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, parser, quiet_transformers, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, memory, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
@@ -146,7 +146,9 @@ def main() -> int:
     args = arguments()
     hparams, request = hparams_of(args), request_of(args)
     if args.dry_run:
-        print(to_json({"hparams": hparams.to_dict(), "request": request.to_json()}, indent=1))
+        print(
+            to_json({"hparams": hparams.to_dict(), "request": request.to_json(), "memory": memory(hparams)}, indent=1)
+        )
         return 0
 
     from rich.console import Console

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn
 
 from easyeditor.errors import ConfigError, EasyEditorError, OutputError
 from easyeditor.files import check_encodable
+from easyeditor.hparams import HyperParams
 
 LONGEST_LINE = 500
 EXIT_ERROR = 2
@@ -107,6 +109,24 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
+    """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
+    here, that is said, and torch is not even imported."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from easyeditor.lm import embedded
+
+    name = str(hparams.model_name)
+    file: Any = (embedded.FOLDER if embedded.is_embedded(name) else Path(name)) / "config.json"
+    if not file.is_file() and name.count("/") < 2 and not name.startswith((".", "/", "~")):
+        file = try_to_load_from_cache(name, "config.json")
+    if not isinstance(file, (str, Path)) or not Path(file).is_file():
+        return {"estimate_gib": None, "why": f"{name}: no config.json here yet"}
+    from easyeditor.estimate import report
+
+    return report(hparams, Path(file).parent, training=training)
 
 
 def quiet_transformers() -> None:

@@ -3,6 +3,7 @@ over two, fresh and gone on with. The models are float64, so that what differs i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,9 @@ from pretend import DeviceMix, Seen, moved, pretended
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
+from easyeditor.cli import memory
 from easyeditor.errors import ConfigError, ModelError
+from easyeditor.estimate import advice, estimate
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
@@ -374,3 +377,24 @@ def test_a_row_that_does_not_fit_alone_ends_in_one_line() -> None:
     pair = build("llama"), tokenizer()
     with short_of_memory(pair[0], 3), pytest.raises(ConfigError, match="tokens alone do not fit"):
         score(*pair, [("They say that the Bridge is in", "Italy")])
+
+
+def test_the_estimate_is_the_sum_of_what_takes_memory() -> None:
+    """By hand for a tiny model: exact where it is arithmetic (weights, copies, statistics)."""
+    model = build("llama")
+    made = estimate(model.config, hparams("MEMIT", "x", Path("x"), dtype="bfloat16"))
+    assert made.weights == 2 * sum(weight.numel() for weight in model.parameters())
+    assert made.edited == 2 * (32 * 48) * (2 + 4)
+    assert made.statistics == (2 + 3) * 48 * 48 * 8
+    assert made.batch >= 2 * 8192 * 400
+    assert made.total == made.weights + made.edited + made.statistics + made.batch
+    assert "dtype: bfloat16" in advice(dataclasses.replace(made, weights=10**15))
+
+
+def test_a_dry_run_says_what_memory_it_would_take(tmp_path: Path) -> None:
+    save(build("llama"), tokenizer(), tmp_path / "model")
+    given = hparams("ROME", str(tmp_path / "model"), tmp_path)
+    said = memory(given)
+    assert said["estimate_gib"]["total"] > 0
+    assert said["free_gib"] > 0
+    assert memory(given.override(["model_name=no-such-model"]))["estimate_gib"] is None

@@ -35,7 +35,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("dataset", "stats"),
     ("methods", "evaluate"),
     ("measuring",),
-    ("editor",),
+    ("editor", "estimate"),
     ("easyedit", "trainer", "runs"),
     ("report", "analysis", "export"),
     ("survey",),

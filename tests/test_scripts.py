@@ -167,8 +167,9 @@ def test_dry_run_prints_hparams_and_request_and_loads_no_model(edit: Any, tmp_pa
 
 
 def test_dry_run_does_not_even_import_torch(models: Path) -> None:
+    """Where there is no model yet; where there is one, its memory is estimated."""
     command = [sys.executable, "-X", "importtime", ROOT / "single_case_edit.py", "--hparams", models / "llama.yaml"]
-    ran = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    ran = subprocess.run([*command, "--dry-run", "--set", "model_name=/nowhere"], capture_output=True, text=True)
     assert ran.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "easyeditor.hparams" in imported

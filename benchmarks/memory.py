@@ -1,0 +1,73 @@
+"""Print the table of docs/gpu.md: estimated memory by model, method and dtype, from shapes alone.
+
+python benchmarks/memory.py          seconds on a laptop; nothing is fetched, loaded or measured
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+
+from easyeditor.estimate import GIB, estimate
+from easyeditor.methods.registry import load_hparams
+
+LLAMA = {"num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 8192}
+MODELS: dict[str, Any] = {
+    "GPT-2-XL": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257}),
+    "GPT-J-6B": ("gptj", {"n_embd": 4096, "n_layer": 28, "n_head": 16, "vocab_size": 50400}),
+    "Llama-3-8B": (
+        "llama",
+        {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 128256, **LLAMA},
+    ),
+}
+INNER = {
+    "gpt2": ("transformer.h.{}.mlp.c_fc", "transformer.h.{}.mlp.c_proj"),
+    "gptj": ("transformer.h.{}.mlp.fc_in", "transformer.h.{}.mlp.fc_out"),
+    "llama": ("model.layers.{}.mlp.up_proj", "model.layers.{}.mlp.down_proj"),
+}
+SEARCH = {"v_num_grad_steps": 20, "v_lr": 0.5, "v_weight_decay": 0.5, "clamp_norm_factor": 4, "kl_factor": 0.0625}
+
+
+def methods(kind: str, layers: int) -> dict[str, tuple[dict[str, Any], bool]]:
+    """(hyper-parameters, training?) by the name of a row."""
+    search = {**SEARCH, "v_loss_layer": layers - 1}
+    inner = [f"{name.format(n)}.weight" for n in range(layers - 3, layers) for name in INNER[kind]]
+    return {
+        "ROME, without C": ({"alg_name": "ROME", "layers": [5], "mom2_adjustment": False, **search}, False),
+        "ROME, with C": ({"alg_name": "ROME", "layers": [5], "mom2_adjustment": True, **search}, False),
+        "MEMIT, 5 layers": (
+            {
+                "alg_name": "MEMIT",
+                "layers": [3, 4, 5, 6, 7],
+                "mom2_update_weight": 15000,
+                "mom2_adjustment": True,
+                **search,
+            },
+            False,
+        ),
+        "FT, 1 layer": ({"alg_name": "FT", "layers": [5], "num_steps": 25, "lr": 5e-4}, False),
+        "MEND, 6 weights: editing": ({"alg_name": "MEND", "inner_params": inner, "archive": "x"}, False),
+        "MEND, 6 weights: training": ({"alg_name": "MEND", "inner_params": inner}, True),
+    }
+
+
+def main() -> None:
+    print("| model | method | float32 | bfloat16 | of it weights (float32) | statistics | hypernetwork |")
+    print("|---|---|---|---|---|---|---|")
+    for title, (kind, shape) in MODELS.items():
+        config = AutoConfig.for_model(kind, **shape)
+        for method, (values, training) in methods(kind, config.num_hidden_layers).items():
+            made = {
+                dtype: estimate(
+                    config, load_hparams({**values, "model_name": title, "dtype": dtype}), training=training
+                )
+                for dtype in ("float32", "bfloat16")
+            }
+            wide, narrow = made["float32"], made["bfloat16"]
+            shown = (wide.total, narrow.total, wide.weights, wide.statistics, wide.hypernetwork)
+            print(f"| {title} | {method} | " + " | ".join(f"{x / GIB:.1f}" for x in shown) + " |")
+
+
+if __name__ == "__main__":
+    main()
