@@ -5,12 +5,13 @@ python benchmarks/memory.py          seconds on a laptop; nothing is fetched, lo
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from easyeditor.estimate import GIB, estimate
-from easyeditor.methods.registry import load_hparams
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 LLAMA = {"num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 8192}
 MODELS: dict[str, Any] = {
@@ -53,6 +54,9 @@ def methods(kind: str, layers: int) -> dict[str, tuple[dict[str, Any], bool]]:
 
 
 def main() -> None:
+    from easyeditor.estimate import GIB, estimate
+    from easyeditor.methods.registry import load_hparams
+
     print("| model | method | float32 | bfloat16 | of it weights (float32) | statistics | hypernetwork |")
     print("|---|---|---|---|---|---|---|")
     for title, (kind, shape) in MODELS.items():

@@ -114,19 +114,28 @@ def _terminable() -> Iterator[None]:
 def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
     """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
     here, that is said, and torch is not even imported."""
+    folder = _model_folder(str(hparams.model_name))
+    if folder is None:
+        return {"estimate_gib": None, "why": f"{hparams.model_name}: no config.json here yet"}
+    from easyeditor.estimate import report
+
+    return report(hparams, folder, training=training)
+
+
+def _model_folder(name: str) -> Path | None:
+    """Where a model's config.json is on this machine: its folder, or the hub's cache; never asked for elsewhere."""
     from huggingface_hub import try_to_load_from_cache
 
     from easyeditor.lm import embedded
 
-    name = str(hparams.model_name)
-    file: Any = (embedded.FOLDER if embedded.is_embedded(name) else Path(name)) / "config.json"
-    if not file.is_file() and name.count("/") < 2 and not name.startswith((".", "/", "~")):
-        file = try_to_load_from_cache(name, "config.json")
-    if not isinstance(file, (str, Path)) or not Path(file).is_file():
-        return {"estimate_gib": None, "why": f"{name}: no config.json here yet"}
-    from easyeditor.estimate import report
-
-    return report(hparams, Path(file).parent, training=training)
+    folder = embedded.FOLDER if embedded.is_embedded(name) else Path(name)
+    try:
+        if (folder / "config.json").is_file():
+            return folder
+        cached = try_to_load_from_cache(name, "config.json")
+    except (OSError, ValueError):  # no such name can be
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def quiet_transformers() -> None:

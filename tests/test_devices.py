@@ -275,9 +275,9 @@ def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, 
     """Waits in eight passes less those in four. Two of fine-tuning's are transformers', which looks at the mask."""
     waits = []
     for passes in (4, 8):
+        model = build("llama")
         with pretended() as seen:
-            pair = moved(build("llama"), ["gpu:0"]), tokenizer()
-            loop(pair, tmp_path, passes)
+            loop((moved(model, ["gpu:0"]), tokenizer()), tmp_path, passes)
         waits.append(seen.syncs)
     more = {place: count for place in waits[1] if (count := waits[1][place] - waits[0][place])}
     assert sum(more.values()) <= 4 * most, more
@@ -397,4 +397,7 @@ def test_a_dry_run_says_what_memory_it_would_take(tmp_path: Path) -> None:
     said = memory(given)
     assert said["estimate_gib"]["total"] > 0
     assert said["free_gib"] > 0
-    assert memory(given.override(["model_name=no-such-model"]))["estimate_gib"] is None
+    for name in ("no-such-model", "/nowhere", "¡"):
+        assert memory(given.override([f"model_name={name}"]))["estimate_gib"] is None
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}', encoding="utf-8")
+    assert memory(given)["estimate_gib"] is None
