@@ -129,7 +129,7 @@ def _measured(about: About) -> list[str]:
             f"**{part.verdict}**",
         ]
     if not parts:
-        return ["Not measured: these edits carry no record."]
+        return ["Not measured: these edits carry no record, or their run was not evaluated yet."]
     if len(about.measured) > 1:
         parts.append("These numbers are of the parts; the edits were not measured all together.")
     return parts
