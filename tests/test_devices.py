@@ -270,7 +270,7 @@ def tuning(pair: Any, folder: Path, passes: int) -> None:
     BaseEditor(load_hparams({**values, "num_steps": passes, "batch_size": 2})).compute(REQUESTS)
 
 
-@pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 5)])
+@pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 3)])
 def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
     """Waits in eight passes less those in four. Two of fine-tuning's are transformers', which looks at the mask."""
     waits = []

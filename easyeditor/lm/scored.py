@@ -58,10 +58,10 @@ class Batch:
         ]
         return Batch(
             inputs=model_inputs([x.ids for x in lines], device),
-            rows_N=torch.tensor([i for i, _, _, _ in flat], device=device),
-            positions_N=torch.tensor([p for _, p, _, _ in flat], device=device),
-            labels_N=torch.tensor([label for _, _, label, _ in flat], device=device),
-            weights_N=torch.tensor([w for _, _, _, w in flat], device=device),
+            rows_N=torch.tensor([i for i, _, _, _ in flat]).to(device, non_blocking=True),
+            positions_N=torch.tensor([p for _, p, _, _ in flat]).to(device, non_blocking=True),
+            labels_N=torch.tensor([label for _, _, label, _ in flat]).to(device, non_blocking=True),
+            weights_N=torch.tensor([w for _, _, _, w in flat]).to(device, non_blocking=True),
         )
 
 

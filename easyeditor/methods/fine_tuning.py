@@ -118,8 +118,8 @@ def row_losses(logits_NV: Tensor, labels: Sequence[Labels]) -> Tensor:
         for ids in positions:
             index += [(place, label, row) for label in ids]
             place += 1
-    at_L, labels_L, row_L = torch.tensor(index, device=logs_NV.device).T
-    counts_B = logs_NV.new_tensor([sum(len(ids) for ids in positions) for positions in labels])
+    at_L, labels_L, row_L = torch.tensor(index).to(logs_NV.device, non_blocking=True).T
+    counts_B = torch.tensor([sum(map(len, positions)) for positions in labels]).to(logs_NV, non_blocking=True)
     return row_sums(-logs_NV[at_L, labels_L], row_L, len(labels)) / counts_B
 
 
