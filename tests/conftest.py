@@ -80,10 +80,15 @@ def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile)."""
+    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile).
+
+    The pretended devices come last: they start autograd's device threads, and a process that has those cannot fork
+    another that trains, as the kill tests do.
+    """
     for item in items:
         if "smol" in getattr(item, "fixturenames", ()):
             item.add_marker("embedded")
+    items.sort(key=lambda item: item.path.name == "test_devices.py")
 
 
 @pytest.fixture(autouse=True)
