@@ -31,12 +31,15 @@ edit: $(VENV)/.installed
 test: $(VENV)/.installed-dev check
 	@echo "== tests on tiny models, two at a time, one thread each"
 	$(PY) -m pytest -n 2 -m "not embedded" --junitxml .pytest_cache/tiny.xml
+	@echo "== tests on pretended GPUs"
+	$(PY) -m pytest -n 2 tests/test_devices.py --junitxml .pytest_cache/devices.xml
 	@echo "== tests on the embedded model (fetched on first use)"
 	$(PY) -m pytest -m embedded --junitxml .pytest_cache/embedded.xml
-	@$(PY) tools/skipped.py .pytest_cache/tiny.xml .pytest_cache/embedded.xml
+	@$(PY) tools/skipped.py .pytest_cache/tiny.xml .pytest_cache/devices.xml .pytest_cache/embedded.xml
 
 quick: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 -m "not slow" tests/test_devices.py
 
 check: $(VENV)/.installed-dev
 	@echo "== lint and types"

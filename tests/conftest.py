@@ -21,6 +21,8 @@ ME_PPL = ROOT.parent / "shared" / "ME-PPL" / "ME-PPL_50.json"
 
 needs_me_ppl = pytest.mark.skipif(not ME_PPL.exists(), reason=f"{ME_PPL} (the papers' own sentences) is not here")
 
+DEVICES = "test_devices.py"
+
 CONTEXTS = ["{}", "The quick brown. {}", "I think so. {}", "Because it was late, they left. {}", "You. {}"]
 
 _LLAMA = {
@@ -78,17 +80,22 @@ def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
     return model.to(dtype).eval()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The pretended devices are tested in a process of their own, by name (Makefile).
+
+    Importing them makes a GPU known to torch, so autograd starts device threads, and a process that has those cannot
+    fork another that trains, as the kill tests do.
+    """
+    named = any(DEVICES in str(argument) for argument in config.args)
+    return True if collection_path.name == DEVICES and not named else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile).
-
-    The pretended devices come last: they start autograd's device threads, and a process that has those cannot fork
-    another that trains, as the kill tests do.
-    """
+    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile)."""
     for item in items:
         if "smol" in getattr(item, "fixturenames", ()):
             item.add_marker("embedded")
-    items.sort(key=lambda item: item.path.name == "test_devices.py")
 
 
 @pytest.fixture(autouse=True)
