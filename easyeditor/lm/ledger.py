@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
-from easyeditor.lm.weights import add, restore, same_deltas, snapshot
+from easyeditor.lm.weights import add, digest, restore, same_deltas, snapshot
 from easyeditor.records import EditResult, WeightDelta
 
 HELD_BYTES = 64 * 2**20
@@ -140,10 +139,10 @@ class Shelf:
 
     def last(self, deltas: Sequence[WeightDelta]) -> int | None:
         """Place of the last entry with these deltas, bit by bit."""
-        digest = _digest(deltas)
+        wanted = digest(deltas)
         for place in reversed(range(len(self._entries))):
             entry = self._entries[place]
-            if entry.digest == digest if isinstance(entry, _Stored) else same_deltas(entry, deltas):
+            if entry.digest == wanted if isinstance(entry, _Stored) else same_deltas(entry, deltas):
                 return place
         return None
 
@@ -200,7 +199,7 @@ def _stored(deltas: Deltas, read: Callable[[], Deltas]) -> _Stored:
             for delta, at in zip(read(), lay, strict=True)
         )
 
-    return _Stored(names=tuple(delta.name for delta in deltas), digest=_digest(deltas), read=back)
+    return _Stored(names=tuple(delta.name for delta in deltas), digest=digest(deltas), read=back)
 
 
 def _laid(tensor: Tensor, device: torch.device, strides: tuple[int, ...]) -> Tensor:
@@ -213,13 +212,3 @@ def _laid(tensor: Tensor, device: torch.device, strides: tuple[int, ...]) -> Ten
 
 def _size(deltas: Sequence[WeightDelta]) -> int:
     return sum(tensor.numel() * tensor.element_size() for delta in deltas for tensor in delta.tensors().values())
-
-
-def _digest(deltas: Sequence[WeightDelta]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for delta in deltas:
-        for key, tensor in sorted(delta.tensors().items()):
-            digest.update(f"{delta.name} {key} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
