@@ -39,6 +39,7 @@ from easyeditor.lm.hooks import second_position_first
 from easyeditor.lm.tokens import model_inputs
 from easyeditor.methods.locate.key_files import FOLDERS, dump_keys, numbers
 from easyeditor.methods.rome.method import ROME
+from easyeditor.results.journal import read_journal
 
 PROBES = {"rephrase_prompt": "One finds it in", "locality_prompt": "The sea is", "locality_ground_truth": "blue"}
 COLLAPSE = [
@@ -210,6 +211,44 @@ def test_protection_goes_on_where_it_was(run: Any, tmp_path: Path) -> None:
     result = whole(run("protection", "--layers", 0, 2, *flags, sets=("collapse",)), tmp_path / "run", "protection")
     assert [row["layer"] for row in result["tables"]["edits"]] == [0] * 5 + [2] * 5
     assert (tmp_path / "rows.jsonl").read_text().startswith(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ways", "searches"),
+    [
+        (["C-ROME"], ["own"]),
+        (["protected"], ["mean"]),
+        (["both keys", "protected"], ["mean", "bare"]),
+        (["ROME", "both keys"], ["own", "mean", "bare"]),
+    ],
+)
+def test_protection_makes_only_the_searches_it_needs(
+    ways: list[str], searches: list[str], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a subject in first place and one inside; the latter has one key, so its two protected updates are one."""
+    made: list[str] = []
+    subjects: list[list[str]] = []
+    real = ROME.values
+
+    def counted(self: ROME, requests: Any, *args: Any, **options: Any) -> Any:
+        made.append("bare" if options.get("bare") else "mean" if self.starts_from_mean else "own")
+        subjects.append([request.subject for request in requests])
+        return real(self, requests, *args, **options)
+
+    monkeypatch.setattr(ROME, "values", counted)
+    first = {"case_id": "first", "prompt": "A is located in", "subject": "A", "target_new": "Italy"}
+    (tmp_path / "two.json").write_text(json.dumps([first, {**COLLAPSE[0], "case_id": "inside"}]))
+    flags = ("--kept", "rows.jsonl", "--collapse", "two.json", "--set", "stats_dir=stats")
+    ran = run("protection", "--layers", 0, "--ways", *ways, *flags, sets=())
+    assert ran.code == 0, ran.err
+    assert made == searches
+    assert subjects == [["A"] if one == "bare" else ["A", "Bay"] for one in searches]
+    rows = list(read_journal(tmp_path / "rows.jsonl"))
+    assert [(row["case"], row["way"]) for row in rows] == [(case, way) for case in ("first", "inside") for way in ways]
+    if ways == ["both keys", "protected"]:
+        assert rows[0]["|dW|"] != rows[1]["|dW|"]
+        assert {**rows[2], "way": ""} == {**rows[3], "way": ""}
 
 
 @pytest.mark.slow  # importing lm-evaluation-harness takes longer than all the rest

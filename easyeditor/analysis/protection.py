@@ -29,6 +29,8 @@ from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import Evaluation, evaluate
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.tokens import SLOT
+from easyeditor.methods.locate.value_search import Found
+from easyeditor.methods.rome.method import ROME
 from easyeditor.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.results.journal import Journal, read_journal
@@ -39,6 +41,7 @@ REQUESTS = DATA / "requests" / "first_place_edits.json"
 WAYS = ("ROME", "C-ROME", "consistent value", "protected", "both keys")
 METRICS = ("rephrase_acc", "locality_acc", "locality_first_place")
 PREFIXES = 3  # contexts in which P(target) behind a prefix is measured
+TOGETHER = 8  # requests searched before the first of them is measured: what a run cut short loses at most
 COLUMNS = (
     *("set", "layer", "case", "prompt", "way", "|dW|", "perplexity", "collapsed"),
     *("P bare", "P behind a prefix", *METRICS),
@@ -114,62 +117,80 @@ def _name(line: Line) -> tuple[Any, ...]:
 def _at_layer(
     lab: Lab, layer: int, base: float, args: argparse.Namespace, known: dict[tuple[Any, ...], Line]
 ) -> Iterator[Line]:
-    """The edits at one layer that are not known yet, measured."""
+    """The edits at one layer that are not known yet, measured; their searches are made a few requests at a time."""
     todo = [
-        request
+        (request, lacking)
         for request in lab.collapse.requests
-        if any((args.set_name, layer, request.case_id, way) not in known for way in args.ways)
+        if (lacking := [w for w in args.ways if (args.set_name, layer, request.case_id, w) not in known])
     ]
-    if not todo:
-        return
-    edits = _edits(lab, layer, todo)
     probe = lab.relaid(layers=[layer])  # its perplexity starts at this layer
-    for request, made in zip(todo, edits, strict=True):
-        before = _asked(lab, request, None)
-        for way in args.ways:
-            if (args.set_name, layer, request.case_id, way) in known:
-                continue
-            delta = made[way]()
-            ppl = probe.perplexity(delta)
-            with lab.applied(delta):
-                after = _asked(lab, request, before).rows[0]
-                bare, *behind = score(lab.editor.model, lab.editor.tok, _prompts(lab, request))
-            yield {
-                "model": lab.fingerprint,
-                "set": args.set_name,
-                "layer": layer,
-                "case": request.case_id,
-                "prompt": request.prompt,
-                "way": way,
-                "|dW|": delta.norm(),
-                "perplexity": ppl,
-                "collapsed": lab.collapsed(base, ppl),
-                "P bare": bare.probability,
-                "P behind a prefix": statistics.fmean(s.probability for s in behind) if behind else None,
-                **{name: after[name].value for name in METRICS},
-            }
+    place = {"model": lab.fingerprint, "set": args.set_name, "layer": layer}
+    for start in range(0, len(todo), TOGETHER):
+        some = todo[start : start + TOGETHER]
+        for (request, lacking), edits in zip(some, _edits(lab, layer, some), strict=True):
+            before = _asked(lab, request, None)
+            measured: dict[Callable[[], WeightDelta], Line] = {}
+            for way in lacking:
+                if edits[way] not in measured:
+                    measured[edits[way]] = _measured(lab, probe, request, edits[way](), base, before)
+                yield {**place, "case": request.case_id, "prompt": request.prompt, "way": way, **measured[edits[way]]}
 
 
-def _edits(lab: Lab, layer: int, requests: Sequence[EditRequest]) -> list[dict[str, Callable[[], WeightDelta]]]:
-    """Each request's update by way; the searches of all requests are batched, and shared by the ways that can."""
+def _measured(lab: Lab, probe: Lab, request: EditRequest, delta: WeightDelta, base: float, before: Evaluation) -> Line:
+    """The numbers of one edit, under the names of `COLUMNS`."""
+    ppl = probe.perplexity(delta)
+    with lab.applied(delta):
+        after = _asked(lab, request, before).rows[0]
+        bare, *behind = score(lab.editor.model, lab.editor.tok, _prompts(lab, request))
+    return {
+        "|dW|": delta.norm(),
+        "perplexity": ppl,
+        "collapsed": lab.collapsed(base, ppl),
+        "P bare": bare.probability,
+        "P behind a prefix": statistics.fmean(s.probability for s in behind) if behind else None,
+        **{name: after[name].value for name in METRICS},
+    }
+
+
+def _edits(
+    lab: Lab, layer: int, todo: Sequence[tuple[EditRequest, Sequence[str]]]
+) -> list[dict[str, Callable[[], WeightDelta]]]:
+    """Each request's updates by way, of the ways that are given with it.
+
+    Only the searches these ways need are made, batched, and each is shared by the ways that can. Where there is one
+    key, both keys are the protected update, and the same object.
+    """
     plain = lab.relaid(layers=[layer]).method
     ours = lab.relaid(
         layers=[layer], if_c_rome=True, consistent_value=True, protect_first_tokens=True, both_keys=True
     ).method
-    mlp = plain.parts.mlp(layer)
-    found, mean = (method.values(requests, mlp, layer) for method in (plain, ours))
-    bare = ours.search_bare(requests, mean, layer)
+    rome, c_rome = plain.hparams, plain.hparams.override(["if_c_rome=true"])
+    consistent = c_rome.override(["consistent_value=true"])
+    requests = [request for request, _ in todo]
+
+    def asked(*ways: str) -> list[int]:
+        return [n for n, (_, lacking) in enumerate(todo) if {*ways} & {*lacking}]
+
+    def searched(method: ROME, at: list[int]) -> dict[int, Found]:
+        found = method.values([requests[n] for n in at], method.parts.mlp(layer), layer) if at else []
+        return dict(zip(at, found, strict=True))
+
+    value, mean = searched(plain, asked("ROME", "C-ROME")), searched(ours, asked(*WAYS[2:]))
+    both = asked("both keys")
+    found = ours.search_bare([requests[n] for n in both], [mean[n] for n in both], layer)
+    bare = {n: own for n, own in zip(both, found, strict=True) if own is not None}
     lookups = plain.look_up(requests, layer)
 
     def ways(n: int) -> dict[str, Callable[[], WeightDelta]]:
-        rome, c_rome = plain.hparams, plain.hparams.override(["if_c_rome=true"])
-        consistent = c_rome.override(["consistent_value=true"])
+        def protected() -> WeightDelta:
+            return ours.update(layer, mean[n], lookups[n])[0]
+
         return {
-            "ROME": lambda: plain.update(layer, found[n], lookups[n], rome)[0],
-            "C-ROME": lambda: plain.update(layer, found[n], lookups[n], c_rome)[0],
+            "ROME": lambda: plain.update(layer, value[n], lookups[n], rome)[0],
+            "C-ROME": lambda: plain.update(layer, value[n], lookups[n], c_rome)[0],
             "consistent value": lambda: ours.update(layer, mean[n], lookups[n], consistent)[0],
-            "protected": lambda: ours.update(layer, mean[n], lookups[n])[0],
-            "both keys": lambda: ours.update(layer, mean[n], lookups[n], bare=bare[n])[0],
+            "protected": protected,
+            "both keys": (lambda: ours.update(layer, mean[n], lookups[n], bare=bare[n])[0]) if n in bare else protected,
         }
 
     return [ways(n) for n in range(len(requests))]
