@@ -128,7 +128,8 @@ def _model_folder(name: str) -> Path | None:
 
     from easyeditor.lm import embedded
 
-    folder = embedded.FOLDER if embedded.is_embedded(name) else Path(name)
+    known = embedded.find(name)
+    folder = Path(name) if known is None else known.folder
     try:
         if (folder / "config.json").is_file():
             return folder

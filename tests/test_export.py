@@ -104,6 +104,20 @@ def test_an_adapter_is_what_vllm_and_peft_read(tmp_path: Path) -> None:
         }
 
 
+def test_the_card_carries_the_licence_of_an_embedded_base(tmp_path: Path) -> None:
+    """Gemma's terms go with whatever is made of it; of another base nothing is said."""
+    pair = build("gemma3_text"), tokenizer()
+    edit = BaseEditor(rome_hparams(pair)).compute([asked("Bay")])
+    for base, name, licence in (
+        ("gemma3-270m", "google/gemma-3-270m", "gemma"),
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+        ("org/base", "org/base", None),
+    ):
+        export(*pair, [edit], tmp_path / base, kind="adapter", base=base)
+        card = ModelCard.load(tmp_path / base / "README.md")
+        assert (card.data.base_model, card.data.license) == (name, licence)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_dense_change_is_cut_and_the_error_stated(kind: str) -> None:
     model = build(kind)

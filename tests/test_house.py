@@ -26,8 +26,8 @@ import easyeditor
 
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors",),
-    ("files", "fetch", "palette", "progress"),
-    ("locks", "plain_yaml"),
+    ("files", "palette", "progress"),
+    ("fetch", "locks", "plain_yaml"),
     ("hparams", "request"),
     ("results",),
     ("records",),

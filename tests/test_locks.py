@@ -167,10 +167,10 @@ def test_a_second_first_fetch_waits_for_the_first(tmp_path: Path, monkeypatch: p
     def fetch(*_: Any, **__: Any) -> Path:
         raise AssertionError("fetched twice")
 
-    monkeypatch.setattr(embedded, "obtain", fetch)
+    monkeypatch.setattr(embedded, "obtain_sliced", fetch)
     monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
     with locked(tmp_path / "cache/.model.lock", "x"):
-        child = forked(lambda: embedded.ensure(tmp_path / "cache/model"))
+        child = forked(lambda: embedded.ensure(embedded.MODELS[0], tmp_path / "cache/model"))
         waiting((tmp_path / "waits").exists, child)
         finished(tmp_path / "cache/model")
         kept = (tmp_path / "cache/model").stat().st_ino

@@ -22,13 +22,15 @@ README, EDIT = "README.md", "edit.json"
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What an export is: the base by its hub name, its fingerprint, the edits in order, what was measured of them
-    (None for a part that was not), and of an adapter its rank and what was cut, by module."""
+    (None for a part that was not), the base's licence where it is known (the hub's word for it), and of an adapter its
+    rank and what was cut, by module."""
 
     kind: Kind
     base: str
     fingerprint: str
     edits: Sequence[EditResult]
     measured: Sequence[Measured | None]
+    licence: str | None = None
     rank: int | None = None
     lost: Mapping[str, float] = field(default_factory=dict)
 
@@ -102,6 +104,7 @@ def card(about: About) -> str:
 def _metadata(about: About) -> dict[str, Any]:
     adapter = about.kind == "adapter"
     return {
+        **({} if about.licence is None else {"license": about.licence}),
         "base_model": about.base,
         "base_model_relation": "adapter" if adapter else "finetune",
         "library_name": "peft" if adapter else "transformers",

@@ -19,9 +19,6 @@ from easyeditor.results.shown import shown_ppl, shown_share
 from easyeditor.results.values import mean
 from easyeditor.runs.sequence import saved_edit
 
-HUB_NAMES = {embedded.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""What the hub calls a model that is known here by another name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -68,14 +65,15 @@ def read_source(folder: Path) -> Source:
 
 def hub_name(model_name: str) -> str:
     """What a card calls the base: a hub name as it is, of a folder its own name."""
-    name = embedded.NAME if embedded.is_embedded(model_name) else model_name
-    return HUB_NAMES.get(name, Path(name).resolve().name if Path(name).exists() else name)
+    if (known := embedded.find(model_name)) is not None:
+        return known.hub_name
+    return Path(model_name).resolve().name if Path(model_name).exists() else model_name
 
 
 def place_of(model_name: str) -> str:
     """Where a library finds the base: a folder of this machine by its whole path, a hub name as it is."""
-    if embedded.is_embedded(model_name):
-        return str(embedded.FOLDER)
+    if (known := embedded.find(model_name)) is not None:
+        return str(known.folder)
     return str(Path(model_name).resolve()) if Path(model_name).exists() else model_name
 
 

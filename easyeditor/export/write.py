@@ -11,6 +11,7 @@ from easyeditor.export.adapter import CONFIG_FILE, MODEL_FILE, Adapter, adapter_
 from easyeditor.export.card import About, Kind, texts
 from easyeditor.export.sources import Measured, hub_name, place_of
 from easyeditor.files import whole_folder, write_json, write_tensors, write_text
+from easyeditor.lm import embedded
 from easyeditor.lm.loading import save
 from easyeditor.lm.weights import applied, fingerprint
 from easyeditor.records import EditResult
@@ -45,6 +46,7 @@ def export(
         fingerprint=fingerprint(model),
         edits=edits,
         measured=measured,
+        licence=None if (known := embedded.find(base)) is None else known.licence_id,
         rank=None if adapter is None else adapter.rank,
         lost={} if adapter is None else lost_by_module(adapter),
     )

@@ -35,15 +35,15 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer; a given pair is passed through as it is.
 
-    `name` may be `smollm2-135m` or its folder (fetched on first use), a folder, or a hub name.
+    `name` may be an embedded model's (lm/embedded.py; fetched on first use), a folder, or a hub name.
 
     Raises:
         ModelError: nothing loadable there, or a corrupt file. ConfigError: no such device or dtype.
     """
     if not isinstance(name, (str, Path)):
         return _pair(name)
-    if embedded.is_embedded(str(name)):
-        name = embedded.ensure()
+    if (known := embedded.find(str(name))) is not None:
+        name = embedded.ensure(known)
     target = None if model_parallel else resolve_device(device)
     kind: Any = torch.float16 if fp16 else ("auto" if dtype == "auto" else getattr(torch, dtype))
     options: dict[str, Any] = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
