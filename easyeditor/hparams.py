@@ -48,6 +48,11 @@ class HyperParams:
     """Spread the layers over all GPUs (`device_map="auto"`)."""
     seed: int = 0
     """Seed of everything sampled: contexts and the test-time prefix."""
+    chat_template: bool = False
+    """Give every prompt, of requests and of evaluation, as the user's turn of the tokenizer's own chat template, and
+    take the answer as the beginning of the assistant's (`lm/prompting.py`)."""
+    target_eos: bool = False
+    """End the target with the tokenizer's EOS, so that the model learns to stop there, and score it so."""
     replay: bool = True
     """Run only what an edit can change; false gives the plain full forwards (same numbers, several times slower)."""
     batch_tokens: int = 8192

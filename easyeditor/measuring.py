@@ -66,6 +66,7 @@ class Measuring:
                 seed=self.hparams.seed,
                 idf_texts=request.reference_texts,
                 batch_tokens=self.hparams.batch_tokens,
+                prompting=self.method.scoring,
             )
             for request, prefix in zip(requests, prefixes, strict=True)
         ]

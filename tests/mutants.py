@@ -113,7 +113,7 @@ MUTANTS = [
     ),
     Mutant("FT: no norm constraint", "_hold(copies, start, training.bound)", "_hold(copies, start, None)", FT),
     Mutant("FT: stops at ten times the loss", "DONE_LOSS = 0.01", "DONE_LOSS = 0.1", FT),
-    Mutant("LocFT: no EOS", "target += [int(tok.eos_token_id)] if eos else []", "target += []", GRADIENT),
+    Mutant("LocFT: no EOS", "[*ids, int(tok.eos_token_id)] if prompting.eos", "ids if prompting.eos", GRADIENT),
     Mutant("LocFT: one order for all epochs", "draw.shuffle(order)", "sorted(order)", GRADIENT),
     Mutant("UltraEdit: sign", "return -lr * hats_NW", "return lr * hats_NW", GRADIENT),
     Mutant("UltraEdit: earlier edits forgotten", "self._with(self._memory.state, own)", "own", GRADIENT),

@@ -15,6 +15,7 @@ from test_newer_golden import golden
 from easyeditor import BaseEditor, EditRequest, load_hparams
 from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.adapters import AdapterSettings, adapted
+from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.scored import line
 from easyeditor.lm.weights import applied, called_with, frozen, trainable
 from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, training_row
@@ -87,7 +88,7 @@ def test_locft_from_its_authors_inputs(model: str, run: str) -> None:
     method = locft(model, run).method
     assert isinstance(method, FT)
     lm, tok = pair(model)
-    rows = [training_row(tok, request(n), "target_new", eos=True) for n in range(6)]
+    rows = [training_row(tok, request(n), "target_new", Prompting(eos=True)) for n in range(6)]
     for (row, labels), full, prompt in zip(rows, meta["full_ids"], meta["prompt_ids"], strict=True):
         assert ([*row.ids, labels[-1][0]], row.scored[0]) == (full, len(prompt) - 1)
         assert labels[-1] == (tok.eos_token_id,)

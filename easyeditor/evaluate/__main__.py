@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
     p.add_argument("--stop", nargs="*", choices=("newline", "period"), default=["newline"], help="what ends them too")
     p.add_argument("--seed", type=int, default=0, help="of the texts drawn for GE and RS (default: %(default)s)")
+    p.add_argument("--chat-template", action="store_true", help="prompts through the tokenizer's chat template")
+    p.add_argument("--target-eos", action="store_true", help="score an EOS after every answer too")
     p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
     p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
     p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
@@ -75,6 +78,7 @@ def main() -> int:
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen
+    from easyeditor.lm.prompting import Prompting
     from easyeditor.outputs import check_outputs
     from easyeditor.records import EditResult
 
@@ -88,8 +92,14 @@ def main() -> int:
         assert edit is not None
         requests = list(edit.requests[: args.limit])
     settings = Settings(
-        max_new_tokens=args.max_new_tokens, stops=tuple(args.stop), seed=args.seed, batch_tokens=args.batch_tokens
+        max_new_tokens=args.max_new_tokens,
+        stops=tuple(args.stop),
+        seed=args.seed,
+        batch_tokens=args.batch_tokens,
+        prompting=Prompting(chat=args.chat_template, eos=args.target_eos),
     )
+    if edit is not None and edit.hparams.get("chat_template") and not args.chat_template:
+        LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)
     quiet_transformers()
     before, after = _measure(args, requests, names, settings, edit)
     record: dict[str, Any] = {
@@ -98,6 +108,7 @@ def main() -> int:
         "base_model": args.base_model,
         "data": args.data,
         "metrics": list(after.names),
+        "prompting": asdict(settings.prompting),
         "requests": [request.to_json() for request in requests],
         "before": None if before is None else before.to_json(),
         "after": after.to_json(),

@@ -99,7 +99,14 @@ def _natural_metric(
 
 
 def _fluency_asks(request: EditRequest, settings: Settings) -> list[Ask]:
-    drawn = Decoding(tokens=FLUENCY_TOKENS, count_prompt=True, top_k=FLUENCY_TOP_K, eos=False, seed=settings.seed)
+    drawn = Decoding(
+        tokens=FLUENCY_TOKENS,
+        count_prompt=True,
+        top_k=FLUENCY_TOP_K,
+        eos=False,
+        seed=settings.seed,
+        prompting=settings.prompting,
+    )
     return [(prompt, drawn) for prompt in request.generation_prompts]
 
 

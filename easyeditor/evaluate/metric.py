@@ -10,6 +10,7 @@ from typing import Any
 
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.generate import Decoding, Generated, Stop
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT
 from easyeditor.records import EditRequest
 from easyeditor.results.values import Value as Value
@@ -25,8 +26,8 @@ class Settings:
     """What can be chosen about a measurement.
 
     `prefix` (a context with ``{}``) stands before the rewrite prompt in teacher-forced metrics, and before paraphrases
-    with `prefix_rephrase`. `idf_texts` are the documents RS takes its word weights from; by default the reference
-    texts of the requests measured together.
+    with `prefix_rephrase`. `prompting` is done to every prompt and scored answer. `idf_texts` are the documents RS
+    takes its word weights from; by default the reference texts of the requests measured together.
     """
 
     prefix: str | None = None
@@ -36,6 +37,7 @@ class Settings:
     seed: int = 0
     idf_texts: tuple[str, ...] | None = None
     batch_tokens: int = 8192
+    prompting: Prompting = PLAIN
 
     def rewrite(self, request: EditRequest) -> str:
         """The rewrite prompt, behind the prefix if there is one."""
@@ -49,7 +51,7 @@ class Settings:
     @property
     def natural(self) -> Decoding:
         """Greedy, up to an end of text, a stop, or `max_new_tokens`."""
-        return Decoding(tokens=self.max_new_tokens, stops=self.stops)
+        return Decoding(tokens=self.max_new_tokens, stops=self.stops, prompting=self.prompting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,9 +156,10 @@ def measure(
     before: Evaluation | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """`evaluate` with settings of its own for each request (batching and stops are the first one's); with `record`
-    everything a record says of the requests is asked too."""
+    """`evaluate` with settings of its own for each request (batching, stops and prompting are the first one's); with
+    `record` everything a record says of the requests is asked too."""
     first = settings[0]
+    first.prompting.checked(tok)
     asking = [
         (m, r, own)
         for m in metrics
@@ -172,7 +173,7 @@ def measure(
     asks: dict[Ask, None] = dict.fromkeys(ask for m, r, own in asking for ask in m.asks(r, own))
     texts = dict.fromkeys(text for m, r, _ in asking for text in m.texts(r))
     with frozen(model):
-        scored = score(model, tok, list(pairs), batch_tokens=first.batch_tokens)
+        scored = score(model, tok, list(pairs), batch_tokens=first.batch_tokens, prompting=first.prompting)
         answers = Answers(
             settings=first,
             scored=dict(zip(pairs, scored, strict=True)),

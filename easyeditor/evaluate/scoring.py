@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import Batch, line, scored_logits
 from easyeditor.lm.tokens import check_length
 
@@ -46,13 +47,14 @@ def score(
     pairs: Sequence[tuple[str, str]],
     *,
     batch_tokens: int = 8192,
+    prompting: Prompting = PLAIN,
 ) -> list[Scored]:
     """Score (prompt, target) pairs; each at its own positions, whatever the tokenizer's padding side or the batch.
 
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
     """
-    lines = [line(tok, prompt, target) for prompt, target in pairs]
+    lines = [line(tok, prompt, target, prompting) for prompt, target in pairs]
     if lines:
         check_length([x.ids for x in lines], max_positions(model), "the longest prompt with its target")
     scored: list[Scored | None] = [None] * len(pairs)

@@ -18,6 +18,7 @@ from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import check_length, encode
 from easyeditor.progress import Progress
 
@@ -28,7 +29,8 @@ STOPS: dict[Stop, str] = {"newline": "\n", "period": "."}
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How a text goes on: `tokens` new ones at most (the prompt's counted too with `count_prompt`), the likeliest one
-    each time or one drawn among the `top_k` likeliest, up to an end-of-text token (`eos`) or one of `stops`."""
+    each time or one drawn among the `top_k` likeliest, up to an end-of-text token (`eos`) or one of `stops`.
+    `prompting` says whether the prompt is a chat's turn."""
 
     tokens: int
     count_prompt: bool = False
@@ -36,17 +38,20 @@ class Decoding:
     eos: bool = True
     stops: tuple[Stop, ...] = ()
     seed: int = 0
+    prompting: Prompting = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """A continuation: `text` without the prompt and without what ended it, `whole` with the prompt, `stop` why it
-    ended (`eos`, `newline`, `period`, `max_tokens`), `tokens` how many were generated."""
+    ended (`eos`, `newline`, `period`, `max_tokens`), `tokens` how many were generated, and which (`ids`): a stop among
+    them, an end-of-text token not."""
 
     text: str
     whole: str
     stop: str
     tokens: int
+    ids: tuple[int, ...] = ()
 
 
 @torch.no_grad()
@@ -64,7 +69,7 @@ def generate(
     Raises:
         DataError: a prompt with its continuation is longer than the model's positions.
     """
-    rows = [_Row(encode(tok, prompt), prompt, decoding) for prompt in prompts]
+    rows = [_Row(encode(tok, prompt, decoding.prompting), prompt, decoding) for prompt in prompts]
     encoded = [row.ids for row in rows]
     longest = [len(row.ids) + row.limit for row in rows]
     if rows:
@@ -156,9 +161,11 @@ def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_
 def _result(tok: PreTrainedTokenizerBase, row: _Row) -> Generated:
     text = _text(tok, row)
     whole = tok.decode(row.ids + row.made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if row.decoding.prompting.chat:
+        whole = f"{row.prompt}\n{text}"  # what was said, without the template's own words
     if row.stop in STOPS:
         text = text.split(STOPS[row.stop])[0]
-    return Generated(text=text, whole=whole, stop=row.stop, tokens=len(row.made))
+    return Generated(text=text, whole=whole, stop=row.stop, tokens=len(row.made), ids=tuple(row.made))
 
 
 def _text(tok: PreTrainedTokenizerBase, row: _Row) -> str:

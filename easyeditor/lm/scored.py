@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.hooks import selected_head
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import encode, model_inputs, target_ids
 
 
@@ -25,7 +26,7 @@ class Line:
     labels: tuple[int, ...]
 
 
-def line(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> Line:
+def line(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting: Prompting = PLAIN) -> Line:
     """A prompt continued by a target, every target token scored where it is predicted.
 
     The target's ids are those it has in the text, with one space before it: what the model reads is what is scored.
@@ -33,7 +34,7 @@ def line(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> Line:
     Raises:
         DataError: the target has no tokens.
     """
-    head, tail = encode(tok, prompt), target_ids(tok, prompt, target)
+    head, tail = encode(tok, prompt, prompting), target_ids(tok, prompt, target, prompting)
     return Line((*head, *tail[:-1]), tuple(range(len(head) - 1, len(head) + len(tail) - 1)), tuple(tail))
 
 

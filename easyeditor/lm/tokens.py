@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import DataError, ModelError
+from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn
 
 SLOT = "{}"
 
@@ -28,8 +29,16 @@ class Row:
     scored: tuple[int, ...] = ()
 
 
-def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones."""
+def encode(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting = PLAIN) -> list[int]:
+    """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones. In a chat those
+    of the user's turn, up to where the assistant's begins."""
+    return _ids(tok, user_turn(tok, text).text if prompting.chat else text, prompting)
+
+
+def _ids(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting) -> list[int]:
+    """Ids of a whole text; a templated one brings its special tokens along."""
+    if prompting.chat:
+        return list(tok(text, add_special_tokens=False)["input_ids"])
     encoded = tok(text, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     while len(ids) > 1 and special[-1]:
@@ -43,38 +52,52 @@ def spaced(target: str) -> str:
     return target if target[:1].isspace() else " " + target
 
 
-def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> list[int]:
+def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting: Prompting = PLAIN) -> list[int]:
     """Ids of `target` as they follow `prompt`: the tail of the tokenised whole, so no BOS can stand between them.
 
-    Where the tokenizer merges across the border, the target is encoded alone instead.
+    Where the tokenizer merges across the border, the target is encoded alone instead. An EOS, if wanted, is the last.
 
     Raises:
         DataError: the target has no tokens.
     """
-    whole, head = encode(tok, prompt + spaced(target)), encode(tok, prompt)
+    before, after = prompt, spaced(target)
+    if prompting.chat:
+        before, after = user_turn(tok, prompt).text, assistant_text(tok, prompt, target)
+    whole, head = _ids(tok, before + after, prompting), _ids(tok, before, prompting)
     ids = whole[len(head) :] if whole[: len(head)] == head else None
     if not ids:
-        ids = list(tok(spaced(target), add_special_tokens=False)["input_ids"])
+        ids = list(tok(after, add_special_tokens=False)["input_ids"])
     if not ids:
         raise DataError(f"target {target!r} has no tokens in this tokenizer")
-    return ids
+    return [*ids, int(tok.eos_token_id)] if prompting.eos else ids
 
 
-def lookup_index(tok: PreTrainedTokenizerBase, before: str, subject: str, after: str, fact_token: str) -> int:
+def lookup_index(
+    tok: PreTrainedTokenizerBase,
+    before: str,
+    subject: str,
+    after: str,
+    fact_token: str,
+    prompting: Prompting = PLAIN,
+) -> int:
     """Index of the token an edit is about in `before + subject + after`, special tokens counted.
 
     `subject_last` and `subject_first` are the tokens that hold the subject's last and first character,
-    `subject_first_after_last` the one after (the last one if nothing follows), `last` the prompt's last token.
+    `subject_first_after_last` the one after (the last one if nothing follows), `last` the prompt's last token: in a
+    chat the last one before the assistant's turn.
     """
-    text = before + subject + after
-    ids = encode(tok, text)
+    text, offset = before + subject + after, 0
+    ids = encode(tok, text, prompting)
     if fact_token == "last":
         return len(ids) - 1
-    first_char = len(before) + len(subject) - len(subject.lstrip())
-    last_char = len(before) + len(subject.rstrip()) - 1
+    if prompting.chat:
+        turn = user_turn(tok, text)
+        text, offset = turn.text, turn.offset
+    first_char = offset + len(before) + len(subject) - len(subject.lstrip())
+    last_char = offset + len(before) + len(subject.rstrip()) - 1
     if fact_token == "subject_first":
-        return _token_holding(tok, text, ids, first_char, first=True)
-    last = _token_holding(tok, text, ids, last_char, first=False)
+        return _token_holding(tok, text, first_char, prompting, first=True)
+    last = _token_holding(tok, text, last_char, prompting, first=False)
     if fact_token == "subject_last":
         return last
     if fact_token == "subject_first_after_last":
@@ -126,11 +149,16 @@ def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     return batches
 
 
-def _token_holding(tok: PreTrainedTokenizerBase, text: str, ids: list[int], char: int, *, first: bool) -> int:
+def _token_holding(tok: PreTrainedTokenizerBase, text: str, char: int, prompting: Prompting, *, first: bool) -> int:
     if not tok.is_fast:
         # A slow tokenizer has no offsets: count the tokens of the text up to the character.
-        return len(encode(tok, text[: char + 1])) - 1
-    encoded: Any = tok(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        return len(_ids(tok, text[: char + 1], prompting)) - 1
+    encoded: Any = tok(
+        text,
+        add_special_tokens=not prompting.chat,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
     holders = [
         i
         for i, ((start, end), special) in enumerate(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.prompting import Prompting
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult
@@ -36,6 +37,7 @@ class EditMethod(ABC, Generic[H]):
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
+        self.prompting = Prompting(chat=hparams.chat_template, eos=hparams.target_eos).checked(tok)
         self.generator = torch.Generator().manual_seed(hparams.seed)
         self.parts = self.find_parts()
 
@@ -67,6 +69,13 @@ class EditMethod(ABC, Generic[H]):
     def prefixes(self) -> bool | Literal["all"]:
         """Is an edit tested with a context before the rewrite prompt (True), and before paraphrases too (`all`)?"""
         return False
+
+    @property
+    def scoring(self) -> Prompting:
+        """How evaluation asks: as the edit does. A method whose own rule is an EOS after each target (LocFT-BF; LoRA by
+        default) is scored as published, on the target alone, so that methods compare."""
+        known = METHODS[self.hparams.alg_name].preset.get("target_eos", type(self.hparams).target_eos)
+        return Prompting(chat=self.prompting.chat, eos=self.prompting.eos and not known)
 
     def use_contexts(self, contexts: Sequence[str]) -> None:
         """Take the contexts of an earlier run in place of generating them; nothing to do for a method without any."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import ModelError, NumericalError
+from easyeditor.errors import NumericalError
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import row_sums
 from easyeditor.lm.tokens import Row, encode, target_ids
 from easyeditor.records import EditRequest
@@ -88,19 +89,15 @@ def fine_tune(
 
 
 def training_row(
-    tok: PreTrainedTokenizerBase, request: EditRequest, objective: str, *, eos: bool = False
+    tok: PreTrainedTokenizerBase, request: EditRequest, objective: str, prompting: Prompting = PLAIN
 ) -> tuple[Row, Labels]:
-    """A request's tokens with the positions that are scored, and the target ids scored at each; with `eos`, the
-    tokenizer's EOS is the target's last.
+    """A request's tokens with the positions that are scored, and the target ids scored at each.
 
     Raises:
-        DataError: the target has no tokens. ModelError: an EOS is wanted and the tokenizer has none.
+        DataError: the target has no tokens.
     """
-    prompt = encode(tok, request.prompt)
-    target = target_ids(tok, request.prompt, request.target_new)
-    if eos and tok.eos_token_id is None:
-        raise ModelError("target_eos: the tokenizer has no EOS token; set target_eos: false (FT-M) or give it one")
-    target += [int(tok.eos_token_id)] if eos else []
+    prompt = encode(tok, request.prompt, prompting)
+    target = target_ids(tok, request.prompt, request.target_new, prompting)
     last = len(prompt) - 1
     if objective == "prompt_last":
         return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)

@@ -18,6 +18,7 @@ from easyeditor.errors import ConfigError, NumericalError
 from easyeditor.files import to_json
 from easyeditor.lm.architectures import anatomy, max_positions
 from easyeditor.lm.loading import load
+from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.mend.archive import read_archive, write_archive
 from easyeditor.methods.mend.hparams import STOP_KEYS, MENDTrainingHparams
@@ -301,7 +302,8 @@ class EditTrainer:
         h = self.config
         longest = min(h.max_length, max_positions(self.model) or h.max_length)
         draws = {"seed": h.seed, "outer": h.outer_prompts, "locality": h.locality_prompts, "longest": longest}
-        return Tasks(self.tok, requests, name=name, **draws)
+        prompting = Prompting(chat=h.chat_template, eos=h.target_eos).checked(self.tok)
+        return Tasks(self.tok, requests, name=name, prompting=prompting, **draws)
 
     def _identify(self, requests: Sequence[EditRequest]) -> dict[str, str]:
         """What a run must share with the one it goes on from."""

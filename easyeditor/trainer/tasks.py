@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import DataError
+from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import check_length
 from easyeditor.records import EditRequest
@@ -27,6 +28,7 @@ class Tasks:
         locality: int,
         longest: int,
         name: str = "train",
+        prompting: Prompting = PLAIN,
     ) -> None:
         """`outer` texts must give the new answer, the edited prompt among them; `locality` prompts must stay (0: all).
 
@@ -40,6 +42,7 @@ class Tasks:
                 "no request has locality prompts (neighborhood_prompts, locality_prompt or loc), so nothing would hold "
                 "the model in place; train on data that has them"
             )
+        self._prompting = prompting
         self._tok, self._requests, self._seed, self._longest = tok, list(requests), seed, longest
         self._outer, self._locality, self._name = outer, locality, name
         self._epochs: dict[int, list[int]] = {}
@@ -84,7 +87,7 @@ class Tasks:
             near = [
                 pair for probe in request.locality.values() for pair in zip(probe.prompts, probe.answers, strict=True)
             ]
-            lines = tuple(line(self._tok, prompt, answer) for prompt, answer in (*outer, *near))
+            lines = tuple(line(self._tok, prompt, answer, self._prompting) for prompt, answer in (*outer, *near))
             check_length(
                 [made.ids for made in lines], self._longest, f"request {request.case_id!r}: its longest prompt"
             )

@@ -35,8 +35,6 @@ class FTHyperParams(LayerHyperParams):
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     """What is scored: `target_new` each target token at its own position; `prompt_last` all of them at the prompt's
     last token (upstream's; teaches a target of several tokens as alternatives, not in order)."""
-    target_eos: bool = False
-    """Score the tokenizer's EOS after the target too, so that the model learns to stop there; with `target_new`."""
     batch_size: int = 1
     """Requests in one optimiser step."""
     shuffle: bool = False

@@ -64,7 +64,7 @@ class FT(EditMethod[FTHyperParams]):
         """One dense delta per trained weight, for all `requests` at once."""
         started = time.perf_counter()
         h = self.hparams
-        made = [training_row(self.tok, request, h.objective_optimization, eos=h.target_eos) for request in requests]
+        made = [training_row(self.tok, request, h.objective_optimization, self.prompting) for request in requests]
         check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
 
         def watch(epoch: int, epochs: int, loss: float) -> None:

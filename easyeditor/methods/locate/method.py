@@ -128,8 +128,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
             DataError: a row longer than `max_length` or the model's positions.
         """
         texts = self.contexts if contexts is None else contexts
-        rows, labels = target_rows(self.tok, request, texts, self.hparams.fact_token)
-        rows.append(kl_row(self.tok, request, self.hparams.fact_token))
+        rows, labels = target_rows(self.tok, request, texts, self.hparams.fact_token, self.prompting)
+        rows.append(kl_row(self.tok, request, self.hparams.fact_token, self.prompting))
         limit = max_positions(self.model)
         limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
         what = f"request {request.case_id!r}: the prompt in its longest context"

@@ -119,7 +119,7 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
 
     def _initial(self, requests: Sequence[EditRequest]) -> Tensor:
         """v0 (N, D): the MLP's output at the lookup token of the bare prompts, at the last edited layer."""
-        rows = [prompt_row(self.tok, request, SLOT, self.hparams.fact_token) for request in requests]
+        rows = [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting) for request in requests]
         return read_at_lookup(self.parts, self.parts.mlp(self.layers[-1]), rows, self.hparams.batch_tokens)[1]
 
     def pilot_norms(self, requests: Sequence[EditRequest]) -> list[float]:
@@ -138,6 +138,8 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         """
         h, layer = self.hparams, self.layers[-1]
         said = {key: getattr(h, key) for key in (*SearchCache.SETTINGS, "nas_restart", "nas_quantile", "seed")}
+        if h.chat_template or h.target_eos:  # anchors measured before there was a choice keep their names
+            said |= {"chat_template": h.chat_template, "target_eos": h.target_eos}
         identity = {**said, "layer": layer, "weights": self.statistics.weights}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = self.statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")

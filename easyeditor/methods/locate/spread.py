@@ -162,10 +162,11 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""
         groups = [
-            [prompt_row(self.tok, request, text, self.hparams.fact_token) for text in g] for g in self.context_groups
+            [prompt_row(self.tok, request, text, self.hparams.fact_token, self.prompting) for text in g]
+            for g in self.context_groups
         ]
         if self.context_groups[0][0] != SLOT:
-            groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token)])
+            groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting)])
         return groups
 
     def _keys(self, layer: int, rows: Sequence[list[list[Row]]]) -> tuple[Tensor, Tensor]:

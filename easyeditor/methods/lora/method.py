@@ -51,7 +51,7 @@ class LoRA(EditMethod[LoRAHyperParams]):
         """One delta of rank `rank` per adapted module, for all `requests` at once."""
         started = time.perf_counter()
         h = self.hparams
-        made = [training_row(self.tok, request, "target_new", eos=h.target_eos) for request in requests]
+        made = [training_row(self.tok, request, "target_new", self.prompting) for request in requests]
         check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
 
         def watch(epoch: int, epochs: int, loss: float) -> None:

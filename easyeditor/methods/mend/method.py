@@ -106,7 +106,7 @@ class MEND(EditMethod[MENDHyperParams]):
         )
 
     def _line(self, request: EditRequest) -> Line:
-        made = line(self.tok, request.prompt, request.target_new)
+        made = line(self.tok, request.prompt, request.target_new, self.prompting)
         limit = max_positions(self.model)
         limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
         check_length([made.ids], limit, f"request {request.case_id!r}: the prompt with its target")

@@ -146,12 +146,15 @@ class ROME(LocateMethod[ROMEHyperParams]):
 
     def starts_text(self, request: EditRequest) -> bool:
         """Is the token that is edited the very first of the bare prompt? Never with a BOS before it."""
-        return prompt_row(self.tok, request, SLOT, self.hparams.fact_token).lookup == 0
+        return prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting).lookup == 0
 
     def look_up(self, requests: Sequence[EditRequest], layer: int) -> list[Lookup]:
         """The keys k^u and kbar of requests at `layer`, and what the projection answers to them; read in one go."""
         templates = (SLOT, *self.contexts)
-        rows = [[prompt_row(self.tok, r, text, self.hparams.fact_token) for text in templates] for r in requests]
+        rows = [
+            [prompt_row(self.tok, r, text, self.hparams.fact_token, self.prompting) for text in templates]
+            for r in requests
+        ]
         with frozen(self.model):
             return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.hparams.batch_tokens)
 

@@ -98,7 +98,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             DataError: a request too long for the model. NumericalError: an update is not finite.
         """
         started = time.perf_counter()
-        lines = [line(self.tok, request.prompt, request.target_new) for request in requests]
+        lines = [line(self.tok, request.prompt, request.target_new, self.prompting) for request in requests]
         check_length([x.ids for x in lines], max_positions(self.model), "the longest prompt with its target")
         with frozen(self.model):
             rows, before = self._rows(lines, progress)
