@@ -14,12 +14,12 @@
         two machines of 4 GPUs: the same command on both, --node-rank 1 on the second; HOST is the first, and RUN lies
         in a folder both see. When a process dies torchrun starts all again, and they go on where they were.
 
---data takes JSON or JSON lines in CounterFact's, EasyEdit's flat, ZsRE's, HardCF's or question/answer form, or a
-Hugging Face dataset as NAME[:SPLIT]. Writes a run folder: config.json, manifest.json, results.jsonl (one record an
-edit, on disk before the next begins), summary.json; sequential runs also deltas/. Kill it at any moment: --resume
-repeats nothing that is recorded, and a sequential run gets the same weights back from its saved deltas. Exit code: 0,
-2 for bad input, 3 for a collapse with --fail-on-collapse, 130 for Ctrl-C, 143 for SIGTERM. On two CPU cores an edit of
-the embedded model takes about 10 s.
+--data takes JSON or JSON lines in CounterFact's, EasyEdit's flat, ZsRE's, HardCF's, KnowEdit's, MQuAKE's, QAEdit's,
+WikiBigEdit's or question/answer form, or a Hugging Face dataset as NAME[:SPLIT] or NAME:FILE.json. Writes a run folder:
+config.json, manifest.json, results.jsonl (one record an edit, on disk before the next begins), summary.json; sequential
+runs also deltas/. Kill it at any moment: --resume repeats nothing that is recorded, and a sequential run gets the same
+weights back from its saved deltas. Exit code: 0, 2 for bad input, 3 for a collapse with --fail-on-collapse, 130 for
+Ctrl-C, 143 for SIGTERM. On two CPU cores an edit of the embedded model takes about 10 s.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from easyeditor.runs.settings import RunSettings
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
 FLAGS = (  # flags that are run settings of the same name
-    *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "start", "limit", "shuffle", "seed", "skip_bad"),
-    *("screen", "screen_threshold", "on_collapse", "together", "metrics"),
+    *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "sample", "start", "limit", "shuffle", "seed"),
+    *("skip_bad", "screen", "screen_threshold", "on_collapse", "together", "metrics"),
 )
 
 
@@ -53,11 +53,12 @@ def arguments() -> argparse.Namespace:
     n: dict[str, Any] = {"type": int, "metavar": "N"}
     p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS.relative_to(ROOT)})")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the YAML")
-    p.add_argument("--data", metavar="FILE", help="dataset: a file, a folder, or a Hugging Face NAME[:SPLIT]")
+    p.add_argument("--data", metavar="FILE", help="a file, a folder, or Hugging Face NAME[:SPLIT or FILE.json]")
     p.add_argument("--mode", choices=("single", "sequential", "batch"), help="default: single")
     p.add_argument("--batch-size", **n, help="requests in one edit (mode batch)")
     p.add_argument("--eval-every", **n, help="evaluate all edits so far after every N edits, too (default: at the end)")
     p.add_argument("--stop-on-collapse", **yes, help="end after the first collapse that stays or is rolled back")
+    p.add_argument("--sample", metavar="FILE[:NAME]", help="JSON list of record numbers (or lists by name) to use")
     p.add_argument("--start", **n, help="first record used (default: 0)")
     p.add_argument("--limit", **n, help="most records used (default: all)")
     p.add_argument("--shuffle", **yes, help="shuffle by --seed before --start and --limit choose")

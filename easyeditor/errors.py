@@ -13,6 +13,10 @@ class DataError(EasyEditorError):
     """A request, dataset record or sentence file is wrong: the user changes the data."""
 
 
+class AbsentSubject(DataError):
+    """A request's subject is not in its prompt."""
+
+
 class StatsError(EasyEditorError):
     """A second-moment statistics file is missing, corrupt, or belongs to another model."""
 

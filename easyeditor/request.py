@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easyeditor.errors import DataError
+from easyeditor.errors import AbsentSubject, DataError
 from easyeditor.files import check_value
 
 MAX_TEXT = 100_000
@@ -189,7 +189,7 @@ def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
     found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
     start = found[-1] if found else prompt.rfind(subject)
     if start < 0:
-        raise DataError(
+        raise AbsentSubject(
             f"{where}: subject {subject!r:.200} is not in the prompt {prompt!r:.200}; write it there, or mark its "
             "place with {}"
         )

@@ -177,6 +177,33 @@ FORMATS: list[Any] = [
         "paraphrase_prompts": ["Bay"],
         "neighborhood_prompts": ["A b"],
     },
+    {
+        "requested_rewrite": [
+            {
+                **{"prompt": "{} is in", "subject": "Bay", "question": "Where is Bay?"},
+                **{"target_new": {"str": "Italy"}, "target_true_str": "France"},
+            }
+        ],
+        **{"questions": ["What is spoken in Bay?"], "new_answer": "Italian", "case_id": 2},
+    },
+    {
+        **{
+            "update": "Where is Bay?",
+            "ans": "Italy",
+            "subject": "Bay",
+            "rephrase": "Bay is where?",
+            "personas": "Bay?",
+        },
+        **{"mhop": "What is spoken in Bay?", "mhop_ans": "Italian", "loc": "a b", "loc_ans": "c"},
+    },
+    {
+        **{"prompt": "Where is Bay?", "target": "Italy", "subject": "Bay", "id": 7},
+        "locality": [{"loc": "a b", "loc_ans": "c"}],
+    },
+    {
+        **{"text": "Bay was a poet.", "labels": "Bay wrote.", "concept": "Bay"},
+        "locality": {"near": [{"prompt": "a", "ground_truth": [["b", "c"]]}]},
+    },
 ]
 HPARAMS: dict[str, Any] = {
     **{"alg_name": "ROME", "model_name": "./m", "device": "cpu", "layers": [1], "v_num_grad_steps": 2, "v_lr": 0.5},

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.dataset.formats import parse, recognise
-from easyeditor.errors import DataError
+from easyeditor.dataset.formats import parse_all, recognise
+from easyeditor.errors import AbsentSubject, DataError
 from easyeditor.fetch import hub
-from easyeditor.files import parse_unchecked
+from easyeditor.files import parse_unchecked, read_json
 from easyeditor.records import EditRequest
+
+LOG = logging.getLogger(__name__)
 
 Raw = tuple[Any, str | None]
 """One record as it stands in the source, or None and what is wrong with it."""
+FILES = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +53,31 @@ class Dataset:
         }
 
 
-def read_dataset(source: str, *, skip_bad: bool = False) -> Dataset:
-    """Read JSON (a list, or one record), JSON lines, a `datasets` folder, or a Hugging Face name as `NAME[:SPLIT]`.
+def read_dataset(source: str, *, skip_bad: bool = False, sample: str | None = None) -> Dataset:
+    """Read JSON (a list, or one record), JSON lines, a `datasets` folder, or a Hugging Face dataset: `NAME[:SPLIT]`, or
+    one of its files as `NAME:FILE.json`.
 
     All records must be of one format and have case ids of their own. With `skip_bad` those that break a rule are left
-    out and listed in `bad`.
+    out and listed in `bad`. `sample` is a file of record numbers, `FILE.json[:NAME]`: those are taken, in its order.
 
     Raises:
         DataError: nothing there, not readable, no usable record, or a bad record (with its number).
     """
-    path = Path(source)
+    path, (name, _, part) = Path(source), source.rpartition(":")
     if path.is_file():
         raw, sha256 = _from_file(path)
-    elif _is_folder(source) or not _looks_like_file(source):
+    elif _is_folder(source) or not (_looks_like_file(source) or _looks_like_file(part)):
         raw, sha256 = _from_datasets(source)
+    elif name and not _looks_like_file(name):
+        raw, sha256 = _from_file(_hub_file(source, name, part))
     else:
         raise DataError(f"{source}: no such file")
-    requests, bad, name = _requests(source, raw, skip_bad)
+    records: Iterable[tuple[int, Raw]] = enumerate(raw)
+    if sample is not None:
+        numbers = read_sample(sample)
+        records = _sampled(source, list(raw), numbers, sample)
+        sha256 = hashlib.sha256(f"{sha256} {numbers}".encode()).hexdigest()
+    requests, bad, name = _requests(source, records, skip_bad)
     if not requests:
         if not bad:
             raise DataError(f"{source}: holds no records")
@@ -74,31 +86,79 @@ def read_dataset(source: str, *, skip_bad: bool = False) -> Dataset:
     return Dataset(source=source, format=name, sha256=sha256, requests=tuple(requests), bad=tuple(bad))
 
 
-def _requests(source: str, raw: Iterable[Raw], skip_bad: bool) -> tuple[list[EditRequest], list[BadRecord], str]:
+def read_sample(sample: str) -> list[int]:
+    """Record numbers from `FILE.json[:NAME]`: a list of them, or lists by name (the first where none is named), as
+    the unique-subject samples of unified-model-editing are. Raises DataError."""
+    path, name = Path(sample), ""
+    if not path.is_file() and ":" in sample:
+        path, name = Path(sample.rpartition(":")[0]), sample.rpartition(":")[2]
+    value = read_json(path)
+    if isinstance(value, dict) and value:
+        name = name or next(iter(value))
+        if name not in value:
+            raise DataError(f"{path}: has no sample {name!r}; there are: {', '.join(list(value)[:20])}")
+        value = value[name]
+    elif name:
+        raise DataError(f"{path}: holds no samples by name, so there is none called {name!r}")
+    numbers = value if isinstance(value, list) else []
+    if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise DataError(f"{path}: a sample must be a list of record numbers from 0, or lists by name")
+    if len(set(numbers)) < len(numbers):
+        twice = next(n for place, n in enumerate(numbers) if n in numbers[:place])
+        raise DataError(f"{path}: a sample takes each record once; {twice} is in it again")
+    return numbers
+
+
+def _sampled(source: str, raw: list[Raw], numbers: list[int], sample: str) -> list[tuple[int, Raw]]:
+    if max(numbers) >= len(raw):
+        raise DataError(f"{sample}: asks for record {max(numbers)}, but {source} has {len(raw)} records")
+    return [(n, raw[n]) for n in numbers]
+
+
+def _requests(
+    source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool
+) -> tuple[list[EditRequest], list[BadRecord], str]:
     requests: list[EditRequest] = []
     bad: list[BadRecord] = []
+    absent: list[str] = []  # case id and reason of records without their subject
     name = ""
     seen: dict[str, int] = {}  # case id as text -> record
-    for number, (record, problem) in enumerate(raw):
+    for number, (record, problem) in records:
         try:
             if problem is not None:
                 raise DataError(problem)
-            request = parse(record, "unusable", number)
+            made = parse_all(record, "unusable", number)
             found = recognise(record)
             if name and found != name:
                 raise DataError(f"is a {found} record and those before are {name}; a dataset holds one format")
-            first = seen.setdefault(str(request.case_id), number)
-            if first != number:
-                raise DataError(f"has the case id {request.case_id!r} of record {first}; case ids must differ")
+            for request in made:
+                if (first := seen.setdefault(str(request.case_id), number)) != number:
+                    raise DataError(f"has the case id {request.case_id!r} of record {first}; case ids must differ")
         except DataError as error:
             reason = str(error).removeprefix("unusable: ")
-            if not skip_bad:
+            if isinstance(error, AbsentSubject):
+                absent.append(f"record {number}: {reason}")
+            elif not skip_bad:
                 raise DataError(f"{source}: record {number}: {reason}; --skip-bad leaves such records out") from error
             bad.append(BadRecord(number=number, reason=reason))
             continue
         name = name or found
-        requests.append(request)
+        requests += made
+    _tell_absent(source, absent, skip_bad)
     return requests, bad, name
+
+
+def _tell_absent(source: str, absent: list[str], skip_bad: bool) -> None:
+    """One line on records whose subject is not in their prompt. Raises DataError with it, unless they are skipped."""
+    if not absent:
+        return
+    count = "1 record has no place for its subject in its prompt:"
+    if len(absent) > 1:
+        count = f"{len(absent)} records have no place for their subject in their prompt; the first:"
+    told = f"{source}: {count} {absent[0]}"
+    if not skip_bad:
+        raise DataError(f"{told}; --skip-bad leaves such records out")
+    LOG.warning("%s; left out", told)
 
 
 def _from_file(path: Path) -> tuple[Iterator[Raw], str]:
@@ -115,7 +175,7 @@ def _from_file(path: Path) -> tuple[Iterator[Raw], str]:
 
 def _is_lines(text: str, path: Path) -> bool:
     """JSON lines: by the file's name, or because its first line is an object by itself and more follow."""
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in FILES[1:]:
         return True
     head, _, rest = text.lstrip().partition("\n")
     if not head.startswith("{") or not rest.strip():
@@ -157,7 +217,20 @@ def _is_folder(source: str) -> bool:
 
 
 def _looks_like_file(source: str) -> bool:
-    return Path(source).suffix.lower() in (".json", ".jsonl", ".ndjson") or source.startswith((".", "/", "~"))
+    return Path(source).suffix.lower() in FILES or source.startswith((".", "/", "~"))
+
+
+def _hub_file(source: str, name: str, file: str) -> Path:
+    """One file of a dataset on the hub: for datasets whose files are of several formats, which `datasets` refuses."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with hub():
+            return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except Exception as error:  # the hub client's many kinds, and a name that cannot be one
+        reason = " ".join(str(error).split())[:300]
+        what = "neither a file here nor one of a dataset on the Hugging Face hub that can be fetched"
+        raise DataError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
 
 
 def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:

@@ -58,7 +58,7 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
     _check_pair(hparams, settings)
     if settings.metrics:
         chosen(settings.metrics)
-    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad)
+    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample)
     return Plan(hparams, settings, dataset, tuple(settings.select(dataset.requests)))
 
 

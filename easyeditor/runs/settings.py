@@ -33,6 +33,8 @@ class RunSettings:
     """Edits between two evaluations of all edits so far; 0: at the end only (not in mode `single`)."""
     stop_on_collapse: bool = False
     """End after the first edit that collapses the model and stays in it, or was rolled back (not in mode `single`)."""
+    sample: str | None = None
+    """File of record numbers, `FILE.json[:NAME]`: those are used, in its order; null for all."""
     start: int = 0
     """First record used."""
     limit: int | None = None

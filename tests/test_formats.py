@@ -1,0 +1,299 @@
+"""The datasets of the field, by records of their layout: what becomes of each field; samples; files on the hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from easyeditor.dataset.formats import parse, parse_all
+from easyeditor.dataset.reader import read_dataset, read_sample
+from easyeditor.errors import DataError
+from easyeditor.request import Probe
+
+WIKI = {  # KnowEdit's wiki_recent: lists of probes, each with lists of answers, each a list of names
+    "subject": "Bay",
+    "prompt": "The country of Bay is",
+    "target_new": "Italy",
+    "portability": {
+        "Logical_Generalization": [{"prompt": "Is Bay in Asia?", "ground_truth": [["no"], ["false"]]}],
+        "Reasoning": [
+            {"prompt": "The capital of Bay's country is", "ground_truth": [["Rome", "Roma"]]},
+            {"prompt": "The king of Bay's country is", "ground_truth": [[]]},
+        ],
+        "Subject_Aliasing": [],
+    },
+    "locality": {"Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": [["city"]]}]},
+}
+WIKI_COUNTERFACT = {  # answers as plain texts, and two kinds of locality
+    "subject": "Bay",
+    "prompt": "The country of Bay is",
+    "target_new": "Italy",
+    "ground_truth": "Wales",
+    "portability": {"Subject_Aliasing": [{"prompt": "The country of the Bay is", "ground_truth": "Italy"}]},
+    "locality": {
+        "Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": "city"}],
+        "Forgetfulness": [{"prompt": "The country of Bay, which is not Italy, is", "ground_truth": "Wales"}],
+    },
+}
+KNOWEDIT_ZSRE = {
+    "subject": "Bay",
+    "target_new": "Italy",
+    "prompt": "Where is Bay?",
+    "ground_truth": ["Wales"],
+    "rephrase_prompt": "Bay is where?",
+    "cond": "Wales >> Italy || Where is Bay?",
+    "locality": {"Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": ["city"]}]},
+    "portability": {"Reasoning": [{"prompt": "What do they speak in Bay?", "ground_truth": "Italian"}]},
+}
+WIKIBIO = {
+    "text": "This is a passage about bay. Bay was a poet.",
+    "labels": "He wrote of the sea.",
+    "concept": "bay",
+    "locality": {"Relation_Specificity": [{"prompt": "bay worked as", "ground_truth": ["poet"]}]},
+}
+WIKIBIGEDIT = {
+    **{"tag": "new", "subject": "Bay", "update": "Where is Bay?", "ans": "Italy", "rephrase": "Bay is where?"},
+    **{"personas": "Ahoy, where be Bay?", "mhop": "What do they speak in Bay?", "mhop_ans": "Italian"},
+    **{"loc": "Where is Cork?", "loc_ans": "Ireland"},
+}
+QAEDIT = {
+    **{"id": 1104, "source": "NQ", "prompt": "where is bay?", "target": "Italy", "subject": "bay"},
+    **{"rephrase": "In which country is Bay?", "locality": [{"loc": "who sings", "loc_ans": "Roland"}]},
+}
+EDIT = {
+    **{"prompt": "{} is a citizen of", "subject": "Bay", "relation_id": "P27", "question": "Whose citizen is Bay?"},
+    **{"target_new": {"str": "Italy", "id": "Q38"}, "target_true": {"str": "Wales", "id": "Q25"}},
+}
+SECOND = {
+    **{"prompt": "The capital of {} is", "subject": "Italy", "relation_id": "P36", "question": "What is its capital?"},
+    **{"target_new": {"str": "Oslo", "id": "Q585"}, "target_true": {"str": "Rome", "id": "Q220"}},
+}
+MQUAKE = {
+    **{"case_id": 5, "requested_rewrite": [EDIT], "questions": ["What is the capital of Bay's country?", "And where?"]},
+    **{"answer": "Cardiff", "answer_alias": [], "new_answer": "Rome", "new_answer_alias": ["Roma"], "single_hops": []},
+}
+
+
+def remastered(edit: dict[str, Any]) -> dict[str, Any]:
+    """An edit as the Remastered files have it: the targets are no objects."""
+    flat = {f"{key}_{part}": edit[key][part] for key in ("target_new", "target_true") for part in ("str", "id")}
+    return {**{key: value for key, value in edit.items() if not key.startswith("target")}, **flat}
+
+
+def write(path: Path, value: Any) -> str:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return str(path)
+
+
+def probe(*pairs: tuple[str, str]) -> Probe:
+    return Probe(prompts=tuple(p for p, _ in pairs), answers=tuple(a for _, a in pairs))
+
+
+def test_knowedit_s_lists_become_probes_with_the_first_of_their_answers() -> None:
+    request = parse(WIKI, "here")
+    assert request.portability == {
+        "Logical_Generalization": probe(("Is Bay in Asia?", "no")),
+        "Reasoning": probe(("The capital of Bay's country is", "Rome")),
+    }
+    assert request.locality == {"Relation_Specificity": probe(("Bay is a", "city"))}
+    assert (request.ground_truth, request.rephrase_prompts) == (None, ())
+
+
+def test_knowedit_s_other_layouts() -> None:
+    counterfact, zsre, bio = (parse(record, "here") for record in (WIKI_COUNTERFACT, KNOWEDIT_ZSRE, WIKIBIO))
+    assert set(counterfact.locality) == {"Relation_Specificity", "Forgetfulness"}
+    assert counterfact.portability == {"Subject_Aliasing": probe(("The country of the Bay is", "Italy"))}
+    assert (zsre.ground_truth, zsre.rephrase_prompts) == ("Wales", ("Bay is where?",))
+    assert zsre.portability == {"Reasoning": probe(("What do they speak in Bay?", "Italian"))}
+    assert (bio.prompt, bio.subject, bio.target_new) == (WIKIBIO["text"], "bay", WIKIBIO["labels"])
+    assert bio.subject_start == WIKIBIO["text"].index("bay.")
+    assert bio.locality == {"Relation_Specificity": probe(("bay worked as", "poet"))}
+
+
+def test_knowedit_s_tasks_are_read_from_files(tmp_path: Path) -> None:
+    for name, record in (("flat", WIKI), ("flat", KNOWEDIT_ZSRE), ("wikibio", WIKIBIO)):
+        found = read_dataset(write(tmp_path / "a.json", [record, record]))
+        assert (found.format, [r.case_id for r in found.requests]) == (name, [0, 1])
+
+
+def test_wikibigedit() -> None:
+    request = parse(WIKIBIGEDIT, "here", 9)
+    assert (request.prompt, request.target_new, request.case_id) == ("Where is Bay?", "Italy", 9)
+    assert request.rephrase_prompts == ("Bay is where?",)
+    assert request.locality == {"neighborhood": probe(("Where is Cork?", "Ireland"))}
+    assert request.portability == {
+        "personas": probe(("Ahoy, where be Bay?", "Italy")),
+        "mhop": probe(("What do they speak in Bay?", "Italian")),
+    }
+    bare = parse({key: WIKIBIGEDIT[key] for key in ("subject", "update", "ans")} | {"mhop": None, "loc": ""}, "here")
+    assert (bare.locality, bare.portability, bare.rephrase_prompts) == ({}, {}, ())
+
+
+def test_qaedit() -> None:
+    request = parse(QAEDIT, "here")
+    assert (request.case_id, request.prompt, request.target_new) == (1104, "where is bay?", "Italy")
+    assert request.locality == {"neighborhood": probe(("who sings", "Roland"))}
+    assert request.rephrase_prompts == ("In which country is Bay?",)
+
+
+@pytest.mark.parametrize("layout", [lambda edit: edit, remastered], ids=["original", "remastered"])
+def test_mquake_with_one_edit_asks_its_questions_of_it(layout: Any) -> None:
+    request = parse({**MQUAKE, "requested_rewrite": [layout(EDIT)]}, "here")
+    assert (request.prompt, request.target_new, request.ground_truth) == ("Bay is a citizen of", "Italy", "Wales")
+    assert (request.case_id, request.rephrase_prompts) == (5, ("Whose citizen is Bay?",))
+    asked = [(question, "Rome") for question in MQUAKE["questions"]]
+    assert request.portability == {"multi_hop": probe(*asked)}
+
+
+def test_mquake_with_several_edits_asks_after_the_last(tmp_path: Path) -> None:
+    record = {**MQUAKE, "requested_rewrite": [EDIT, SECOND], "new_answer": "Oslo"}
+    first, last = parse_all(record, "here")
+    assert (first.case_id, last.case_id) == ("5-1", "5-2")
+    assert (first.portability, list(last.portability)) == ({}, ["multi_hop_2_edits"])
+    assert set(last.portability["multi_hop_2_edits"].answers) == {"Oslo"}
+    with pytest.raises(DataError, match="here: holds 2 edits; only a dataset"):
+        parse(record, "here")
+    found = read_dataset(write(tmp_path / "a.json", [record, {**MQUAKE, "case_id": 6}]))
+    assert (found.format, [r.case_id for r in found.requests]) == ("mquake", ["5-1", "5-2", 6])
+    with pytest.raises(DataError, match="record 0: requested_rewrite is empty"):
+        read_dataset(write(tmp_path / "a.json", [{**MQUAKE, "requested_rewrite": []}]))
+
+
+def test_multi_counterfact_has_counterfact_s_layout(tmp_path: Path) -> None:
+    record = {
+        **{"case_id": 18998, "pararel_idx": 20, "requested_rewrite": EDIT, "attribute_prompts": ["Rome is in"]},
+        **{"paraphrase_prompts": ["Bay holds a passport of"], "neighborhood_prompts": ["Cardiff lies in"]},
+    }
+    found = read_dataset(write(tmp_path / "multi_counterfact.json", [record]))
+    assert (found.format, found.requests[0].case_id) == ("counterfact", 18998)
+
+
+def test_zsre_of_mend_s_split(tmp_path: Path) -> None:
+    record = {
+        **{"subject": "Bay", "src": "Where is Bay?", "pred": "", "rephrase": "Bay is where?", "alt": "Italy"},
+        **{"answers": ["Wales"], "loc": "nq question: who sings", "loc_ans": "Roland"},
+        "cond": "Wales >> Italy || Where is Bay?",
+    }
+    (request,) = read_dataset(write(tmp_path / "zsre_mend_eval.json", [record])).requests
+    assert request.locality == {"neighborhood": probe(("who sings", "Roland"))}
+    assert (request.ground_truth, request.rephrase_prompts) == ("Wales", ("Bay is where?",))
+
+
+@pytest.mark.parametrize(
+    ("record", "part"),
+    [
+        ({**WIKI, "portability": [1]}, "portability must be a mapping of names to prompts and answers, found list"),
+        ({**WIKI, "locality": {"a": [{"prompt": "b"}]}}, "malformed flat record .*'ground_truth'"),
+        ({**WIKI, "locality": {"a": [5]}}, "malformed flat record"),
+        ({**WIKI, "locality": {"a": [{"prompt": [], "ground_truth": "b"}]}}, "locality.a: prompts and ground truths"),
+        ({**WIKIBIO, "labels": []}, "target_new must be text, found NoneType"),
+        ({**WIKIBIGEDIT, "mhop_ans": None}, "portability.mhop"),
+        ({**QAEDIT, "locality": [{"loc": "a"}]}, "malformed qaedit record .*loc_ans"),
+        ({**MQUAKE, "requested_rewrite": [{"prompt": "a"}]}, "malformed mquake record"),
+        ({**MQUAKE, "requested_rewrite": 5}, "malformed mquake record"),
+        ({**MQUAKE, "questions": None}, "malformed mquake record"),
+    ],
+)
+def test_a_record_that_is_not_of_its_layout_is_one_line(record: dict[str, Any], part: str) -> None:
+    with pytest.raises(DataError, match=f"^here: .*{part}") as caught:
+        parse_all(record, "here")
+    assert "\n" not in str(caught.value)
+
+
+# Subjects that are not in their prompt
+
+
+def absent(number: int) -> dict[str, Any]:
+    return {"case_id": f"c{number}", "src": "Which line is it?", "alt": "Italy", "subject": f"D&RGW {number}"}
+
+
+def test_absent_subjects_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    there = {"src": "Where is Bay?", "alt": "Italy", "subject": "Bay"}
+    path = write(tmp_path / "zsre.json", [there, absent(463), there, absent(7)])
+    told = r"zsre\.json: 2 records have no place for their subject in their prompt; the first: record 1: request 'c463'"
+    with pytest.raises(DataError, match=rf"{told}.*'D&RGW 463' is not in the prompt.*--skip-bad leaves such"):
+        read_dataset(path)
+    with caplog.at_level(logging.WARNING):
+        found = read_dataset(path, skip_bad=True)
+    assert ([r.case_id for r in found.requests], [b.number for b in found.bad]) == ([0, 2], [1, 3])
+    (line,) = caplog.messages
+    assert "2 records have no place" in line
+    assert line.endswith("; left out")
+    with pytest.raises(DataError, match=r"1 record has no place for its subject in its prompt: record 1: request 'c7'"):
+        read_dataset(write(tmp_path / "one.json", [there, absent(7)]))
+
+
+def test_another_bad_record_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="record 1: a record must be a JSON object"):
+        read_dataset(write(tmp_path / "a.json", [absent(1), 5, absent(2)]))
+
+
+# Samples
+
+
+def flat(subject: str) -> dict[str, Any]:
+    return {"prompt": f"{subject} is in", "subject": subject, "target_new": "Italy"}
+
+
+def test_a_sample_takes_its_records_in_its_order(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.json", [flat("A"), flat("B"), {"bad": 1}, flat("C")])
+    by_name = write(tmp_path / "by_name.json", {"0": [3, 0], "1": [1]})
+    assert read_sample(write(tmp_path / "plain.json", [1])) == [1]
+    found = read_dataset(data, sample=by_name)
+    assert [(r.case_id, r.subject) for r in found.requests] == [(3, "C"), (0, "A")]
+    assert [r.subject for r in read_dataset(data, sample=f"{by_name}:1").requests] == ["B"]
+    other = write(tmp_path / "other.json", [0, 3])
+    assert len({read_dataset(data, sample=s).sha256 for s in (by_name, f"{by_name}:1", other)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "part"),
+    [
+        ({"0": [1]}, ":7", "has no sample '7'; there are: 0"),
+        ([1], ":7", "holds no samples by name, so there is none called '7'"),
+        ({}, "", "must be a list of record numbers"),
+        ([], "", "must be a list of record numbers"),
+        ([-1], "", "must be a list of record numbers"),
+        ([True], "", "must be a list of record numbers"),
+        ({"0": 5}, "", "must be a list of record numbers"),
+        ([1, 0, 1], "", "takes each record once; 1 is in it again"),
+        ([2], "", r"asks for record 2, but .*a\.json has 2 records"),
+    ],
+)
+def test_a_sample_that_is_none_is_one_line(tmp_path: Path, content: Any, name: str, part: str) -> None:
+    data = write(tmp_path / "a.json", [flat("A"), flat("B")])
+    with pytest.raises(DataError, match=part):
+        read_dataset(data, sample=write(tmp_path / "s.json", content) + name)
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
+        read_dataset(data, sample=str(tmp_path / "none.json"))
+
+
+# Files on the hub
+
+
+def test_one_file_of_a_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetched(name: str, file: str, *, repo_type: str) -> str:
+        asked.append((name, file, repo_type))
+        return write(tmp_path / "fetched.json", [WIKI])
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetched)
+    found = read_dataset("zjunlp/KnowEdit:benchmark/wiki_recent/recent_test.json")
+    assert asked == [("zjunlp/KnowEdit", "benchmark/wiki_recent/recent_test.json", "dataset")]
+    assert (found.source, len(found.requests)) == ("zjunlp/KnowEdit:benchmark/wiki_recent/recent_test.json", 1)
+
+
+@pytest.mark.parametrize("source", ["zjunlp/KnowEdit:a/b.json", "zjunlp/KnowEdit:train", "lukasthede/WikiBigEdit"])
+def test_without_a_connection_it_is_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(DataError, match=rf"^{source}: neither a file .*\(\w+: ") as caught:
+        read_dataset(source)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"nowhere\.json: no such file"):
+        read_dataset("data/nowhere.json")
