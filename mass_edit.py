@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
 FLAGS = (  # flags that are run settings of the same name
     *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "sample", "start", "limit", "shuffle", "seed"),
-    *("skip_bad", "screen", "screen_threshold", "on_collapse", "together", "metrics"),
+    *("skip_bad", "screen", "screen_threshold", "on_collapse", "together", "measure", "metrics"),
 )
 
 
@@ -69,6 +69,8 @@ def arguments() -> argparse.Namespace:
     allowed = ("keep", "revert", "remedy", "rollback", "c-rome")  # c-rome: the old spelling of remedy
     p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy,rollback}", help=guard)
     p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
+    shared = "whether their edited models share forwards (default: auto, not on a CPU)"
+    p.add_argument("--measure", choices=("auto", "together", "alone"), help=shared)
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=METRICS_HELP)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
     threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"

@@ -2,6 +2,8 @@
 
   python benchmarks/mass_edit.py                     the embedded model, 8 requests both ways: about 5 minutes
   python benchmarks/mass_edit.py --requests 4 --threads 1
+  python benchmarks/mass_edit.py --measured 5        metrics and perplexity of 8 edits, alone and in shared forwards,
+                                                     5 times by turns (--sentences 10: where forwards are short)
   python benchmarks/mass_edit.py --scale 20000       a tiny random model: memory, seconds an edit, loading the journal
 
 One at a time is `single_case_edit.py` without loading the model: a fresh editor for every request (contexts, base
@@ -41,6 +43,8 @@ def main() -> None:
     p.add_argument("--requests", type=int, default=len(REQUESTS))
     p.add_argument("--together", type=int, default=8)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--measured", type=int, metavar="TIMES", help="only what is measured after edits, so many times")
+    p.add_argument("--sentences", type=int, default=50, help="of the perplexity, with --measured")
     p.add_argument("--scale", type=int, metavar="N", help="N edits of a tiny model instead")
     args = p.parse_args()
 
@@ -52,6 +56,8 @@ def main() -> None:
     torch.set_num_threads(1 if args.scale else args.threads)
     if args.scale:
         scale(args.scale)
+    elif args.measured:
+        measured(args)
     else:
         speed(args)
 
@@ -96,6 +102,43 @@ def speed(args: argparse.Namespace) -> None:
         print(f"  {name:9s}  {both}   ratio {one / whole[at]:.2f}")
     print("  the mass edit's median split, wall: " + ", ".join(f"{key} {value:.2f}" for key, value in parts.items()))
     print(f"  largest relative difference of an update's norm: {off:.1e}")
+
+
+def measured(args: argparse.Namespace) -> None:
+    """What is measured of edited models: each alone, written into the weights, against all in forwards they share."""
+    from easyeditor.dataset.sentences import load_sentences
+    from easyeditor.easyedit import BaseEditor
+    from easyeditor.methods.registry import load_hparams
+    from easyeditor.records import EditRequest
+
+    sentences = load_sentences(args.sentences)
+    editor = BaseEditor(load_hparams(args.hparams).override(["v_num_grad_steps=2"]), sentences=sentences)
+    requests = [EditRequest.make(p, subject=s, target_new=t) for p, s, t in REQUESTS[: args.requests]]
+    results, before = editor.compute_each(requests), editor.measure(requests, [None] * len(requests))
+    base = editor.perplexity()
+    edits = [(r, results[n], None, before.only([n])) for n, r in enumerate(requests)]
+
+    def alone() -> list[float]:
+        found = []
+        for n, request in enumerate(requests):
+            with editor.applied(results[n]):
+                editor.measure([request], [None], before=before.only([n]))
+                found.append(editor.perplexity().mean)
+        return found
+
+    spent: dict[str, list[tuple[float, ...]]] = {"alone": [], "together": []}
+    made: dict[str, list[float]] = {}
+    for _ in range(args.measured):
+        for name, way in (("alone", alone), ("together", lambda: [s.ppl.mean for s in editor.measure_many(edits)])):
+            start = clocks()
+            made[name] = way()
+            spent[name].append(tuple((b - a) / len(requests) for a, b in zip(start, clocks(), strict=True)))
+    off = max(abs(a / b - 1) for a, b in zip(made["together"], made["alone"], strict=True))
+    print(f"{len(requests)} edits, {args.sentences} sentences (perplexity {base.mean:.2f}), {args.threads} threads")
+    for at, clock in enumerate(("wall", "processor")):
+        one, many = (statistics.median(x[at] for x in spent[name]) for name in ("alone", "together"))
+        print(f"  {clock:9s}  alone {one:.3f} s an edit   together {many:.3f}   ratio {one / many:.2f}")
+    print(f"  largest relative difference of a perplexity: {off:.1e}")
 
 
 def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, folder: Path | None = None) -> list[Any]:

@@ -78,6 +78,7 @@ class Editor(Measuring):
         self._ledger = Ledger(self.model)
         self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
         self._probe = None
+        self._said = set()
         self._prefixes = random.Random(self.hparams.seed)
 
     # -- edits as values ------------------------------------------------------------------------------------------
@@ -193,6 +194,7 @@ class Editor(Measuring):
         ppl_base: PerplexityReport | None = None,
         before: Evaluation | None = None,
         base: Evaluation | None = None,
+        after: State | None = None,
         draw: int | None = None,
         verbose: bool = False,
         label: str = "",
@@ -202,7 +204,8 @@ class Editor(Measuring):
         `pre`, locality and the verdict are those of the original model, before the first commit; where edits are
         committed, the model as it is (just before this edit) is measured too. What is known already is given: the edit
         (`result`), what `measure` and perplexity gave on the model as it is (`…before`) and on the original one
-        (`…base`). `draw` is for `test_prefix`. Nothing stays in the model, also on error.
+        (`…base`), and what `measure_many` gave (`after`). `draw` is for `test_prefix`. Nothing stays in the model, also
+        on error.
         """
         prefix = self.test_prefix(draw)
         clock = Stopwatch()
@@ -220,8 +223,11 @@ class Editor(Measuring):
                 result = self.compute(requests, verbose=verbose, label=label)
         else:
             clock.seconds["edit"] = result.seconds
-        with self.applied(result):
-            after = state(f"{title} after", against=first.evaluation)
+        if after is None:
+            with self.applied(result):
+                after = state(f"{title} after", against=first.evaluation)
+        for part, seconds in after.seconds.items():
+            clock.seconds[part] += seconds
         collapse = self.judge(first.ppl, after.ppl, now.ppl)
         records = self._records(requests, result, (first, now, after), collapse, prefix, clock.seconds["edit"])
         return Examined(

@@ -12,15 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
+from easyeditor.evaluate.examined import State
+from easyeditor.evaluate.many import measure_many
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, measure
 from easyeditor.hparams import HyperParams
+from easyeditor.lm.many import why_alone
 from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.base import EditMethod
 from easyeditor.progress import progress_bar
-from easyeditor.records import EditRequest
+from easyeditor.records import EditRequest, EditResult
 from easyeditor.results import collapse as verdict
 from easyeditor.results.collapse import Collapse
 
@@ -39,6 +42,7 @@ class Measuring:
     _probe: PerplexityProbe | None
     _prefixes: random.Random
     _base_was_high: bool = False
+    _said: set[str]
 
     def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
         """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
@@ -59,19 +63,39 @@ class Measuring:
         """What records say of the requests on the model as it is, and with `metrics` the chosen ones; every prompt is
         asked once, all batched together. `before` is what this gave on the unedited model, which some metrics compare
         with."""
-        settings = [
-            Settings(
-                prefix=prefix,
-                prefix_rephrase=self.method.prefixes == "all",
-                seed=self.hparams.seed,
-                idf_texts=request.reference_texts,
-                batch_tokens=self.hparams.batch_tokens,
-                prompting=self.method.scoring,
-            )
-            for request, prefix in zip(requests, prefixes, strict=True)
-        ]
+        settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
         asked = chosen(self.metrics) if self.metrics and metrics else []
         return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
+
+    def measure_many(
+        self, edits: Sequence[tuple[EditRequest, EditResult, str | None, Evaluation]]
+    ) -> list[State | None]:
+        """The state of the model with each of these edits, measured in forwards that they share: its one request, the
+        edit, a test prefix, and what `measure` gave without it. None for an edit that has to be measured alone, as all
+        have with `replay: false`."""
+        why = [why_alone(self.method.parts, result.deltas) for _, result, _, _ in edits]
+        for reason in dict.fromkeys(why):
+            if reason is not None and reason not in self._said:
+                self._said.add(reason)
+                LOG.warning("edits are measured one at a time where %s", reason)
+        fit = [n for n, reason in enumerate(why) if reason is None and self.hparams.replay]
+        if len(fit) < 2:
+            return [None] * len(edits)
+        own = [(r, result, self._settings(r, prefix), before) for r, result, prefix, before in (edits[n] for n in fit)]
+        asked = chosen(self.metrics) if self.metrics else []
+        states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
+        found = dict(zip(fit, states, strict=True))
+        return [found.get(n) for n in range(len(edits))]
+
+    def _settings(self, request: EditRequest, prefix: str | None) -> Settings:
+        return Settings(
+            prefix=prefix,
+            prefix_rephrase=self.method.prefixes == "all",
+            seed=self.hparams.seed,
+            idf_texts=request.reference_texts,
+            batch_tokens=self.hparams.batch_tokens,
+            prompting=self.method.scoring,
+        )
 
     @property
     def compares(self) -> bool:

@@ -208,6 +208,22 @@ def asked(pair: Any, folder: Path, resumed: bool, *, probes: Sequence[str] = ("p
     return {**found, "scores": [s.mean_log_probability for s in scores], "texts": texts}
 
 
+def beside(pair: Any, folder: Path, resumed: bool) -> Numbers:
+    """Edited models measured in forwards that they share: edits of a layer each, and one of both."""
+    editor, found = BaseEditor(hparams("ROME", pair, folder, mom2_adjustment=False)), {}
+    made, before = editor.compute_each(REQUESTS), editor.measure(REQUESTS, [None] * 2)
+    editor.perplexity()
+    later = BaseEditor(hparams("ROME", pair, folder, layers=[2], mom2_adjustment=False)).compute_each(REQUESTS)
+    made[1] = dataclasses.replace(made[1], deltas=(*made[1].deltas, *later[1].deltas))
+    edits = [(r, made[n], None, before.only([n])) for n, r in enumerate(REQUESTS)]
+    for n, state in enumerate(editor.measure_many(edits)):
+        assert state is not None
+        assert state.ppl is not None
+        scores = [x.mean_log_probability for x in state.evaluation.answers.scored.values()]
+        found |= {f"nlls {n}": state.ppl.nlls, f"scores {n}": scores}
+    return found
+
+
 def different(ours: Any, theirs: Any) -> float:
     """The largest difference, relative to the largest number; infinity where texts differ."""
     if isinstance(ours, list) and ours and isinstance(ours[0], str):
@@ -242,9 +258,16 @@ SCENARIOS: dict[str, Scenario] = {
     "MEND plain": trained_plainly,
     "statistics": collected,
     "questions": asked,
+    "side by side": beside,
 }
-NOTHING_TO_RESUME = {"FT", "LoRA", "UltraEdit", "questions"}
-QUICK = {("MEMIT", "two", True), ("ROME", "two", False), ("MEND", "two", True), ("statistics", "two", True)}
+NOTHING_TO_RESUME = {"FT", "LoRA", "UltraEdit", "questions", "side by side"}
+QUICK = {
+    ("side by side", "two", False),
+    ("MEMIT", "two", True),
+    ("ROME", "two", False),
+    ("MEND", "two", True),
+    ("statistics", "two", True),
+}
 CASES = [
     pytest.param(name, layout, resumed, marks=[] if (name, layout, resumed) in QUICK else pytest.mark.slow)
     for name in SCENARIOS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from easyeditor.dataset.sentences import Sentences
@@ -43,6 +43,8 @@ class State:
 
     evaluation: Evaluation
     ppl: PerplexityReport | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Its share of the time, by part, where several states were measured at once."""
 
     @property
     def mean_ppl(self) -> float | None:

@@ -24,6 +24,7 @@ from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import Passage, selected_head, watched
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.many import SideBySide
 from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import check_length, model_inputs, token_batches
 from easyeditor.lm.weights import frozen, version
@@ -116,7 +117,7 @@ class PerplexityProbe:
         self._resume = None
         if fast and resume_layer and parts is not None and parts.architecture.replay:
             self._resume = (parts, resume_layer)
-        self._budget = Budget(TOKENS_PER_FORWARD.get(input_device(model).type, 8192))
+        self._budget, self._many = (Budget(TOKENS_PER_FORWARD.get(input_device(model).type, 8192)) for _ in range(2))
         self._batch_size = batch_size
         self._passages: list[Passage] = []
         self._below: object = None
@@ -127,6 +128,44 @@ class PerplexityProbe:
         self._forget_if_changed()
         with torch.inference_mode(), frozen(self._model):
             self._measure_into(nlls, step)
+        return self._report(nlls)
+
+    def measure_each(self, edits: SideBySide, count: int) -> list[PerplexityReport]:
+        """Perplexities of the model with each of `count` edits, their sentences sharing forwards.
+
+        Which sentences share one depends on the number of edits alone, and what is computed below them is not again.
+        """
+        self._forget_if_changed()
+        owned = [(edit, i) for edit in range(count) for i in range(len(self._rows))]
+        nlls = [[0.0] * len(self._rows) for _ in range(count)]
+        resumes = self._resume is not None and bool(self._passages) and edits.lowest >= self._resume[1]
+
+        def ask(batch: list[int]) -> None:
+            own = [owned[n] for n in batch]
+            rows = [i for _, i in own]
+            start = self._passage(rows) if resumes else None
+            with edits.rows([edit for edit, _ in own]):
+                values = self._fast_nlls([self._rows[i] for i in rows], start)
+            for (edit, i), value in zip(own, values, strict=True):
+                nlls[edit][i] = value
+
+        with torch.inference_mode(), frozen(self._model):
+            self._many.each([len(self._rows[i]) for _, i in owned], ask)
+        return [self._report(own) for own in nlls]
+
+    def _passage(self, rows: list[int]) -> Passage:
+        """What the resume layer is given for these sentences, taken from what it was given for all."""
+        batches = token_batches([len(row) for row in self._rows], self._budget.tokens)
+        at = {i: (n, place) for n, batch in enumerate(batches) for place, i in enumerate(batch)}
+        first = self._passages[0]
+        width = max(len(self._rows[i]) for i in rows)
+        hidden_BTD = first.hidden_BTD.new_zeros(len(rows), width, first.hidden_BTD.shape[2])
+        for b, i in enumerate(rows):
+            (n, place), length = at[i], len(self._rows[i])
+            hidden_BTD[b, :length] = self._passages[n].hidden_BTD[place, :length]
+        return Passage(hidden_BTD, first.tuple_output)
+
+    def _report(self, nlls: Sequence[float]) -> PerplexityReport:
         return PerplexityReport(
             perplexities=tuple(_exp(nll) for nll in nlls),
             nlls=tuple(nlls),
@@ -141,7 +180,8 @@ class PerplexityProbe:
         def ask(batch: list[int]) -> None:
             nonlocal done
             rows = [self._rows[i] for i in batch]
-            values = self._fast_nlls(rows, done) if self._fast else self._plain_nlls(rows)
+            start = self._passages[done] if done < len(self._passages) else None
+            values = self._fast_nlls(rows, start, keep=True) if self._fast else self._plain_nlls(rows)
             for i, value in zip(batch, values, strict=True):
                 nlls[i] = value
             done += 1
@@ -171,23 +211,24 @@ class PerplexityProbe:
         mask_BT = mask_BT.to(nll_BT.device)
         return ((nll_BT * mask_BT).sum(1) / mask_BT.sum(1)).tolist()
 
-    def _fast_nlls(self, rows: list[list[int]], number: int) -> list[float]:
-        """Only real positions reach the head; blocks below the resume layer are not run again."""
+    def _fast_nlls(self, rows: list[list[int]], start: Passage | None, *, keep: bool = False) -> list[float]:
+        """Only real positions reach the head; with `start` blocks below the resume layer are not run again, else with
+        `keep` what it is given is kept."""
         inputs = model_inputs(rows, input_device(self._model))
         at_N2 = torch.tensor([(i, p) for i, row in enumerate(rows) for p in range(len(row) - 1)])
         labels_N = torch.tensor([token for row in rows for token in row[1:]])
         with selected_head(self._model, at_N2[:, 0], at_N2[:, 1]):
-            logits_NV = self._forward(inputs, number).logits[0]
+            logits_NV = self._forward(inputs, start, keep).logits[0]
         nll_N = _nll(logits_NV, labels_N.to(logits_NV.device)).double().cpu()
         sums_B = torch.zeros(len(rows), dtype=torch.float64).index_add(0, at_N2[:, 0], nll_N)
         return (sums_B / torch.tensor([len(row) - 1.0 for row in rows])).tolist()
 
-    def _forward(self, inputs: dict[str, Tensor], number: int) -> Any:
-        if self._resume is None:
+    def _forward(self, inputs: dict[str, Tensor], start: Passage | None, keep: bool) -> Any:
+        if self._resume is None or (start is None and not keep):
             return self._model(**inputs, use_cache=False)
         parts, layer = self._resume
-        if number < len(self._passages):
-            with resumed(parts.blocks, layer, self._passages[number]):
+        if start is not None:
+            with resumed(parts.blocks, layer, start):
                 return self._model(**inputs, use_cache=False)
         with watched(parts.block(layer)) as passages:
             output = self._model(**inputs, use_cache=False)

@@ -18,7 +18,7 @@ from easyeditor.evaluate.generation import GENERATION, TEXTS
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
 from easyeditor.evaluate.metrics import RequestScores, record_pairs, scores_of
 from easyeditor.evaluate.perplexity import PerplexityProbe
-from easyeditor.evaluate.scoring import score
+from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.weights import frozen
 from easyeditor.progress import Progress
@@ -154,29 +154,25 @@ def measure(
     *,
     record: bool = False,
     before: Evaluation | None = None,
+    scored: Mapping[Pair, Scored] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """`evaluate` with settings of its own for each request (batching, stops and prompting are the first one's); with
-    `record` everything a record says of the requests is asked too."""
+    `record` everything a record says of the requests is asked too. What is `scored` already (`pairs_of`) is not
+    again."""
     first = settings[0]
     first.prompting.checked(tok)
-    asking = [
-        (m, r, own)
-        for m in metrics
-        if m.value is not None
-        for r, own in zip(requests, settings, strict=True)
-        if m.lacks(r) is None
-    ]
-    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r, own in asking for pair in m.pairs(r, own))
-    if record:
-        pairs |= dict.fromkeys(p for r, own in zip(requests, settings, strict=True) for p in record_pairs(r, own))
+    asking = _asking(requests, metrics, settings)
     asks: dict[Ask, None] = dict.fromkeys(ask for m, r, own in asking for ask in m.asks(r, own))
     texts = dict.fromkeys(text for m, r, _ in asking for text in m.texts(r))
     with frozen(model):
-        scored = score(model, tok, list(pairs), batch_tokens=first.batch_tokens, prompting=first.prompting)
+        if scored is None:
+            pairs = pairs_of(requests, metrics, settings, record=record)
+            said = score(model, tok, pairs, batch_tokens=first.batch_tokens, prompting=first.prompting)
+            scored = dict(zip(pairs, said, strict=True))
         answers = Answers(
             settings=first,
-            scored=dict(zip(pairs, scored, strict=True)),
+            scored=scored,
             generated=_generated(model, tok, list(asks), first, progress),
             perplexities=_perplexities(model, tok, list(texts)),
             before=None if before is None else before.answers,
@@ -187,6 +183,30 @@ def measure(
     )
     names = tuple(m.name for m in metrics)
     return Evaluation(names=names, rows=rows, answers=answers, requests=tuple(requests), settings=tuple(settings))
+
+
+def pairs_of(
+    requests: Sequence[EditRequest], metrics: Sequence[Metric], settings: Sequence[Settings], *, record: bool = False
+) -> list[Pair]:
+    """All that `measure` scores, each once."""
+    asking = _asking(requests, metrics, settings)
+    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r, own in asking for pair in m.pairs(r, own))
+    if record:
+        pairs |= dict.fromkeys(p for r, own in zip(requests, settings, strict=True) for p in record_pairs(r, own))
+    return list(pairs)
+
+
+def _asking(
+    requests: Sequence[EditRequest], metrics: Sequence[Metric], settings: Sequence[Settings]
+) -> list[tuple[Metric, EditRequest, Settings]]:
+    """Every metric with every request it can be had of."""
+    return [
+        (m, r, own)
+        for m in metrics
+        if m.value is not None
+        for r, own in zip(requests, settings, strict=True)
+        if m.lacks(r) is None
+    ]
 
 
 def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.many import SideBySide
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import Batch, line, scored_logits
 from easyeditor.lm.tokens import check_length
@@ -48,8 +50,12 @@ def score(
     *,
     batch_tokens: int = 8192,
     prompting: Prompting = PLAIN,
+    edits: SideBySide | None = None,
+    owners: Sequence[int] = (),
 ) -> list[Scored]:
     """Score (prompt, target) pairs; each at its own positions, whatever the tokenizer's padding side or the batch.
+
+    With `edits`, pair i is scored on the model with edit `owners[i]`.
 
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
@@ -61,7 +67,8 @@ def score(
 
     def read(chunk: list[int]) -> None:
         batch = Batch.of([lines[i] for i in chunk], input_device(model))
-        logs_NV = scored_logits(model, batch).float().log_softmax(1)
+        with nullcontext() if edits is None else edits.rows([owners[i] for i in chunk]):
+            logs_NV = scored_logits(model, batch).float().log_softmax(1)
         said_N = logs_NV.argmax(1).tolist()
         log_N = logs_NV.gather(1, batch.labels_N.to(logs_NV.device).unsqueeze(1)).squeeze(1).double().tolist()
         place = 0

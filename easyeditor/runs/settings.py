@@ -56,6 +56,9 @@ class RunSettings:
     """Metrics or groups of the registry, measured around every edit beside EasyEdit's."""
     together: int = 8
     """Edits computed together in mode `single` (the numbers are those of one at a time)."""
+    measure: Literal["auto", "together", "alone"] = "auto"
+    """Whether the edited models of such a group share forwards where their deltas are of low rank (equal up to float32
+    rounding); `auto`: not on a CPU."""
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], where: str) -> RunSettings:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from easyeditor.errors import DataError, NumericalError
+from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
+from easyeditor.lm.loading import input_device
 from easyeditor.records import EditResult
 from easyeditor.results.collapse import is_small
 from easyeditor.results.lines import ScreenLine
@@ -21,7 +23,8 @@ def run_single(work: Work) -> None:
     """Edit, measure and take back every request that is not recorded yet.
 
     What edits do not change is made once: the base perplexity, the hidden states below the edited layer, the contexts.
-    Edits are computed, and scored before, in groups that are fixed by place, so a resumed run has the same numbers.
+    Edits are computed, and measured together, in groups that are fixed by place, so a resumed run has the same numbers;
+    a kill repeats a group at most.
     """
     base = None
     for group in _groups(work.numbers, work.settings.together):
@@ -32,9 +35,10 @@ def run_single(work: Work) -> None:
             base = work.editor.perplexity()
         results = _computed(work, group)
         before = _before(work, [n for n in group if n in results])
+        after = _after(work, results, before)
         for n in todo:
             if n in before:
-                tried(work, [n], partial(_examine, work, n, results[n], base, before[n]))
+                tried(work, [n], partial(_examine, work, n, results[n], base, before[n], after.get(n)))
 
 
 def _before(work: Work, group: list[int]) -> dict[int, Evaluation]:
@@ -52,10 +56,21 @@ def _before(work: Work, group: list[int]) -> dict[int, Evaluation]:
         return alone
 
 
-def _examine(work: Work, n: int, result: EditResult, base: PerplexityReport | None, before: Evaluation) -> None:
+def _after(work: Work, results: dict[int, EditResult], before: dict[int, Evaluation]) -> dict[int, State | None]:
+    """The edited models of a group, measured together, as the settings say; none where each is measured alone."""
+    on_gpu = input_device(work.editor.model).type != "cpu"
+    if work.settings.measure == "alone" or (work.settings.measure == "auto" and not on_gpu):
+        return {}
+    edits = [(work.requests[n], results[n], work.editor.test_prefix(n), before[n]) for n in before]
+    return dict(zip(before, work.editor.measure_many(edits), strict=True))
+
+
+def _examine(
+    work: Work, n: int, result: EditResult, base: PerplexityReport | None, before: Evaluation, after: State | None
+) -> None:
     """Measure one edit, let the guard act, record it."""
     request = [work.requests[n]]
-    examined = work.editor.examine_together(request, result=result, ppl_before=base, before=before, draw=n)
+    examined = work.editor.examine_together(request, result=result, ppl_before=base, before=before, after=after, draw=n)
     outcome = guarded(work, request, examined, n, base)
     work.record(edit_line(examined.record, n, work, result=result, seconds=examined.seconds, guard=outcome.entries[0]))
 
