@@ -22,7 +22,7 @@ from easyeditor.lm.checks import check_config
 from easyeditor.methods.locate.method import GRADIENT_COST
 
 GIB = 2**30
-SOLVE = 3  # matrices (K, K) in a solve beside the statistics: their weighted sum, its factors, the keys' own product
+SOLVE = 3  # matrices (K, K) beside the statistics while one is factored: itself, its factor, both packed in one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,8 @@ MUTANTS = [
     ),
     Mutant("value search: stops at ten times the loss", "STOP_LOSS = 0.05", "STOP_LOSS = 0.5", OTHER),
     Mutant("ROME: always C-ROME", "if h.if_c_rome else (plain_K", "if True else (plain_K", GOLDEN),
-    Mutant("ROME: the two keys swapped", "rank_one(key_K, mean_K,", "rank_one(mean_K, key_K,", GOLDEN),
-    Mutant("ROME: C instead of its inverse", "_solve(moment_KK.double(), key_K)", "moment_KK.double() @ key_K", GOLDEN),
+    Mutant("ROME: the two keys swapped", "rank_one(key_K, whitened_K,", "rank_one(whitened_K, key_K,", GOLDEN),
+    Mutant("ROME: C instead of its inverse", "held.solve(keys)", "held.matrix_KK @ keys.double()", GOLDEN),
     Mutant("ROME: u not of unit length", "direction_K / direction_K.norm()", "direction_K", GOLDEN),
     Mutant(
         "delta transposed for Conv1D",

@@ -17,11 +17,12 @@ from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import Row, encode
 from easyeditor.lm.weights import applied
 from easyeditor.methods.locate.keys import read_at_lookup
-from easyeditor.methods.locate.updates import joint_update, key_direction
+from easyeditor.methods.locate.updates import joint_update, unit, whitened
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
 from easyeditor.records import EditRequest
+from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
 
 FIRST = EditRequest.make("A is located in", subject="A", target_new=" Italy")  # one token, in first place
@@ -87,16 +88,14 @@ def test_the_direction_is_that_of_a_plain_solve(tmp_path: Path) -> None:
     (lookup,) = method.look_up([FIRST], 1)
     wanted = np.linalg.solve(held, lookup.mean_K.double().numpy())
     trace = made.compute(FIRST).trace[1]
-    preserved = method.preserved(1)
-    assert preserved is not None
-    found = key_direction(lookup.mean_K, preserved).numpy()
+    found = unit(whitened(lookup.mean_K, method.held(1))).numpy()
     assert np.abs(found - wanted / np.linalg.norm(wanted)).max() < 1e-8
     assert np.abs(trace.vectors["u"].numpy() - found).max() < 1e-6  # kept in float32
 
     keys = np.stack([lookup.mean_K.double().numpy(), lookup.plain_K.double().numpy()], 1)
     solved = np.linalg.solve(held, keys)
     w = solved @ np.linalg.inv(keys.T @ solved)
-    assert np.abs(joint_update(torch.from_numpy(keys), preserved).numpy() - w).max() < 1e-8 * np.abs(w).max()
+    assert np.abs(joint_update(torch.from_numpy(keys), method.held(1)).numpy() - w).max() < 1e-8 * np.abs(w).max()
 
 
 def test_without_weights_it_is_c_rome_bit_for_bit(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_both_keys_get_their_values(kind: str, bos: bool, tmp_path: Path) -> Non
     change = change.T if kind == "gpt2" else change
     for key_K, value_D in wanted:
         assert torch.dist(change @ key_K.double(), value_D) < 1e-5 * value_D.norm()
-    w_Kr = joint_update(torch.stack([key.double() for key, _ in wanted], 1), method.preserved(1))
+    w_Kr = joint_update(torch.stack([key.double() for key, _ in wanted], 1), method.held(1))
     identity = torch.stack([key.double() for key, _ in wanted], 1).T @ w_Kr
     assert (identity - torch.eye(len(wanted))).abs().max() < 1e-6
 
@@ -198,12 +197,12 @@ def test_memit_holds_first_tokens_too(tmp_path: Path) -> None:
     method = MEMIT(model, tok, MEMITHyperParams.from_dict({**shared, "protect_first_tokens": True}))
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(200, 48, generator=generator, dtype=torch.float64)
-    method.statistics._moments[1] = sample.T @ sample / 200
+    method.statistics._moments[1] = Factored(sample.T @ sample / 200)
     where = {"stats_dir": str(tmp_path), "model_name": str(model.config.name_or_path)}
     first = moments(method.parts, first_tokens(tok), [1], **where)[1]
     keys, residual = torch.randn(48, 3, generator=generator).double(), torch.randn(32, 3, generator=generator).double()
     left, right = method.solve(1, keys, residual)
-    held = 10 * (method.statistics._moments[1] + first) + keys @ keys.T
+    held = 10 * (method.moment(1) + first) + keys @ keys.T
     wanted = residual.numpy() @ keys.numpy().T @ np.linalg.inv(held.numpy())
     assert np.abs((left @ right).numpy() - wanted).max() < 1e-8 * np.abs(wanted).max()
 

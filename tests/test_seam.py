@@ -172,7 +172,7 @@ def test_the_page_s_method_edits_one_fact(
 
 
 def memory_of(editor: BaseEditor) -> dict[int, torch.Tensor | None]:
-    return {layer: editor.method.earlier(layer) for layer in editor.method.layers}
+    return {layer: editor.method.inverse(layer) for layer in editor.method.layers}
 
 
 def test_what_was_taken_back_is_forgotten_to_the_bit(ridge: Path) -> None:

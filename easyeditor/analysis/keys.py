@@ -26,7 +26,7 @@ from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable
 from easyeditor.analysis.tools.projection import pca_plane, separation, silhouette, tsne_plane, unit
 from easyeditor.analysis.tools.sets import RequestSet
 from easyeditor.methods.locate.key_files import dump_keys
-from easyeditor.methods.locate.updates import key_direction, whitened
+from easyeditor.methods.locate.updates import whitened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 APART = 0.95  # two sets are called apart when this share of pairs is in the expected order
@@ -67,12 +67,13 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
 
 
 def _keys_of(lab: Lab, one: RequestSet, folder: Path) -> tuple[dict[str, Array], list[list[Any]]]:
-    moment = lab.method.moment(lab.layer) if lab.hparams.mom2_adjustment else None
+    moment = lab.method.statistics.moment(lab.layer) if lab.hparams.mom2_adjustment else None
     plain, mean, direction, rows = [], [], [], []
     with steps(f"{one.name} keys") as show:
         for number, request in enumerate(one.requests, 1):
             lookup = lab.look_up(request)
-            solved_K, u_K = whitened(lookup.mean_K, moment), key_direction(lookup.mean_K, moment)
+            solved_K = whitened(lookup.mean_K, moment)
+            u_K = solved_K / solved_K.norm()
             dump_keys(folder, solved_K, lookup.plain_K, lookup.mean_K)
             wide_K = lookup.plain_K.double()
             norms = float(wide_K.norm()), float(lookup.mean_K.norm())

@@ -21,6 +21,7 @@ from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.files import read_json, whole_file, write_json
 from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.weights import alike
+from easyeditor.stats.factored import Factored
 
 FORMAT = 1
 CONSTRUCTOR = "util.runningstats.SecondMoment()"  # what upstream's reader expects to find
@@ -84,7 +85,12 @@ def write_moment(path: Path, sum_KK: Tensor, manifest: Manifest) -> None:
 
 
 def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
-    """The moment (K, K) in a file, float64.
+    """The moment (K, K) in a file, float64. Raises StatsError as `read_factored` does."""
+    return read_factored(path, width, weights).matrix_KK
+
+
+def read_factored(path: Path, width: int, weights: str | None = None, device: torch.device | str = "cpu") -> Factored:
+    """The moment in a file, on a device, with the factor that checking it has made.
 
     Raises:
         StatsError: corrupt or truncated, of another width, not finite, or collected on another model's weights.
@@ -106,14 +112,13 @@ def read_moment(path: Path, width: int, weights: str | None = None) -> Tensor:
         )
     if not (np.diagonal(total) > 0).all():
         raise StatsError(f"{path}: a sum of squares on the diagonal is not above 0; the file is damaged, delete it")
-    _check_positive(path, total)
     manifest = read_manifest(path)
     if manifest is not None and weights is not None and not alike(manifest.weights, weights):
         raise StatsError(
             f"{path}: collected on other weights ({manifest.model_name}) than this model's; collect for this model, or "
             f"remove {_manifest_path(path).name} to use it all the same"
         )
-    return torch.from_numpy(total / count)
+    return _checked(path, total, count, device)
 
 
 def _check_header(path: Path, archive: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -126,14 +131,18 @@ def _check_header(path: Path, archive: Any, name: str, shape: tuple[int, ...]) -
         raise StatsError(f"{path}: {name} is {kind} of shape {found}, and real numbers of shape {shape} are needed")
 
 
-def _check_positive(path: Path, total: NDArray[np.float64]) -> None:
+def _checked(path: Path, total: NDArray[np.float64], count: float, device: torch.device | str) -> Factored:
     """Raise StatsError unless the matrix is symmetric and has no negative eigenvalue, up to float32's rounding."""
     scale = float(np.trace(total))  # at least the largest eigenvalue, and 1e-6 of it is 16 times what rounding does
     if float(np.abs(total - total.T).max()) > 1e-6 * scale:
         raise StatsError(f"{path}: the moment is not symmetric; the file is damaged, delete it")
-    raised = torch.from_numpy(total) + 1e-6 * scale * torch.eye(len(total), dtype=torch.float64)
-    if int(torch.linalg.cholesky_ex(raised).info) != 0:
-        raise StatsError(f"{path}: the moment is not positive definite, so it is no sum of k k^T; collect again")
+    moment = Factored(torch.from_numpy(total / count).to(device))
+    if not moment.positive:  # fewer tokens than dimensions: still a sum of k k^T if only rounding makes it negative
+        raised_KK = moment.matrix_KK
+        raised_KK.diagonal().add_(1e-6 * scale / count)
+        if int(torch.linalg.cholesky_ex(raised_KK).info) != 0:
+            raise StatsError(f"{path}: the moment is not positive definite, so it is no sum of k k^T; collect again")
+    return moment
 
 
 def read_manifest(path: Path) -> Manifest | None:

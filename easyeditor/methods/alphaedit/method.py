@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import StatsError
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod
 from easyeditor.methods.locate.spread import Spread
-from easyeditor.methods.locate.updates import projected_update
 from easyeditor.stats.null_space import NullSpace, null_space
 
 LOG = logging.getLogger(__name__)
@@ -20,11 +21,17 @@ NEARLY_ALL = 0.99  # of the directions: a projection that keeps more protects no
 
 
 class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
-    """AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2024, arXiv 2410.02355)."""
+    """AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2024, arXiv 2410.02355).
+
+    dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1.
+    """
+
+    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: AlphaEditHyperParams) -> None:
+        super().__init__(model, tok, hparams)
+        self._spaces: dict[int, NullSpace] = {}
 
     def prepare(self) -> None:
         super().prepare()
-        self._spaces: dict[int, NullSpace] = getattr(self, "_spaces", {})
         for layer in self.layers:
             self.space(layer)
 
@@ -46,13 +53,16 @@ class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
                 )
             if share > NEARLY_ALL:
                 LOG.warning("layer %d: P keeps %.1f %% of all directions, so it protects nothing", layer, 100 * share)
-            self._spaces[layer] = made
+            device = self.model.get_parameter(self.parts.weight_name(layer)).device
+            self._spaces[layer] = replace(made, projection_KK=made.projection_KK.to(device))
         return self._spaces[layer]
 
-    def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
-        """dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T."""
-        projection_KK = self.space(layer).projection_KK.to(keys_KN.device)
-        return residual_DN, projected_update(keys_KN, projection_KK, self.earlier(layer), self.hparams.L2).T
+    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
+        """P K / L2."""
+        return self.space(layer).projection_KK @ keys_KN / self.hparams.L2
+
+    def unedited_inverse(self, layer: int) -> Tensor:
+        return self.space(layer).projection_KK / self.hparams.L2
 
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         return self.keys_after(spread)

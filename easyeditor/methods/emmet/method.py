@@ -6,7 +6,7 @@ from torch import Tensor
 
 from easyeditor.methods.emmet.hparams import EMMETHyperParams
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod
-from easyeditor.methods.locate.updates import joint_update, plus_identity
+from easyeditor.methods.locate.updates import answering
 
 
 class EMMET(AnchoredMethod[EMMETHyperParams]):
@@ -16,5 +16,9 @@ class EMMET(AnchoredMethod[EMMETHyperParams]):
         """dW = R (K^T C'^-1 K + mu I)^-1 K^T C'^-1, C' = lambda C + gamma I; mu only for more than one request."""
         h = self.hparams
         several = keys_KN.shape[1] > 1 or h.emmet_lambda_single
-        held_KK = plus_identity(self.held(layer), h.update_norm_lambda)
-        return residual_DN, joint_update(keys_KN, held_KK, ridge=h.emmet_lambda if several else 0.0).T
+        ridge = h.emmet_lambda if several else 0.0
+        return residual_DN, answering(keys_KN, self.unedited(layer, keys_KN), ridge).T
+
+    @property
+    def size_weight(self) -> float:
+        return self.hparams.update_norm_lambda

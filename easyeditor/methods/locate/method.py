@@ -29,6 +29,7 @@ from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.locate.value_search import Found, RowLabels, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
+from easyeditor.stats.factored import Factored
 
 LOG = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         """Contexts are generated and statistics read (or collected) now."""
         _ = self.context_groups
         for layer in self.layers:
-            self.preserved(layer)
+            self.held(layer)
 
     @property
     def uses_statistics(self) -> bool:
@@ -212,13 +213,13 @@ class LocateMethod(EditMethod[L], Generic[L]):
         where = [name, self.starts_from_mean, *how]
         return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
 
-    def preserved(self, layer: int) -> Tensor | None:
-        """What an update at `layer` holds in place, (K, K) float64; None is the identity (`Statistics.preserved`)."""
+    def held(self, layer: int) -> Factored | None:
+        """What an update at `layer` holds in place, (K, K), factored; None is the identity (`Statistics.preserved`)."""
         return self.statistics.preserved(layer, with_moment=self.uses_statistics)
 
     def moment(self, layer: int) -> Tensor:
         """The second moment C (K, K) of the keys at `layer`, float64 (`Statistics.moment`)."""
-        return self.statistics.moment(layer)
+        return self.statistics.moment(layer).matrix_KK
 
     def notes(self, layer: int, place: int) -> Mapping[str, float]:
         """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`: with

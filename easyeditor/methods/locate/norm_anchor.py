@@ -111,11 +111,19 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         own = {"norm_anchor": self._anchor, "value_norm": made.norm, "dropped": float(made.dropped)}
         return {**super().notes(layer, place), **own}
 
-    def held(self, layer: int) -> Tensor:
-        """lambda C, or lambda A where first tokens are protected, (K, K) float64."""
-        preserved_KK = self.preserved(layer)
-        assert preserved_KK is not None  # the hyper-parameters demand statistics
-        return self.hparams.mom2_update_weight * preserved_KK
+    @property
+    def size_weight(self) -> float:
+        """gamma: the weight of ||dW||^2 in what an edit minimises."""
+        return 0.0
+
+    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
+        """(lambda A + gamma I)^-1 K, A the second moment C, or what stands for it where first tokens are protected."""
+        weight = self.hparams.mom2_update_weight
+        return self.statistics.raised(layer, self.size_weight / weight).solve(keys_KN) / weight
+
+    def unedited_inverse(self, layer: int) -> Tensor:
+        weight = self.hparams.mom2_update_weight
+        return self.statistics.raised(layer, self.size_weight / weight).inverse() / weight
 
     def _initial(self, requests: Sequence[EditRequest]) -> Tensor:
         """v0 (N, D): the MLP's output at the lookup token of the bare prompts, at the last edited layer."""

@@ -6,7 +6,6 @@ Axes: N requests, K key width, D model width, r rank.
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -19,10 +18,12 @@ from easyeditor.errors import DataError
 from easyeditor.lm.tokens import SLOT, Row
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
+from easyeditor.methods.locate.held import Held
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
+from easyeditor.methods.locate.updates import answering
 from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.memory import Memory
 from easyeditor.progress import Progress
@@ -47,19 +48,36 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
     """Each request's target is searched at the last layer; then, layer by layer, what is missing is shared out and
     written.
 
-    A method gives `solve`. It may also change `divided_by`, `uses_statistics`, `adjusted`, `to_remember`, `notes`.
+    A method gives `unedited`, what it holds in place, or an equation of its own as `solve`. It may also change
+    `divided_by`, `uses_statistics`, `adjusted`, `to_remember`, `notes`.
     """
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
         super().__init__(model, tok, hparams)
-        self._earlier: Memory[Mapping[str, Tensor]] = Memory({}, self._with_keys)
+        self._earlier: Memory[Held] = Memory(Held(), self._with_keys)
 
-    @abstractmethod
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's update as factors left (D, r) and right (r, K): dW = left @ right answers keys with residuals.
 
-        `keys_KN` are the requests' mean keys, `residual_DN` what this layer has to add; all float64.
+        `keys_KN` are the requests' mean keys, `residual_DN` what this layer has to add; all float64. By default
+
+            dW = R K^T (H + K_p K_p^T + K K^T)^-1,    K_p the keys of committed edits (`to_remember`),
+
+        by a system of the smaller of N and K.
         """
+        inverse_KK = self.inverse(layer)
+        whitened_KN = self.unedited(layer, keys_KN) if inverse_KK is None else inverse_KK @ keys_KN
+        return residual_DN, answering(keys_KN, whitened_KN, 1.0).T
+
+    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
+        """H^-1 K (K, N), float64: H weighs what must not change before any edit."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither `unedited` nor `solve`")
+
+    def unedited_inverse(self, layer: int) -> Tensor:
+        """H^-1 (K, K), float64."""
+        weight = self.model.get_parameter(self.parts.weight_name(layer))
+        width = self.parts.key_width(layer)
+        return self.unedited(layer, torch.eye(width, dtype=torch.float64, device=weight.device))
 
     def divided_by(self, place: int) -> int:
         """By how many layers the missing difference is divided at the `place`-th layer (from 0): those still to
@@ -77,9 +95,9 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         """
         return {}
 
-    def earlier(self, layer: int) -> Tensor | None:
-        """Sum of k k^T (K, K) over the keys of committed edits, float64; None before the first."""
-        return self._earlier.state.get(f"keys.{layer}")
+    def inverse(self, layer: int) -> Tensor | None:
+        """(H + K_p K_p^T)^-1 (K, K), float64, K_p the keys of committed edits; None before the first."""
+        return self._earlier.state.inverse(layer, lambda: self.unedited_inverse(layer))
 
     def committed(self, result: EditResult) -> None:
         self._earlier.committed(result)
@@ -144,8 +162,8 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         with applied(self.model, spread.deltas):
             return {f"keys.{layer}": self._keys(layer, spread.rows)[0].T for layer in self.layers}
 
-    def _with_keys(self, sums: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        made = dict(sums)
+    def _with_keys(self, held: Held, memory: Mapping[str, Tensor]) -> Held:
+        keys: dict[int, Tensor] = {}
         for layer in self.layers:
             name, width = f"keys.{layer}", self.parts.key_width(layer)
             keys_KN = memory.get(name)
@@ -153,11 +171,8 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
                 continue
             if keys_KN.ndim != 2 or len(keys_KN) != width:
                 raise DataError(f"a saved edit's {name} is {tuple(keys_KN.shape)}, not ({width}, …): another model's")
-            device = self.model.get_parameter(self.parts.weight_name(layer)).device
-            keys_KN = keys_KN.to(device, torch.float64)
-            product_KK = keys_KN @ keys_KN.T
-            made[name] = made[name] + product_KK if name in made else product_KK
-        return made
+            keys[layer] = keys_KN
+        return Held(held, keys) if keys else held
 
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""

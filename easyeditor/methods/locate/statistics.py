@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
 from easyeditor.methods.locate.hparams import LocateHyperParams
+from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 from easyeditor.stats.gather import gather
-from easyeditor.stats.store import StatsKey, not_collected, read_moment
+from easyeditor.stats.store import StatsKey, not_collected, read_factored
 
 LOG = logging.getLogger(__name__)
 
@@ -22,12 +23,13 @@ RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean dia
 
 
 class Statistics:
-    """Second moments as the hyper-parameters choose them, read (or collected) once each."""
+    """Second moments as the hyper-parameters choose them, read (or collected) and factored once each."""
 
     def __init__(self, parts: Anatomy, tok: PreTrainedTokenizerBase, hparams: LocateHyperParams) -> None:
         self._parts, self._tok, self._hparams = parts, tok, hparams
-        self._moments: dict[int, Tensor] = {}
-        self._preserved: dict[int, Tensor | None] = {}
+        self._moments: dict[int, Factored] = {}
+        self._preserved: dict[int, Factored | None] = {}
+        self._raised: dict[tuple[int, float], Factored] = {}
         self.weights = sample(parts.model)  # before any edit: statistics are compared with these
 
     def sharing(self, other: Statistics) -> Statistics:
@@ -37,7 +39,7 @@ class Statistics:
             self._preserved = other._preserved
         return self
 
-    def preserved(self, layer: int, *, with_moment: bool) -> Tensor | None:
+    def preserved(self, layer: int, *, with_moment: bool) -> Factored | None:
         """What an update at `layer` holds in place, (K, K) float64: C, or with `protect_first_tokens`
 
             A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
@@ -49,12 +51,25 @@ class Statistics:
         if not h.protect_first_tokens:
             return self.moment(layer) if with_moment else None
         if layer not in self._preserved:
-            self._preserved[layer] = self._protected(layer, with_moment)
+            held_KK = self._protected(layer, with_moment)
+            self._preserved[layer] = None if held_KK is None else Factored(held_KK)
         return self._preserved[layer]
+
+    def raised(self, layer: int, ridge: float) -> Factored:
+        """What `preserved` gives where statistics are used, plus `ridge` times the identity."""
+        held = self.preserved(layer, with_moment=True)
+        assert held is not None
+        if not ridge:
+            return held
+        if (layer, ridge) not in self._raised:
+            raised_KK = held.matrix_KK
+            raised_KK.diagonal().add_(ridge)
+            self._raised[layer, ridge] = Factored(raised_KK)
+        return self._raised[layer, ridge]
 
     def _protected(self, layer: int, with_moment: bool) -> Tensor | None:
         h, parts = self._hparams, self._parts
-        held: Tensor | None = self.moment(layer) if with_moment else None
+        held: Tensor | None = self.moment(layer).matrix_KK if with_moment else None
         where = {"stats_dir": h.stats_dir, "model_name": str(self._parts.model.config.name_or_path)}
         device = self._parts.model.get_parameter(parts.weight_name(layer)).device
         if held is None and h.later_token_weight:
@@ -71,7 +86,7 @@ class Statistics:
             held = held + moment_KK
         return held
 
-    def moment(self, layer: int) -> Tensor:
+    def moment(self, layer: int) -> Factored:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`
         says so.
 
@@ -82,8 +97,8 @@ class Statistics:
             path = self.key(layer).find()
             if path is None:
                 path = self._collect(layer)
-            moment = read_moment(path, self._parts.key_width(layer), self.weights)
-            self._moments[layer] = moment.to(self._parts.model.get_parameter(self._parts.weight_name(layer)).device)
+            device = self._parts.model.get_parameter(self._parts.weight_name(layer)).device
+            self._moments[layer] = read_factored(path, self._parts.key_width(layer), self.weights, device)
         return self._moments[layer]
 
     def key(self, layer: int) -> StatsKey:

@@ -1,5 +1,4 @@
-"""MEMIT, MEMIT-Seq, ENCORE: many facts at once, spread over several layers. Axes: N requests, K key width, D model
-width."""
+"""MEMIT, MEMIT-Seq, ENCORE: many facts at once, spread over several layers."""
 
 from __future__ import annotations
 
@@ -9,24 +8,20 @@ from torch import Tensor
 
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod
 from easyeditor.methods.locate.spread import Spread
-from easyeditor.methods.locate.updates import plus_identity, spread_update
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 
 
 class MEMIT(AnchoredMethod[MEMITHyperParams]):
-    """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1).
+    """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1):
+    dW = R K^T (lambda C + gamma I + K_p K_p^T + K K^T)^-1, gamma and K_p zero in MEMIT itself.
 
     MEMIT-Seq (arXiv 2605.26670) also holds the keys K_p of earlier edits in place; ENCORE (Gupta et al. 2025, arXiv
     2502.01636) the size of the update as well, and stops the value search once the target is the first choice.
     """
 
-    def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
-        """dW = R K^T (lambda C + gamma I + K_p K_p^T + K K^T)^-1."""
-        held_KK = plus_identity(self.held(layer), self.hparams.update_norm_lambda)
-        earlier_KK = self.earlier(layer)
-        if earlier_KK is not None:
-            held_KK = held_KK + earlier_KK
-        return residual_DN, spread_update(keys_KN, held_KK).T
+    @property
+    def size_weight(self) -> float:
+        return self.hparams.update_norm_lambda
 
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         kept = self.hparams.earlier_keys

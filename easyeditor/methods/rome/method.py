@@ -16,12 +16,13 @@ from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.keys import Lookup, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
-from easyeditor.methods.locate.updates import joint_update, key_direction, rank_one, whitened
+from easyeditor.methods.locate.updates import joint_update, rank_one, unit, whitened
 from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.stats.factored import Factored
 
 
 class ROME(LocateMethod[ROMEHyperParams]):
@@ -113,10 +114,10 @@ class ROME(LocateMethod[ROMEHyperParams]):
         """k.u of every request at every layer, on the model as it is: keys only, batched."""
         found: list[list[float]] = [[] for _ in requests]
         for layer in self.layers:
-            for own, lookup in zip(found, self.look_up(requests, layer), strict=True):
+            lookups = self.look_up(requests, layer)
+            for own, lookup, whitened_K in zip(found, lookups, self._whitened(layer, lookups), strict=True):
                 key_K = lookup.mean_K if self.hparams.if_c_rome else lookup.plain_K
-                u_K = key_direction(lookup.mean_K, self.preserved(layer))
-                own.append(float(torch.dot(key_K.double(), u_K)))
+                own.append(float(torch.dot(key_K.double(), unit(whitened_K))))
         return [min(own, key=abs) for own in found]
 
     def search(self, request: EditRequest, layer: int, progress: Progress | None = None) -> Found:
@@ -166,21 +167,23 @@ class ROME(LocateMethod[ROMEHyperParams]):
         hparams: ROMEHyperParams | None = None,
         *,
         bare: Found | None = None,
+        whitened_K: Tensor | None = None,
     ) -> tuple[WeightDelta, LayerTrace]:
         """The rank-one update that writes `found` (ROME eq. 2) and its trace; of rank two with `bare`, the value of the
         bare prompt.
 
         `hparams` may differ from the method's own in `if_c_rome` and `mom2_adjustment`, which the first two steps do
-        not ask for.
+        not ask for. `whitened_K` is A^-1 kbar where it is known; else it is solved for.
         """
         h = self.hparams if hparams is None else hparams
         plain_K, mean_K = lookup.plain_K, lookup.mean_K
         key_K, output_D = (mean_K, lookup.mean_D) if h.if_c_rome else (plain_K, lookup.plain_D)
-        held_KK = self._held(layer, h)
-        made = rank_one(key_K, mean_K, found.target_D, output_D, held_KK)
+        held = self._held(layer, h)
+        whitened_K = whitened(mean_K, held) if whitened_K is None else whitened_K
+        made = rank_one(key_K, whitened_K, found.target_D, output_D)
         keys_Kr, values_Dr, numerator = made.u_K[:, None], made.v_D[:, None], made.numerator
         if bare is not None:
-            keys_Kr = joint_update(torch.stack([mean_K.double(), plain_K.double()], 1), held_KK)
+            keys_Kr = joint_update(torch.stack([mean_K.double(), plain_K.double()], 1), held)
             own_D = bare.target_D.double() - lookup.plain_D.double()
             values_Dr = torch.stack([found.target_D.double() - output_D.double(), own_D], 1)
             numerator = float(values_Dr.norm())
@@ -221,19 +224,19 @@ class ROME(LocateMethod[ROMEHyperParams]):
         found = self.values(requests, self.parts.mlp(layer), layer, progress)
         bare = self.search_bare(requests, found, layer, progress)
         lookups = self.look_up(requests, layer)
-        for lookup in lookups:
-            self._dump(layer, lookup)
-        each = zip(found, lookups, bare, strict=True)
-        return [self.update(layer, value, lookup, bare=own) for value, lookup, own in each]
+        directions_NK = self._whitened(layer, lookups)
+        for lookup, direction_K in zip(lookups, directions_NK, strict=True):
+            if self.hparams.save_keys:  # upstream's key dumps
+                dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
+        each = zip(found, lookups, bare, directions_NK, strict=True)
+        return [self.update(layer, value, lookup, bare=own, whitened_K=k) for value, lookup, own, k in each]
 
-    def _held(self, layer: int, hparams: ROMEHyperParams) -> Tensor | None:
+    def _whitened(self, layer: int, lookups: Sequence[Lookup]) -> Tensor:
+        """A^-1 kbar of requests (N, K): one solve with all of them as right-hand sides."""
+        return whitened(torch.stack([lookup.mean_K for lookup in lookups], 1), self.held(layer)).T
+
+    def _held(self, layer: int, hparams: ROMEHyperParams) -> Factored | None:
         """What an update holds in place; `hparams` may ask for C or the identity where the method has the other."""
         if hparams.protect_first_tokens:
-            return self.preserved(layer)
-        return self.moment(layer) if hparams.mom2_adjustment else None
-
-    def _dump(self, layer: int, lookup: Lookup) -> None:
-        """Upstream's key dumps, when `save_keys` asks for them."""
-        if self.hparams.save_keys:
-            direction_K = whitened(lookup.mean_K, self.preserved(layer))
-            dump_keys(Path(self.hparams.save_keys_path), direction_K, lookup.plain_K, lookup.mean_K)
+            return self.held(layer)
+        return self.statistics.moment(layer) if hparams.mom2_adjustment else None

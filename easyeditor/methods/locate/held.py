@@ -1,0 +1,42 @@
+"""The inverse of what is held in place along a sequence of edits, H + K_p K_p^T, K_p the keys of committed edits.
+
+Each edit's keys change it by a term of rank N, so an edit's time does not depend on how many came before.
+
+Axes: N requests of one edit, K key width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from easyeditor.methods.locate.updates import inverse_with
+
+
+class Held:
+    """What is held in place after the edits committed so far: one edit's keys (`layer` -> (K, N)) after the others'.
+
+    Nothing is computed before `inverse` asks. Edits enter one by one in the order of their commits, so a run that goes
+    on, or one whose edits were taken back, comes to the same bits.
+    """
+
+    def __init__(self, before: Held | None = None, keys: Mapping[int, Tensor] | None = None) -> None:
+        self._before, self._keys = before, dict(keys or {})
+        self._inverses: dict[int, Tensor] = {}
+
+    def inverse(self, layer: int, unedited: Callable[[], Tensor]) -> Tensor | None:
+        """(H + K_p K_p^T)^-1 (K, K) of a layer, float64; None where no keys are held. `unedited` gives H^-1."""
+        node: Held | None = self
+        later: list[Tensor] = []
+        while node is not None and layer not in node._inverses:
+            if layer in node._keys:
+                later.append(node._keys[layer])
+            node = node._before
+        if node is None and not later:
+            return None
+        made_KK = unedited() if node is None else node._inverses.pop(layer)
+        for keys_KN in reversed(later):
+            made_KK = inverse_with(made_KK, keys_KN.to(made_KK))
+        self._inverses[layer] = made_KK
+        return made_KK
