@@ -69,6 +69,29 @@ def test_a_batch_gives_what_one_at_a_time_gives_also_when_rows_leave(
         assert relative(trace[4].vectors["target"], alone.vectors["target"]) < 1e-4
 
 
+@pytest.mark.parametrize("anchor", [False, True])
+def test_edits_of_their_own_share_their_searches(anchor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several requests of mode single: one batch of searches, and what each alone gives."""
+    changes = {"v_num_grad_steps": 6, "norm_anchor": anchor, "norm_anchor_value": 9.0}
+    requests = [request(n) for n in (1, 2, 4)]
+    alone = [golden_method("tiny-llama", **changes).edit([one]) for one in requests]
+    together = golden_method("tiny-llama", **changes)
+    searched: list[int] = []
+    values = together.values
+    monkeypatch.setattr(together, "values", lambda some, *rest: searched.append(len(some)) or values(some, *rest))
+    made = together.edit_each(requests)
+    assert searched == [3]
+    for one, result, wanted in zip(requests, made, alone, strict=True):
+        assert result.requests == (one,)
+        for layer in LAYERS:
+            ours, theirs = result.trace[layer], wanted.trace[layer]
+            assert torch.tensor(ours.losses) == pytest.approx(torch.tensor(theirs.losses), rel=1e-4, abs=2e-5)
+            assert (len(ours.notes) > 0) == anchor
+            assert ours.notes == pytest.approx(theirs.notes, rel=1e-4)
+        for delta, other in zip(result.deltas, wanted.deltas, strict=True):
+            assert relative(delta.dense(), other.dense()) < 1e-4
+
+
 def test_saved_targets_are_read_and_belong_to_their_request(tmp_path: Any) -> None:
     settings = {"targets_dir": str(tmp_path / "z"), "v_num_grad_steps": 4}
     first = golden_method("tiny-gpt2", **settings).edit([request(1), request(2)])

@@ -124,10 +124,27 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
     def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:
         """One delta per layer that writes all `requests` at once."""
         started = time.perf_counter()
-        layers = self.layers
+        return self._written(requests, self._searched(requests, progress), started)
+
+    def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
+        """Edits of their own, their value searches batched: a search is on the unedited model, whatever is written."""
+        started = time.perf_counter()
+        found = self._searched(requests, progress)
+        share = (time.perf_counter() - started) / max(1, len(requests))
+        return [
+            self._written([request], [own], time.perf_counter() - share)
+            for request, own in zip(requests, found, strict=True)
+        ]
+
+    def _searched(self, requests: Sequence[EditRequest], progress: Progress | None) -> list[Found]:
         self.prepare()  # missing statistics are found before hours of search
+        layer = self.layers[-1]
         with frozen(self.model):
-            found = self.values(requests, self.parts.block(layers[-1]), layers[-1], progress)
+            return self.values(requests, self.parts.block(layer), layer, progress)
+
+    def _written(self, requests: Sequence[EditRequest], found: list[Found], started: float) -> EditResult:
+        layers = self.layers
+        with frozen(self.model):
             found = self.adjusted(requests, found)
             target_ND = torch.stack([f.target_D for f in found]).double()
             rows = [self._key_rows(request) for request in requests]
