@@ -21,7 +21,7 @@ class Factored:
         self.positive = int(info) == 0
         """Is there a factor?"""
         self._diagonal_K = matrix_KK.diagonal().clone()
-        self._packed_KK = lower_KK.add_(matrix_KK.triu(1)) if self.positive else matrix_KK
+        self._packed_KK = lower_KK + matrix_KK.triu(1) if self.positive else matrix_KK
 
     def __len__(self) -> int:
         return len(self._diagonal_K)
@@ -49,6 +49,11 @@ class Factored:
         if self.positive:
             return torch.cholesky_inverse(self._packed_KK)
         return solved(self.matrix_KK, torch.eye(len(self), dtype=torch.float64, device=self._packed_KK.device))
+
+
+def plus_identity(matrix_KK: Tensor, weight: float) -> Tensor:
+    """A matrix plus a multiple of the identity."""
+    return torch.diagonal_scatter(matrix_KK, matrix_KK.diagonal() + weight) if weight else matrix_KK
 
 
 def solved(matrix_KK: Tensor, right_KN: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.files import read_json, whole_file, write_json
 from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.weights import alike
-from easyeditor.stats.factored import Factored
+from easyeditor.stats.factored import Factored, plus_identity
 
 FORMAT = 1
 CONSTRUCTOR = "util.runningstats.SecondMoment()"  # what upstream's reader expects to find
@@ -138,8 +138,7 @@ def _checked(path: Path, total: NDArray[np.float64], count: float, device: torch
         raise StatsError(f"{path}: the moment is not symmetric; the file is damaged, delete it")
     moment = Factored(torch.from_numpy(total / count).to(device))
     if not moment.positive:  # fewer tokens than dimensions: still a sum of k k^T if only rounding makes it negative
-        raised_KK = moment.matrix_KK
-        raised_KK.diagonal().add_(1e-6 * scale / count)
+        raised_KK = plus_identity(moment.matrix_KK, 1e-6 * scale / count)
         if int(torch.linalg.cholesky_ex(raised_KK).info) != 0:
             raise StatsError(f"{path}: the moment is not positive definite, so it is no sum of k k^T; collect again")
     return moment

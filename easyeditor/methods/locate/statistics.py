@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
 from easyeditor.methods.locate.hparams import LocateHyperParams
-from easyeditor.stats.factored import Factored
+from easyeditor.stats.factored import Factored, plus_identity
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, not_collected, read_factored
@@ -62,9 +62,7 @@ class Statistics:
         if not ridge:
             return held
         if (layer, ridge) not in self._raised:
-            raised_KK = held.matrix_KK
-            raised_KK.diagonal().add_(ridge)
-            self._raised[layer, ridge] = Factored(raised_KK)
+            self._raised[layer, ridge] = Factored(plus_identity(held.matrix_KK, ridge))
         return self._raised[layer, ridge]
 
     def _protected(self, layer: int, with_moment: bool) -> Tensor | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easyeditor.stats.factored import Factored, solved
+from easyeditor.stats.factored import Factored, plus_identity, solved
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,3 @@ def inverse_with(inverse_KK: Tensor, keys_KN: Tensor) -> Tensor:
     RLSEdit, arXiv 2601.15686). For AlphaEdit (P K K^T + L2 I)^-1 P from P / L2."""
     whitened_KN = inverse_KK @ keys_KN
     return torch.addmm(inverse_KK, answering(keys_KN, whitened_KN, 1.0), whitened_KN.T, alpha=-1)
-
-
-def plus_identity(matrix_KK: Tensor, weight: float) -> Tensor:
-    """A matrix plus a multiple of the identity."""
-    if not weight:
-        return matrix_KK
-    made_KK = matrix_KK.clone()
-    made_KK.diagonal().add_(weight)
-    return made_KK
