@@ -99,7 +99,7 @@ MUTANTS = [
         "keys_BK[place - sum(map(len, groups)) : place].double().mean(0)",
         MEMIT,
     ),
-    Mutant("MEMIT: C not weighted", "self.hparams.mom2_update_weight * preserved_KK", "preserved_KK", MEMIT),
+    Mutant("MEMIT: C not weighted", ".solve(keys_KN) / weight", ".solve(keys_KN)", MEMIT),
     Mutant(
         "MEMIT: later layers do not see earlier ones",
         "with applied(self.model, deltas):\n                    keys_NK",
