@@ -9,31 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shapes import INNER, config_of  # noqa: E402
 
-LLAMA = {"num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 8192}
-MODELS: dict[str, Any] = {
-    "GPT-2-XL": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257}),
-    "GPT-J-6B": ("gptj", {"n_embd": 4096, "n_layer": 28, "n_head": 16, "vocab_size": 50400}),
-    "Llama-3-8B": (
-        "llama",
-        {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 128256, **LLAMA},
-    ),
-}
-INNER = {
-    "gpt2": ("transformer.h.{}.mlp.c_fc", "transformer.h.{}.mlp.c_proj"),
-    "gptj": ("transformer.h.{}.mlp.fc_in", "transformer.h.{}.mlp.fc_out"),
-    "llama": ("model.layers.{}.mlp.up_proj", "model.layers.{}.mlp.down_proj"),
-}
+MODELS = {"GPT-2-XL": "gpt2-xl", "GPT-J-6B": "gptj-6b", "Llama-3-8B": "llama3-8b"}
 SEARCH = {"v_num_grad_steps": 20, "v_lr": 0.5, "v_weight_decay": 0.5, "clamp_norm_factor": 4, "kl_factor": 0.0625}
 
 
 def methods(kind: str, layers: int) -> dict[str, tuple[dict[str, Any], bool]]:
     """(hyper-parameters, training?) by the name of a row."""
     search = {**SEARCH, "v_loss_layer": layers - 1}
-    inner = [f"{name.format(n)}.weight" for n in range(layers - 3, layers) for name in INNER[kind]]
+    inner = [name.format(n) for n in range(layers - 3, layers) for name in INNER[kind]]
     return {
         "ROME, without C": ({"alg_name": "ROME", "layers": [5], "mom2_adjustment": False, **search}, False),
         "ROME, with C": ({"alg_name": "ROME", "layers": [5], "mom2_adjustment": True, **search}, False),
@@ -59,9 +46,9 @@ def main() -> None:
 
     print("| model | method | float32 | bfloat16 | of it weights (float32) | statistics | hypernetwork |")
     print("|---|---|---|---|---|---|---|")
-    for title, (kind, shape) in MODELS.items():
-        config = AutoConfig.for_model(kind, **shape)
-        for method, (values, training) in methods(kind, config.num_hidden_layers).items():
+    for title, shape in MODELS.items():
+        config = config_of(shape)
+        for method, (values, training) in methods(config.model_type, config.num_hidden_layers).items():
             made = {
                 dtype: estimate(
                     config, load_hparams({**values, "model_name": title, "dtype": dtype}), training=training
