@@ -5,9 +5,12 @@
   python single_case_edit.py --prompt "The capital of France is" --subject France --target-new Rome
   python single_case_edit.py --request FILE.json                 one record: CounterFact, EasyEdit, ZsRE, HardCF …
   python single_case_edit.py --hparams hparams/ROME/gpt2-xl.yaml --device cuda:0
+  python single_case_edit.py --interactive                       type requests; keep or take back each; ask the model
+  python single_case_edit.py --interactive --resume RUN          go on with such a session
 
 Needs no GPU with the embedded model (about half a minute on two CPU cores). Writes a run folder under results/:
-config.json, manifest.json, result.json. Exit code: 0, 2 for bad input, 3 for a collapse with --fail-on-collapse.
+config.json, manifest.json, result.json; with --interactive the folder of a sequential run (docs/runs.md). Exit code: 0,
+2 for bad input, 3 for a collapse with --fail-on-collapse.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ DEFAULT_REQUEST = ROOT / "data" / "requests" / "bay.json"
 def arguments() -> argparse.Namespace:
     p = parser(__doc__ or "")
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    p.add_argument("--hparams", default=str(DEFAULT_HPARAMS), help="YAML of a method and model (default: %(default)s)")
+    p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS.relative_to(ROOT)})")
     p.add_argument("--set", **many, metavar="KEY=VALUE", help="override hyper-parameters, typed like the YAML")
     p.add_argument(
         "--request", metavar="FILE.json", help="file with one dataset record (default: data/requests/bay.json)"
@@ -54,6 +57,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--save-adapter", metavar="DIR", help="save the edit as a LoRA adapter that `peft` loads")
     p.add_argument("--adapter-rank", type=int, metavar="N", help="cut a dense change to rank N for --save-adapter")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
+    p.add_argument("--interactive", action="store_true", help="type requests one after another, see and judge each")
+    p.add_argument("--resume", metavar="RUN", help="with --interactive: go on with an earlier session's run folder")
     p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when the edit collapsed the model")
     p.add_argument("--json", action="store_true", help="print the record as JSON on stdout and nothing else there")
     p.add_argument("--dry-run", action="store_true", help="check flags, YAML and request, print them, load no model")
@@ -97,7 +102,9 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     """The YAML with --set, --device and --dtype applied."""
     from easyeditor.methods.registry import load_hparams
 
-    return load_hparams(args.hparams).override(overrides(args.set, device=args.device, dtype=args.dtype))
+    return load_hparams(args.hparams or str(DEFAULT_HPARAMS)).override(
+        overrides(args.set, device=args.device, dtype=args.dtype)
+    )
 
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
@@ -111,7 +118,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
             "--save-adapter": args.save_adapter,
         },
         shared={"--output": args.output},
-        reads={"--hparams": yaml_path(args.hparams), "--request": args.request, **hparams.reads()},
+        reads={"--hparams": yaml_path(args.hparams or DEFAULT_HPARAMS), "--request": args.request, **hparams.reads()},
     )
 
 
@@ -142,8 +149,44 @@ def about(editor: Editor, examined: Examined) -> dict[str, Any]:
     return {"base": editor.hparams.model_name, "measured": [of_record(examined.record)]}
 
 
+def interactive(args: argparse.Namespace) -> int:
+    """A session of typed requests. Raises ConfigError: flags that belong to one request, or to a new session."""
+    one = ["request", "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt"]
+    one += ["locality_ground_truth", "save_edit", "save_model", "save_adapter", "adapter_rank"]
+    one += ["fail_on_collapse", "json"]
+    new = ["hparams", "set", "metrics", "dtype", "output"] if args.resume is not None else []
+    for name in (*one, *new):
+        if getattr(args, name) not in (None, [], False):
+            what = "--resume, whose run has its own" if name in new else "--interactive; type :help there"
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with {what}")
+    resume = None
+    if args.resume is None:
+        hparams = hparams_of(args)
+    else:
+        from easyeditor.runs.mass import stored
+        from easyeditor.runs.settings import TYPED
+
+        hparams, settings = stored(Path(args.resume))
+        if settings.data != TYPED:
+            raise ConfigError(f"{args.resume}: not a session of --interactive; go on with mass_edit.py --resume")
+        hparams, resume = hparams.override(overrides([], device=args.device)), (Path(args.resume), settings)
+    if args.dry_run:
+        print(to_json({"hparams": hparams.to_dict(), "memory": memory(hparams)}, indent=1))
+        return 0
+
+    from easyeditor.interactive import talk
+
+    quiet_transformers()
+    check_targets(args, hparams)
+    return talk(hparams, args.metrics, output=args.output, resume=resume)
+
+
 def main() -> int:
     args = arguments()
+    if args.interactive:
+        return interactive(args)
+    if args.resume is not None:
+        raise ConfigError("--resume goes with --interactive; a run of many edits goes on with mass_edit.py --resume")
     hparams, request = hparams_of(args), request_of(args)
     if args.dry_run:
         print(

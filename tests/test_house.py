@@ -39,7 +39,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("easyedit", "trainer", "runs"),
     ("report", "analysis", "export"),
     ("survey",),
-    ("cli", "outputs", "scripts"),
+    ("cli", "interactive", "outputs", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SHARED_BY_METHODS = ("base", "fine_tuning", "hparams", "memory", "registry", "table", "locate")

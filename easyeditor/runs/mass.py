@@ -26,7 +26,7 @@ from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.manifest import read_manifest
 from easyeditor.runs.ranks import Rank, wait_for, wait_for_all
 from easyeditor.runs.sequence import run_sequence
-from easyeditor.runs.settings import RunSettings
+from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
 from easyeditor.runs.work import Watch, Work
@@ -55,6 +55,10 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
     Raises:
         ConfigError: a pair of method and mode that makes no sense, an unknown metric. DataError: no usable dataset.
     """
+    if settings.data == TYPED:
+        raise ConfigError(
+            "the requests of this run were typed; go on with single_case_edit.py --interactive --resume RUN"
+        )
     _check_pair(hparams, settings)
     if settings.metrics:
         chosen(settings.metrics)
@@ -135,7 +139,7 @@ def begin(folder: Path, what: Plan) -> None:
 def begun(output: str | None, what: Plan) -> Iterator[Path]:
     """A new run folder that is begun; if the block fails before the manifest is written (no such model), it goes;
     one that was interrupted stays."""
-    name = f"mass-{what.hparams.alg_name.lower()}-{what.settings.mode}"
+    name = f"{'typed' if what.settings.data == TYPED else 'mass'}-{what.hparams.alg_name.lower()}-{what.settings.mode}"
     with run_folder(output, name, holds=CONFIG) as folder, locked(folder / LOCK, str(folder)):
         if (folder / CONFIG).exists():  # another process was quicker
             raise OutputError(f"{folder}: already holds a run; choose another --output")
@@ -173,7 +177,7 @@ def execute(
         raise ConfigError(f"on_collapse remedy: {editor.method.title} has no remedy that is not on already")
     if not rank.first:  # the first rank makes contexts, statistics and the manifest; the others take them
         wait_for(folder / MANIFEST)
-    _settle(folder, what, editor, rank)
+    settle_model(folder, what, editor, rank)
     sequence = settings.mode != "single"
     done: dict[int, RunLine] = {}
     evaluated: set[int] = set()
@@ -223,7 +227,7 @@ def finish(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _settle(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
+def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
     """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new."""
     path = folder / MANIFEST
     if path.exists():

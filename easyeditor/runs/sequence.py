@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from easyeditor.errors import DataError
+from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
@@ -13,7 +14,7 @@ from easyeditor.records import EditResult
 from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
 from easyeditor.results.record import Row, Side
 from easyeditor.results.values import mean
-from easyeditor.runs.guard import guarded
+from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.watching import Watcher, keys_of
 from easyeditor.runs.work import Work, edit_line, tried
 
@@ -51,10 +52,10 @@ def run_sequence(work: Work) -> None:
         done = first + len(chunk)
         every = work.settings.eval_every
         if every and done // every > first // every:
-            _evaluate(work, done, lines, ppl, base)
+            evaluate(work, done, lines, ppl, base)
         if work.settings.stop_on_collapse and any(_collapsed(line) for line in made.values()):
             break
-    _evaluate(work, done, lines, ppl, base)
+    evaluate(work, done, lines, ppl, base)
 
 
 class Originals:
@@ -118,7 +119,7 @@ def _step(
 
     `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit stands.
     """
-    requests, place = [work.requests[n] for n in chunk], delta_folder(work.folder, chunk[0])
+    requests = [work.requests[n] for n in chunk]
     work.watch.note(f"edit {chunk[0] + 1}")
     examined = tried(
         work,
@@ -130,6 +131,19 @@ def _step(
     if examined is None:
         return {}, ppl[0]
     outcome = guarded(work, requests, examined, chunk[0], ppl[1], last)
+    return settle(work, watcher, chunk, examined, outcome, known), outcome.ppl
+
+
+def settle(
+    work: Work,
+    watcher: Watcher,
+    chunk: list[int],
+    examined: Examined,
+    outcome: Guarded,
+    known: Mapping[int, RunLine] | None = None,
+) -> dict[int, RunLine]:
+    """Save and commit what stands of an edit, then record its lines, but for those `known`."""
+    place = delta_folder(work.folder, chunk[0])
     edit = outcome.kept or examined.result
     keys_NK, saved = keys_of(edit), None
     nearest = watcher.nearest(keys_NK)
@@ -147,12 +161,12 @@ def _step(
             record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved, watched=seen
         )
         made[n] = line
-        if n not in known:
+        if n not in (known or {}):
             work.record(line)
-    return made, outcome.ppl
+    return made
 
 
-def _evaluate(
+def evaluate(
     work: Work,
     after: int,
     lines: Mapping[int, EditLine],

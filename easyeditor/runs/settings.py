@@ -15,6 +15,9 @@ from easyeditor.results.collapse import SMALL_DENOMINATOR
 
 T = TypeVar("T")
 
+TYPED = "(typed)"
+"""What stands for the dataset of a run whose requests were typed (`single_case_edit.py --interactive`)."""
+
 Mode = Literal["single", "sequential", "batch"]
 Guard = Literal["keep", "revert", "remedy", "rollback"]
 
