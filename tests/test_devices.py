@@ -293,6 +293,31 @@ def tuning(pair: Any, folder: Path, passes: int) -> None:
     BaseEditor(load_hparams({**values, "num_steps": passes, "batch_size": 2})).compute(REQUESTS)
 
 
+def test_a_card_computes_losses_in_large_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cross entropy for all positions of a forward, none where it waits but to hand over the losses."""
+    calls: list[str] = []
+    plain = torch.nn.functional.cross_entropy
+
+    def counted(logits: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(logits.device.type)
+        return plain(logits, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", counted)
+    wanted = PerplexityProbe(build("llama"), tokenizer(), SENTENCES).measure()
+    assert len(calls) > 50
+    calls.clear()
+    with pretended() as seen:
+        probe = PerplexityProbe(moved(build("llama"), ["gpu:0"]), tokenizer(), SENTENCES)
+        found = probe.measure()
+        assert calls == ["gpu"]
+        assert found.nlls == pytest.approx(wanted.nlls, rel=1e-6)
+        assert seen.syncs.total() <= 2, seen.syncs  # the losses' way back, and transformers' look at the mask
+        monkeypatch.setattr("easyeditor.evaluate.perplexity.LOGITS_TOGETHER", 1000 * 400)  # 400: the vocabulary
+        assert probe.measure().nlls == pytest.approx(wanted.nlls, rel=1e-6)
+        scored = sum(wanted.tokens)
+        assert len(calls) == 1 + -(-scored // 1000)
+
+
 @pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 3)])
 def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
     """Waits in eight passes less those in four. Two of fine-tuning's are transformers', which looks at the mask."""
