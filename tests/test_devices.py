@@ -23,7 +23,7 @@ from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, 
 from easyeditor.cli import memory
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.estimate import advice, estimate
-from easyeditor.evaluate.perplexity import PerplexityProbe
+from easyeditor.evaluate.perplexity import NLL_SLICE, PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.generate import Decoding, generate
@@ -294,28 +294,34 @@ def tuning(pair: Any, folder: Path, passes: int) -> None:
 
 
 def test_a_card_computes_losses_in_large_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cross entropy for all positions of a forward, none where it waits but to hand over the losses."""
-    calls: list[str] = []
+    """One cross entropy a forward, and one wait: for the losses."""
+    calls: list[tuple[str, int]] = []
     plain = torch.nn.functional.cross_entropy
 
     def counted(logits: Any, *rest: Any, **named: Any) -> Any:
-        calls.append(logits.device.type)
-        return plain(logits, *rest, **named)
+        calls.append((logits.device.type, logits.numel()))
+        with monkeypatch.context() as inside:  # the pretended device calls it again
+            inside.setattr(torch.nn.functional, "cross_entropy", plain)
+            return plain(logits, *rest, **named)
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", counted)
-    wanted = PerplexityProbe(build("llama"), tokenizer(), SENTENCES).measure()
-    assert len(calls) > 50
+    wanted = PerplexityProbe(build("llama"), tokenizer(), SENTENCES[:20]).measure()
+    assert max(calls) == ("cpu", NLL_SLICE * 400)  # 400: the vocabulary
     calls.clear()
+    forwards: list[int] = []
     with pretended() as seen:
-        probe = PerplexityProbe(moved(build("llama"), ["gpu:0"]), tokenizer(), SENTENCES)
-        found = probe.measure()
-        assert calls == ["gpu"]
+        probe = PerplexityProbe(moved(build("llama"), ["gpu:0"]), tokenizer(), SENTENCES[:20])
+        found = probe.measure(lambda done, of: forwards.append(of))
         assert found.nlls == pytest.approx(wanted.nlls, rel=1e-6)
-        assert seen.syncs.total() <= 2, seen.syncs  # the losses' way back, and transformers' look at the mask
-        monkeypatch.setattr("easyeditor.evaluate.perplexity.LOGITS_TOGETHER", 1000 * 400)  # 400: the vocabulary
+        assert len(calls) == len(forwards) == forwards[-1]
+        assert {kind for kind, _ in calls} == {"gpu"}
+        waits = sum(count for (_, where), count in seen.syncs.items() if "_forward" not in where)
+        assert waits == len(forwards), seen.syncs  # beside transformers', which looks whether a mask has pads
+        calls.clear()
+        monkeypatch.setattr("easyeditor.evaluate.perplexity.LOGITS_TOGETHER", 100 * 400)
         assert probe.measure().nlls == pytest.approx(wanted.nlls, rel=1e-6)
-        scored = sum(wanted.tokens)
-        assert len(calls) == 1 + -(-scored // 1000)
+        assert max(calls) == ("gpu", 100 * 400)
+        assert len(calls) > len(forwards)
 
 
 @pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 3)])

@@ -33,7 +33,8 @@ LOG = logging.getLogger(__name__)
 
 # Tokens per forward of the fast path: large enough for full matmul speed, small enough that the logits stay ~100 MB.
 TOKENS_PER_FORWARD = {"cpu": 512, "cuda": 8192}
-NLL_SLICE = 16  # positions whose log-probabilities are computed at once: stays in cache
+NLL_SLICE = 16  # positions whose log-probabilities a CPU computes at once: they stay in its cache
+LOGITS_TOGETHER = 2**28  # logits whose log-probabilities a GPU computes at once: 1 GiB in float32
 
 Step = Callable[[int, int], None]
 
@@ -219,7 +220,7 @@ class PerplexityProbe:
         labels_N = torch.tensor([token for row in rows for token in row[1:]])
         with selected_head(self._model, at_N2[:, 0], at_N2[:, 1]):
             logits_NV = self._forward(inputs, start, keep).logits[0]
-        nll_N = _nll(logits_NV, labels_N.to(logits_NV.device)).double().cpu()
+        nll_N = _nll(logits_NV, labels_N.to(logits_NV.device, non_blocking=True)).double().cpu()
         sums_B = torch.zeros(len(rows), dtype=torch.float64).index_add(0, at_N2[:, 0], nll_N)
         return (sums_B / torch.tensor([len(row) - 1.0 for row in rows])).tolist()
 
@@ -280,14 +281,18 @@ def _tokenised(
 def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log p(label), in slices so that the float32 temporaries stay small.
 
-    Laid out as (1, V, N), like the reference: torch's CPU kernel for that layout sums the softmax in a plain float32
-    loop and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable with
-    published ones.
+    On a CPU laid out as (1, V, N), like the reference: torch's CPU kernel for that layout sums the softmax in a plain
+    float32 loop and comes out 1.4e-4 low at 49,152 words (docs/compat.md). The same operation keeps numbers comparable
+    with published ones. Other devices have no such kernel, and take their logits as they lie.
     """
+    on_cpu = logits_NV.device.type == "cpu"
+    together = NLL_SLICE if on_cpu else max(1, LOGITS_TOGETHER // logits_NV.shape[1])
     parts = []
-    for logits, labels in zip(torch.split(logits_NV, NLL_SLICE), torch.split(labels_N, NLL_SLICE), strict=True):
-        strided = logits.float().t().unsqueeze(0)
-        parts.append(torch.nn.functional.cross_entropy(strided, labels.unsqueeze(0), reduction="none")[0])
+    for logits, labels in zip(torch.split(logits_NV, together), torch.split(labels_N, together), strict=True):
+        logits = logits.float()
+        if on_cpu:
+            logits, labels = logits.t().unsqueeze(0), labels.unsqueeze(0)
+        parts.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").flatten())
     return torch.cat(parts)
 
 

@@ -139,8 +139,8 @@ def selected_head(model: PreTrainedModel, rows_S: Tensor, positions_S: Tensor) -
     head = model.get_output_embeddings()
 
     def gather(hidden_BTD: Tensor) -> Tensor:
-        device = hidden_BTD.device
-        return hidden_BTD[rows_S.to(device), positions_S.to(device)].unsqueeze(0)
+        rows, positions = (x.to(hidden_BTD.device, non_blocking=True) for x in (rows_S, positions_S))
+        return hidden_BTD[rows, positions].unsqueeze(0)
 
     with tapped(head, on_input=gather):
         yield
