@@ -116,6 +116,7 @@ MODES: dict[str, list[Any]] = {
     "single": ["--mode", "single"],
     "sequential": ["--mode", "sequential", "--eval-every", 2],
     "batch": ["--mode", "batch", "--batch-size", 2],
+    "together": ["--mode", "single", "--measure", "together", "--together", 2],
 }
 RUNS = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=[] if mode == "batch" else [pytest.mark.slow])
@@ -153,7 +154,7 @@ def test_a_run_cut_short_goes_on_to_the_records_of_a_whole_one(
     journal = Path("whole/results.jsonl").read_bytes().splitlines(keepends=True)
     Path("again/results.jsonl").write_bytes(b"".join(journal[:2]))
     saved = sorted(Path("again/deltas").glob("*"))
-    assert len(saved) == {"single": 0, "sequential": 4, "batch": 2}[mode]
+    assert len(saved) == {"single": 0, "sequential": 4, "batch": 2, "together": 0}[mode]
     for folder in saved[1 if mode == "batch" else 2 :]:
         shutil.rmtree(folder)
     ran = call(mass_edit, ["--resume", "again"], monkeypatch, capsys)
@@ -192,6 +193,25 @@ def test_edits_are_values_and_leave_the_weights_as_they_were(name: str, place: P
     hooks = [module for module in made.model.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert hooks == []
     assert {delta.name for delta in first.deltas} == set(made.method.weight_names)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_edited_models_measured_side_by_side_are_those_measured_alone(name: str, place: Path) -> None:
+    """Of every method whose deltas are of low rank; the others' are left to be measured alone."""
+    made, asked = editor(name, "llama", place), FACTS[:2]
+    results, before = made.compute_each(asked), made.measure(asked, [None] * 2)
+    edits = [(fact, results[n], None, before.only([n])) for n, fact in enumerate(asked)]
+    dense = any(delta.full is not None for result in results for delta in result.deltas)
+    for state, fact, result in zip(made.measure_many(edits), asked, results, strict=True):
+        assert (state is None) == dense
+        if state is not None:
+            with made.applied(result):
+                alone = made.measure([fact], [None]).answers.scored
+            beside = state.evaluation.answers.scored
+            assert beside.keys() == alone.keys()
+            for pair, scored in alone.items():
+                assert beside[pair].said == scored.said
+                assert beside[pair].mean_log_probability == pytest.approx(scored.mean_log_probability, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
