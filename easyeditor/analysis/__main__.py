@@ -8,6 +8,7 @@
   python -m easyeditor.analysis downstream      edited models through lm-evaluation-harness, against their perplexity
   python -m easyeditor.analysis hard-edit       build a set of requests that collapse the model
   python -m easyeditor.analysis protection      first-token protection against ROME and C-ROME, layer by layer
+  python -m easyeditor.analysis trace           causal tracing, and how safe each layer is for subjects in first place
   python -m easyeditor.analysis diagnose RUN    the four known causes of collapse for every edit of a finished run
 
 Each has its own --help. They run on the embedded model as they are, on any other with --hparams, on your requests with
@@ -29,7 +30,7 @@ WIDTH = 140  # of tables that go into a file or a pipe
 EXPERIMENTS = {
     **{name: name.replace("-", "_") for name in ("keys", "first-token", "position-swap", "update-norms")},
     "prefix-test": "prefix",
-    **{name: name.replace("-", "_") for name in ("downstream", "hard-edit", "protection", "diagnose")},
+    **{name: name.replace("-", "_") for name in ("downstream", "hard-edit", "protection", "trace", "diagnose")},
 }
 """Each is a module with add_flags(parser) and experiment(args, folder) -> Outcome, loaded only when it is asked for."""
 

@@ -161,6 +161,18 @@ def anatomy(
     return parts
 
 
+def attention_of(parts: Anatomy, layer: int) -> nn.Module | None:
+    """The attention of block `layer`: of the block's children beside the MLP that hold projections, the largest; None
+    where there is no such child."""
+    block, mlp = parts.block(layer), parts.mlp(layer)
+    sizes = {
+        child: sum(p.numel() for p in child.parameters())
+        for child in block.children()
+        if mlp not in child.modules() and any(isinstance(m, (nn.Linear, Conv1D)) for m in child.modules())
+    }
+    return max(sizes, key=lambda child: sizes[child]) if sizes else None
+
+
 def weight_is_transposed(module: nn.Module) -> bool:
     """True for Conv1D, whose weight is (inputs, outputs); False for Linear, (outputs, inputs)."""
     if isinstance(module, Conv1D):
