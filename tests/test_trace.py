@@ -118,7 +118,7 @@ def test_effects_equal_those_of_plain_forwards(kind: str, replay: bool) -> None:
             for layer in (0, 3):
                 expected = plain(parts, fact, what, place, layer) - base
                 assert found.effects[what][n, layer] == pytest.approx(expected, rel=1e-7, abs=1e-13)
-    assert found.effects["state"][-1, -1] == pytest.approx(found.clean - base, rel=1e-7, abs=1e-13)  # the last state says it all
+    assert found.effects["state"][-1, -1] == pytest.approx(found.clean - base, rel=1e-7, abs=1e-13)
 
 
 def test_batches_change_nothing() -> None:
