@@ -125,6 +125,19 @@ def test_rome_and_c_rome_share_saved_searches_and_another_start_does_not(tmp_pat
         assert run(**other)[1] == 3, other
 
 
+def test_a_search_behind_a_bos_is_not_one_without(tmp_path: Any) -> None:
+    """The same model, request and contexts, and other tokens."""
+    made = EditRequest.make("{} was developed by", subject="Xbox", target_new="Apple")
+    counts = []
+    for tok in (tokenizer(), tokenizer(bos=True), tokenizer(), tokenizer(bos=True)):
+        passes: list[str] = []
+        pair_ = (build("llama"), tok)
+        hparams = rome_hparams(pair_, targets_dir=str(tmp_path), v_num_grad_steps=3)
+        ROME(*pair_, hparams).edit([made], lambda *step, passes=passes: passes.append(step[2]))
+        counts.append(len(passes))
+    assert counts == [3, 3, 0, 0]
+
+
 def tiny_hparams(**changes: Any) -> MEMITHyperParams:
     values = {
         "model_name": (build("llama"), tokenizer()),
