@@ -26,7 +26,7 @@ from easyeditor.lm.hooks import Passage, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.many import SideBySide
 from easyeditor.lm.replay import resumed
-from easyeditor.lm.tokens import check_length, model_inputs, token_batches
+from easyeditor.lm.tokens import begins_texts_with_bos, check_length, model_inputs, token_batches
 from easyeditor.lm.weights import frozen, version
 
 LOG = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def begins_with_bos(tok: PreTrainedTokenizerBase, ppl_bos: str) -> bool:
     """
     if ppl_bos == "always" and tok.bos_token_id is None:
         raise ConfigError("ppl_bos is always, and the tokenizer has no BOS token; use auto or papers")
-    adds = tok.bos_token_id is not None and tok("a")["input_ids"][:1] == [tok.bos_token_id]
+    adds = begins_texts_with_bos(tok)
     if adds and ppl_bos == "papers":
         LOG.warning(
             "perplexity is measured without BOS, as in the papers, and this tokenizer begins every text with one (%s); "

@@ -6,6 +6,7 @@ on the right here whatever the tokenizer's own side, and positions are explicit,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError, ModelError
+from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn
 
 SLOT = "{}"
@@ -45,6 +46,21 @@ def _ids(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting) -> list[
         ids.pop()
         special.pop()
     return ids
+
+
+def begins_texts_with_bos(tok: PreTrainedTokenizerBase) -> bool:
+    """Does the tokenizer put a BOS before a text of its own accord?"""
+    return tok.bos_token_id is not None and encode(tok, "a")[:1] == [tok.bos_token_id]
+
+
+def without_bos(tok: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer that puts no BOS before a text. Raises ConfigError: it puts none as it is."""
+    if not begins_texts_with_bos(tok):
+        raise ConfigError("this tokenizer begins no text with a BOS, so there is none to leave out")
+    bare = copy.deepcopy(tok)
+    bare.add_bos_token = False
+    assert not begins_texts_with_bos(bare)
+    return bare
 
 
 def spaced(target: str) -> str:

@@ -17,7 +17,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, check_length
+from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
@@ -210,7 +210,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
-        where = [name, self.starts_from_mean, *how]
+        bos = ["bos"] if begins_texts_with_bos(self.tok) else []
+        where = [name, self.starts_from_mean, *how, *bos]
         return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
 
     def held(self, layer: int) -> Factored | None:
