@@ -155,14 +155,16 @@ class Measuring:
         return found if just_before is None else replace(found, ppl_just_before=just_before.mean)
 
     def _warn_if_high(self, base: PerplexityReport) -> None:
-        """Once, where the unedited model is above the collapse threshold already: the verdict says little then."""
+        """Once, where the unedited model is above the collapse threshold already: only the ratio tells then."""
         if base.mean <= self.hparams.collapse_threshold or self._base_was_high:
             return
         self._base_was_high = True
         LOG.warning(
             "the unedited model's perplexity is %s, above collapse_threshold (%s): these sentences are foreign to it, "
-            "and a verdict says little; try %s",
+            "and the verdict goes by the ratio alone (collapse_ratio %s: above %s); better: %s",
             f"{base.mean:,.0f}",
             f"{self.hparams.collapse_threshold:,g}",
+            f"{self.hparams.collapse_ratio:g}",
+            f"{self.hparams.collapse_ratio * base.mean:,.0f}",
             "other sentences" if base.bos else "ppl_bos: auto, or other sentences",
         )

@@ -7,6 +7,7 @@ import http.server
 import json
 import math
 import multiprocessing
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -112,6 +113,25 @@ def whole(ran: Ran, folder: Path, *drawn: str) -> Any:
 
 
 # The experiments, end to end
+
+
+def test_without_bos_the_prompts_begin_with_the_subject(run: Any, tiny_runs: Path, tmp_path: Path) -> None:
+    """Behind a BOS a subject in first place is no first token: another key; without it the model is asked as one whose
+    tokenizer has none."""
+    if not (tiny_runs / "bos.yaml").exists():
+        write_yaml(tiny_runs / "bos.yaml", save_tiny(tiny_runs / "bos"), **FEW)
+        tokenizer(bos=True).save_pretrained(tiny_runs / "bos")
+    sizes = {}
+    for name, flags in (("llama", ()), ("bos", ()), ("bos", ("--without-bos",))):
+        whole(run("keys", *flags, kind=name), tmp_path / "run")
+        told = strict((tmp_path / "run/manifest.json").read_text())["prompts_begin_with_bos"]
+        assert told is (name == "bos" and not flags)
+        sizes[name, bool(flags)] = [row["|k^u|"] for row in table(tmp_path / "run/requests.csv")]
+        shutil.rmtree(tmp_path / "run")
+    assert sizes["bos", True] == sizes["llama", False] != sizes["bos", False]
+    ran = run("keys", "--without-bos")
+    assert (ran.code, ran.out) == (2, "")
+    assert "begins no text with a BOS" in ran.err.splitlines()[-1]
 
 
 def test_keys_are_saved_in_upstreams_layout_compared_and_drawn(run: Any, tmp_path: Path) -> None:

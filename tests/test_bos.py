@@ -72,10 +72,12 @@ def test_a_bos_left_out_is_one_warning(tiny: Any, caplog: pytest.LogCaptureFixtu
 def test_an_unedited_model_above_the_threshold_is_one_warning(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
     editor = BaseEditor(rome_hparams(tiny("llama"), collapse_threshold=10.0), sentences=PROBED)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            editor.examine(parse(EDIT, "request", 0))
+        found = [editor.examine(parse(EDIT, "request", 0)).record.collapse for _ in range(2)]
+    assert found[0] is not None
+    assert found[0].limit == 5 * found[0].ppl_before
     (told,) = [r.getMessage() for r in caplog.records if "unedited" in r.getMessage()]
     assert "above collapse_threshold (10)" in told
+    assert f"collapse_ratio 5: above {5 * found[0].ppl_before:,.0f}" in told
     assert "ppl_bos: auto" in told
 
 

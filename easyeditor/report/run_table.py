@@ -43,6 +43,7 @@ def _facts(run: Run) -> dict[str, str]:
         "data": run.data_path,
         "data sha256": run.data_sha256,
         "perplexity sentences": str(sentences.get("name") or "") if isinstance(sentences, Mapping) else "",
+        "BOS before them (ppl_bos)": str(run.setting("ppl_bos") or ""),
         "seed": str(run.manifest.get("seed", run.setting("seed")) if run.manifest or run.config else ""),
         "requests selected": str(run.manifest.get("selected") or ""),
         "requests without an edit": f"{len(run.failed):,}" if run.failed else "",

@@ -85,7 +85,8 @@ def _before_after(record: EditRecord) -> Table:
         table.add_row(escape(f"P({request.ground_truth})"), shown_share(old["before"]), shown_share(old["after"]))
     sentences = record.perplexity.get("sentences")
     if sentences is not None:
-        title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences)"
+        begun = ", with BOS" if record.bos else ""
+        title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences{begun})"
         table.add_row(escape(title), shown_ppl(pre.ppl), shown_ppl(post.ppl))
     return table
 
@@ -134,8 +135,9 @@ def _metrics(summary: Mapping[str, Any]) -> Table:
     ppl = summary["ppl"]
     if ppl is not None:
         count = str(summary["counts"]["edits"])
-        table.add_row("perplexity, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
-        table.add_row("perplexity, worst", "", shown_ppl(ppl["max"]), count)
+        begun = " (with BOS)" if ppl["bos"] else ""
+        table.add_row(f"perplexity{begun}, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
+        table.add_row(f"perplexity{begun}, worst", "", shown_ppl(ppl["max"]), count)
     return table
 
 

@@ -162,6 +162,11 @@ class EditRecord:
         return None if self.collapse is None else self.collapse.collapsed
 
     @property
+    def bos(self) -> bool:
+        """Did every perplexity sentence begin with BOS?"""
+        return bool((self.perplexity.get("before") or {}).get("bos"))
+
+    @property
     def telling(self) -> tuple[int, LayerNumbers] | None:
         """The layer with the smallest |denominator|; where there is none, the one with the largest numerator."""
 

@@ -42,6 +42,7 @@ class Tally:
         self._pairs: list[tuple[float, bool]] = []  # |denominator|, collapsed
         self._screened: list[ScreenLine] = []
         self._before: float | None = None
+        self._bos = False
         self._points: list[tuple[int, float]] = []  # of the forecast
         self._limit: float | None = None
         self._last: EvaluationLine | None = None
@@ -76,7 +77,7 @@ class Tally:
         if record.post.ppl is None:
             return
         if line.step == 1:
-            self._before = record.pre.ppl
+            self._before, self._bos = record.pre.ppl, record.bos
         self._ppl.append(record.post.ppl)
         if record.denominator is not None:
             self._pairs.append((abs(record.denominator), bool(record.collapsed)))
@@ -141,7 +142,8 @@ class Tally:
     def _perplexity(self) -> dict[str, Any] | None:
         if not self._ppl:
             return None
-        return {"before": self._before, "median": statistics.median(self._ppl), "max": max(self._ppl)}
+        found = {"before": self._before, "median": statistics.median(self._ppl), "max": max(self._ppl)}
+        return {**found, "bos": self._bos}
 
     def _screen(self, threshold: float, screened: list[ScreenLine]) -> dict[str, Any] | None:
         """The ranking of a screen; or, for edits with a denominator, how well it predicted their collapse."""

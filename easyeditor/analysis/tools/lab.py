@@ -17,6 +17,8 @@ from easyeditor.errors import ConfigError
 from easyeditor.hparams import overrides
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
+from easyeditor.lm.loading import load
+from easyeditor.lm.tokens import begins_texts_with_bos, without_bos
 from easyeditor.methods.locate.keys import Lookup
 from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.registry import load_hparams
@@ -40,11 +42,16 @@ def common_flags(p: argparse.ArgumentParser) -> None:
 
 
 def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) -> None:
-    """--collapse, --normal, --limit: the two sets, any dataset format the library reads."""
+    """--collapse, --normal, --limit: the two sets, any dataset format the library reads; --without-bos."""
     p.add_argument("--collapse", metavar="FILE", help="collapse cases (default: data/hard/<model>.json)")
     if normal:
         p.add_argument("--normal", metavar="FILE", help="ordinary requests (default: a sample of data/facts.json)")
     p.add_argument("--limit", type=int, default=limit, help="most requests of each set (default: %(default)s)")
+    p.add_argument(
+        "--without-bos",
+        action="store_true",
+        help="prompts begin without the BOS that the tokenizer puts there (the papers' models have none)",
+    )
 
 
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
@@ -69,11 +76,17 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
 class Lab:
     """An editor, its two sets, and edits by parts: a request's value search and keys are computed once and kept."""
 
-    def __init__(self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None) -> None:
-        """`normal` is None for experiments that look at the collapse set alone."""
+    def __init__(
+        self, hparams: ROMEHyperParams, collapse: RequestSet, normal: RequestSet | None, *, bare: bool = False
+    ) -> None:
+        """`normal` is None for experiments that look at the collapse set alone; `bare` leaves out the tokenizer's BOS.
+
+        Raises:
+            ConfigError: `bare`, and the tokenizer begins no text with a BOS.
+        """
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
-        self.editor = Editor(hparams)
+        self.editor = Editor(_bare(hparams) if bare else hparams)
         assert isinstance(self.editor.method, ROME)
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]
@@ -87,8 +100,9 @@ class Lab:
         hparams = hparams_of(args)
         collapse = load_collapse(str(hparams.model_name), args.collapse, args.limit, hparams.seed)
         if "normal" not in vars(args):
-            return cls(hparams, collapse, None)
-        return cls(hparams, collapse, load_normal(args.normal, args.limit, hparams.seed, collapse))
+            return cls(hparams, collapse, None, bare=args.without_bos)
+        normal = load_normal(args.normal, args.limit, hparams.seed, collapse)
+        return cls(hparams, collapse, normal, bare=args.without_bos)
 
     @property
     def normal(self) -> RequestSet:
@@ -155,10 +169,22 @@ class Lab:
             "experiment": name,
             "seed": self.hparams.seed,
             "model_fingerprint": self.fingerprint,
+            "prompts_begin_with_bos": begins_texts_with_bos(self.editor.tok),
             "context_templates": list(self.method.contexts),
             "sentences": None if sentences is None else sentences.to_json(),
             "sets": {one.name: one.to_json() for one in self.sets},
         }
+
+
+def _bare(hparams: ROMEHyperParams) -> ROMEHyperParams:
+    model, tok = load(
+        hparams.model_name,
+        device=hparams.device,
+        dtype=hparams.dtype,
+        fp16=hparams.fp16,
+        model_parallel=hparams.model_parallel,
+    )
+    return dataclasses.replace(hparams, model_name=(model, without_bos(tok)))
 
 
 def oriented(matrix: torch.Tensor, method: ROME, layer: int) -> torch.Tensor:

@@ -29,7 +29,8 @@ def experiment(args: argparse.Namespace) -> Outcome:
     """Edit the same requests at every layer in three ways."""
     hparams = hparams_of(args)
     file = str(REQUESTS) if args.collapse is None else args.collapse
-    lab = Lab(hparams, load_collapse(str(hparams.model_name), file, args.limit, hparams.seed), None)
+    requests = load_collapse(str(hparams.model_name), file, args.limit, hparams.seed)
+    lab = Lab(hparams, requests, None, bare=args.without_bos)
     layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     base = lab.perplexity()
