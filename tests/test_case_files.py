@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import pytest
 from script_runs import Ran, call, save_tiny, strict, write_yaml
-from test_mass import QUICK, lines
+from test_mass import QUICK, lines, memit  # noqa: F401 - a fixture
 
 import mass_edit
 
@@ -111,6 +111,48 @@ def test_case_files_hold_what_summarize_reads(mass: Any, tmp_path: Path, mode: s
             assert case[side]["neighborhood_prompts_correct"] == [share == 1 for share in near]
     config = strict((tmp_path / "run/config.json").read_text(encoding="utf-8"))
     assert strict((tmp_path / "ROME/run_000/params.json").read_text(encoding="utf-8")) == config["hparams"]
+
+
+def summarized(found: dict[str, Any]) -> dict[str, float]:
+    """The means of MEMIT's summarize.py over case files: success (in per cent), time (s), S; of its source's kind."""
+    sums: dict[str, list[float]] = {"time": [case["time"] for case in found.values()]}
+    for case in found.values():
+        for side in SIDES:
+            for kind in KINDS:
+                wanted, other = (
+                    ("target_true", "target_new") if kind == "neighborhood" else ("target_new", "target_true")
+                )
+                right = [x[wanted] < x[other] for x in case[side][f"{kind}_prompts_probs"]]
+                sums.setdefault(f"{side}_{kind}_success", []).append(100 * fmean(right))
+    means = {name: fmean(values) for name, values in sums.items()}
+    for side in SIDES:
+        parts = [means[f"{side}_{kind}_success"] for kind in KINDS]
+        means[f"{side}_score"] = harmonic_mean(parts)
+    return means
+
+
+def test_a_batch_is_summed_up_as_theirs(mass: Any, memit: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Two batches, the second not full: their groups, the time of a whole batch, numbers after it, and our S."""
+    flags = ["--hparams", memit, "--mode", "batch", "--batch-size", "2", "--case-files", "MEMIT/run_000"]
+    ran = mass("cf", *flags, "--output", "run")
+    assert ran.code == 0, ran.err
+    found = {case["case_id"]: case for case in cases(tmp_path / "MEMIT/run_000").values()}
+    assert {n: (case["num_edits"], case["grouped_case_ids"]) for n, case in found.items()} == {
+        7: (2, [7, 3]),
+        3: (2, [7, 3]),
+        1201: (2, [1201]),
+    }
+    edits = {line["case_id"]: line for line in lines(tmp_path / "run") if line["kind"] == "edit"}
+    assert found[7]["time"] == found[3]["time"] == pytest.approx(edits[7]["time"] + edits[3]["time"])
+    assert found[1201]["time"] == edits[1201]["time"]
+    told = summarized({f"case_{n}": case for n, case in found.items()})
+    ours = strict((tmp_path / "run/summary.json").read_text(encoding="utf-8"))["metrics"]
+    for side, when in zip(SIDES, ("before", "after"), strict=True):
+        for kind, letter in KINDS.items():
+            assert told[f"{side}_{kind}_success"] == pytest.approx(100 * ours[f"{letter}S"][when])
+        assert told[f"{side}_score"] == pytest.approx(100 * ours["S"][when])
+    params = strict((tmp_path / "MEMIT/run_000/params.json").read_text(encoding="utf-8"))
+    assert (params["alg_name"], params["layers"]) == ("MEMIT", [1, 2])
 
 
 def test_zsre_counts_by_token_and_is_numbered_by_place(mass: Any, tmp_path: Path) -> None:
