@@ -85,6 +85,7 @@ def _ids(run: Path) -> dict[int, int]:
 def _case(line: EditLine, ids: Mapping[int, int], size: int, by_token: bool) -> dict[str, Any] | None:
     """One case file, or None where a probability was not finite."""
     record, first = line.standing, line.index // size * size
+    group = [ids[n] for n in range(first, first + size) if n in ids]
     try:
         sides = {
             "pre": _side(record, record.pre, record.metrics["before"], by_token),
@@ -94,10 +95,10 @@ def _case(line: EditLine, ids: Mapping[int, int], size: int, by_token: bool) -> 
         return None
     return {
         "case_id": ids[line.index],
-        "grouped_case_ids": [ids[n] for n in range(first, first + size) if n in ids],
+        "grouped_case_ids": group,
         "num_edits": size,
         "requested_rewrite": _rewrite(record.request),
-        "time": record.time,
+        "time": record.time * len(group),  # of the whole edit; a record has its own share
         **sides,
     }
 
