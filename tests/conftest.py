@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,52 @@ def tiny() -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerFast]]:
         return build(kind, **options), tokenizer(bos)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its YAML (`rome.yaml`) and five requests (`five.json`)."""
+    from script_runs import five_requests
+
+    return five_requests(tmp_path_factory.mktemp("five"))
+
+
+@pytest.fixture(scope="module")
+def memit(place: Path) -> Path:
+    """A MEMIT YAML for `place`, whose statistics are there."""
+    from script_runs import memit_yaml
+
+    return memit_yaml(place)
+
+
+@pytest.fixture
+def mass(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
+    from script_runs import call
+
+    import mass_edit
+
+    monkeypatch.chdir(tmp_path)
+
+    def go(*flags: Any, fresh: bool = True) -> Any:
+        begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"] if fresh else []
+        return call(mass_edit, [*begin, *flags], monkeypatch, capsys)
+
+    return go
+
+
+@pytest.fixture
+def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that calls 8 percent a collapse: no tiny edit collapses a tiny model."""
+    from easyeditor.results import collapse
+
+    def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
+        return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)
+
+    found = collapse.judge
+    monkeypatch.setattr(collapse, "judge", judge)
 
 
 def rome_hparams(pair: tuple[Any, Any], **changes: Any) -> Any:

@@ -12,8 +12,7 @@ import numpy as np
 import yaml
 from conftest import build
 from safetensors import safe_open
-from script_runs import save_tiny, write_yaml
-from test_mass import LOUD, QUICK, record_of
+from script_runs import LOUD, QUICK, record_of, save_tiny, write_yaml
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 

@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import CONTEXTS, build, tokenizer
 
 from easyeditor import cli
+
+SUBJECTS = ["Bay", "Roland", "Berlin", "東京", "Oslo"]
+QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
+LOUD = ["--set", "v_num_grad_steps=8", "clamp_norm_factor=100", "v_lr=5"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,39 @@ def write_yaml(path: Path, model: Path | str, **changes: Any) -> Path:
     values |= {"mom2_adjustment": False, "context_templates": CONTEXTS}
     path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
     return path
+
+
+def record_of(subject: str, target: str = "Italy") -> dict[str, Any]:
+    """A flat record with a rephrase and a locality prompt."""
+    return {
+        "prompt": f"{subject}, which is located in",
+        "subject": subject,
+        "target_new": target,
+        "rephrase_prompt": f"Where is {subject}? In",
+        "locality_prompt": "The sea is",
+        "locality_ground_truth": "blue",
+    }
+
+
+def five_requests(root: Path) -> Path:
+    """A folder with a tiny model, its YAML (`rome.yaml`) and five requests (`five.json`)."""
+    write_yaml(root / "rome.yaml", save_tiny(root / "llama"), **QUICK)
+    (root / "five.json").write_text(json.dumps([record_of(s) for s in SUBJECTS]), encoding="utf-8")
+    return root
+
+
+def memit_yaml(place: Path) -> Path:
+    """In the folder of `five_requests` a MEMIT YAML, and statistics for it."""
+    width = build("llama").model.layers[0].mlp.down_proj.in_features
+    folder = place / "stats" / "llama" / "own_stats"
+    folder.mkdir(parents=True)
+    moment = {"mom2.constructor": "x", "mom2.count": 50, "mom2.mom2": 50 * np.eye(width, dtype=np.float32)}
+    for layer in (1, 2):
+        path = folder / f"model.layers.{layer}.mlp.down_proj_float32_mom2_50.npz"
+        np.savez(path, **moment, sample_size=50)
+    changes = {"layers": [1, 2], "mom2_adjustment": True, "mom2_update_weight": 10, "mom2_n_samples": 50}
+    changes |= {"alg_name": "MEMIT", "stats_dir": str(place / "stats"), "mom2_dataset": "own"}
+    return write_yaml(place / "memit.yaml", place / "llama", **{**QUICK, **changes})
 
 
 def call(script: Any, args: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ran:

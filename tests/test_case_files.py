@@ -10,8 +10,8 @@ from statistics import fmean, harmonic_mean
 from typing import Any
 
 import pytest
-from script_runs import Ran, call, save_tiny, strict, write_yaml
-from test_mass import QUICK, lines, memit  # noqa: F401 - a fixture
+from script_runs import QUICK, Ran, call, save_tiny, strict, write_yaml
+from test_mass import lines
 
 import mass_edit
 
@@ -131,7 +131,7 @@ def summarized(found: dict[str, Any]) -> dict[str, float]:
     return means
 
 
-def test_a_batch_is_summed_up_as_theirs(mass: Any, memit: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_batch_is_summed_up_as_theirs(mass: Any, memit: Path, tmp_path: Path) -> None:
     """Two batches, the second not full: their groups, the time of a whole batch, numbers after it, and our S."""
     flags = ["--hparams", memit, "--mode", "batch", "--batch-size", "2", "--case-files", "MEMIT/run_000"]
     ran = mass("cf", *flags, "--output", "run")

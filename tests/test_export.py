@@ -17,8 +17,7 @@ from fake_runs import single_lines, write_run
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from script_runs import Ran, call, save_tiny, strict, write_yaml
-from test_mass import LOUD, QUICK, SUBJECTS, memit, record_of, touchy  # noqa: F401 - fixtures
+from script_runs import LOUD, QUICK, SUBJECTS, Ran, call, record_of, save_tiny, strict, write_yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mass_edit

@@ -22,7 +22,7 @@ from conftest import ROOT
 from crash_points import End, ends, spread, watch
 from kill_kinds import KINDS, Job, furnish, harm, picture
 from script_runs import awaited, forked
-from test_mass import close, lines, timeless, touchy  # noqa: F401 - a fixture
+from test_mass import close, lines, timeless
 
 import mass_edit
 

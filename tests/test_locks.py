@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from script_runs import Ran, awaited, call, save_tiny, write_yaml
-from test_mass import QUICK, record_of
+from script_runs import QUICK, Ran, awaited, call, record_of, save_tiny, write_yaml
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 from test_outputs import content

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, ROOT, build, relative, rome_hparams, same, states, tokenizer
-from script_runs import call, save_tiny, write_yaml
-from test_mass import close, lines, record_of, timeless
+from script_runs import call, record_of, save_tiny, write_yaml
+from test_mass import close, lines, timeless
 
 import mass_edit
 from easyeditor import BaseEditor, EditRequest

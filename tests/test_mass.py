@@ -6,67 +6,26 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build, relative, rome_hparams, same, states, tokenizer
 from rich.console import Console
-from script_runs import Ran, call, save_tiny, write_yaml
+from script_runs import LOUD, QUICK, SUBJECTS, record_of
 
-import mass_edit
 from easyeditor import BaseEditor, EditRequest, EditResult
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
 from easyeditor.evaluate import registry
 from easyeditor.evaluate.scoring import score
 from easyeditor.report.terminal import print_summary
-from easyeditor.results import collapse
 from easyeditor.results.journal import Journal
 from easyeditor.runs.sequence import delta_folder
 
-SUBJECTS = ["Bay", "Roland", "Berlin", "東京", "Oslo"]
-QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
 SPENT = ("time", "seconds")
-
-
-def record_of(subject: str, target: str = "Italy") -> dict[str, Any]:
-    return {
-        "prompt": f"{subject}, which is located in",
-        "subject": subject,
-        "target_new": target,
-        "rephrase_prompt": f"Where is {subject}? In",
-        "locality_prompt": "The sea is",
-        "locality_ground_truth": "blue",
-    }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its YAML (`rome.yaml`) and five requests (`five.json`)."""
-    root = tmp_path_factory.mktemp("mass")
-    write_yaml(root / "rome.yaml", save_tiny(root / "llama"), **QUICK)
-    (root / "five.json").write_text(json.dumps([record_of(s) for s in SUBJECTS]), encoding="utf-8")
-    return root
-
-
-@pytest.fixture
-def mass(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
-    """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
-    monkeypatch.chdir(tmp_path)
-
-    def go(*flags: Any, fresh: bool = True) -> Ran:
-        begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"] if fresh else []
-        return call(mass_edit, [*begin, *flags], monkeypatch, capsys)
-
-    return go
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -411,20 +370,6 @@ def test_stop_on_collapse(mass: Any, tmp_path: Path) -> None:
 # The guard: no tiny edit collapses a tiny model, so here a collapse is any change of perplexity by 8 percent
 
 
-LOUD = ["--set", "v_num_grad_steps=8", "clamp_norm_factor=100", "v_lr=5"]
-
-
-@pytest.fixture
-def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verdict that calls 8 percent a collapse."""
-
-    def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
-        return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)
-
-    found = collapse.judge
-    monkeypatch.setattr(collapse, "judge", judge)
-
-
 @pytest.mark.usefixtures("touchy")
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 @pytest.mark.parametrize("policy", ["keep", "revert", "remedy"])
@@ -474,27 +419,6 @@ def test_a_redone_edit_is_that_of_the_remedy_and_survives_a_resume(mass: Any, pl
 
 
 # batch
-
-
-@pytest.fixture(scope="module")
-def memit(place: Path) -> Path:
-    """A MEMIT YAML whose statistics are there."""
-    width = build("llama").model.layers[0].mlp.down_proj.in_features
-    folder = place / "stats" / "llama" / "own_stats"
-    folder.mkdir(parents=True)
-    moment = {
-        "mom2.constructor": "x",
-        "mom2.count": 50,
-        "mom2.mom2": 50 * np.eye(width, dtype=np.float32),
-        "sample_size": 50,
-    }
-    for layer in (1, 2):
-        np.savez(folder / f"model.layers.{layer}.mlp.down_proj_float32_mom2_50.npz", **moment)
-    changes = {"layers": [1, 2], "mom2_adjustment": True, "mom2_update_weight": 10, "mom2_n_samples": 50}
-    path = write_yaml(place / "memit.yaml", place / "llama", **{**QUICK, **changes})
-    text = path.read_text(encoding="utf-8").replace("alg_name: ROME", "alg_name: MEMIT")
-    path.write_text(f"{text}stats_dir: {place / 'stats'}\nmom2_dataset: own\n", encoding="utf-8")
-    return path
 
 
 def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memit: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from script_runs import Ran, awaited, call, forked, save_tiny, write_yaml
-from test_mass import QUICK, record_of
+from script_runs import QUICK, Ran, awaited, call, forked, record_of, save_tiny, write_yaml
 from test_outputs import content
 
 import mass_edit

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import torch
 from conftest import states
 from fake_runs import edit, write_run
 from safetensors.torch import save_file
-from script_runs import Ran, call, save_tiny, write_yaml
+from script_runs import LOUD
 
-import mass_edit
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import DataError
 from easyeditor.files import to_json
@@ -34,49 +32,7 @@ from easyeditor.results.watched import Watched
 from easyeditor.runs.sequence import delta_folder
 from easyeditor.runs.watching import KEYS, Keys, saved_keys
 
-SUBJECTS = ["Bay", "Roland", "Berlin", "東京", "Oslo"]
-QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
-LOUD = ["--set", "v_num_grad_steps=8", "clamp_norm_factor=100", "v_lr=5"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its YAML and five requests."""
-    root = tmp_path_factory.mktemp("watching")
-    write_yaml(root / "rome.yaml", save_tiny(root / "llama"), **QUICK)
-    records = [
-        {"prompt": f"{s}, which is located in", "subject": s, "target_new": "Italy", "locality_prompt": "The sea is",
-         "locality_ground_truth": "blue"}
-        for s in SUBJECTS
-    ]  # fmt: skip
-    (root / "five.json").write_text(json.dumps(records), encoding="utf-8")
-    return root
-
-
-@pytest.fixture
-def mass(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
-    """mass(*flags): mass_edit.py in `tmp_path`; with the YAML and the data if `fresh`."""
-    monkeypatch.chdir(tmp_path)
-
-    def go(*flags: Any, fresh: bool = True) -> Ran:
-        begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"] if fresh else []
-        return call(mass_edit, [*begin, *flags], monkeypatch, capsys)
-
-    return go
-
-
-@pytest.fixture
-def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verdict that calls 8 percent a collapse: no tiny edit collapses a tiny model."""
-    found = collapse.judge
-
-    def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
-        return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)
-
-    monkeypatch.setattr(collapse, "judge", judge)
 
 
 def edits_of(run: Path) -> list[dict[str, Any]]:
