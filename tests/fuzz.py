@@ -265,6 +265,7 @@ MASS_FLAGS = [
 ]
 STATS_FLAGS = [
     *("--layers", "--corpus", "--samples", "--max-length", "--batch-tokens", "--tokens-per-dim", "--dtype", "--every"),
+    "--every-seconds",
     *("--output", "--sums", "--model", "--device"),
 ]
 WORDS = st.one_of(TEXTS, st.text(max_size=6), NUMBERS.map(str)).map(lambda text: text.replace("\0", "\\0"))

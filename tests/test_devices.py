@@ -30,7 +30,7 @@ from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
 from easyeditor.methods.registry import load_hparams
 from easyeditor.runs.ranks import Rank, process_group
-from easyeditor.stats.collect import Settings, collect
+from easyeditor.stats.collect import Pace, Settings, collect
 from easyeditor.stats.corpus import Corpus
 from easyeditor.stats.gather import gather
 
@@ -182,7 +182,7 @@ def collected(pair: Any, folder: Path, resumed: bool) -> Numbers:
     """Second moments at three layers, cut after the first window if `resumed`."""
     corpus = Corpus(name="own", identity="1", documents=SENTENCES * 3)
     settings = Settings(layers=(0, 1, 3), samples=150, max_length=16, batch_tokens=256, sums="float64")
-    given = {"checkpoint": folder / "part.safetensors", "every": 1}
+    given = {"checkpoint": folder / "part.safetensors", "pace": Pace(every=1)}
 
     def cut(*_: int) -> None:
         raise Cut

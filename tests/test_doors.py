@@ -344,6 +344,8 @@ def test_statistics_read_a_typed_yaml(script: Any, tmp_path: Path, changes: dict
     [
         ["--every", "0"],
         ["--every", "-4"],
+        ["--every-seconds", "0"],
+        ["--every-seconds", "nan"],
         ["--samples", "0"],
         ["--max-length", "0"],
         ["--batch-tokens", "-1"],

@@ -22,7 +22,7 @@ from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import sample
-from easyeditor.stats.collect import FAST_WINDOW, Settings, collect
+from easyeditor.stats.collect import FAST_WINDOW, Pace, Settings, collect
 from easyeditor.stats.corpus import Corpus, open_corpus, passages, plain_text
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, read_manifest, read_moment
@@ -125,17 +125,61 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            collect(parts, tok, texts, wanted, checkpoint=checkpoint, every=1, tick=tick)
-        resumed = collect(parts, tok, texts, wanted, checkpoint=checkpoint, resume=True, every=1)
+            collect(parts, tok, texts, wanted, checkpoint=checkpoint, pace=Pace(every=1), tick=tick)
+        resumed = collect(parts, tok, texts, wanted, checkpoint=checkpoint, resume=True, pace=Pace(every=1))
         assert (resumed.tokens, resumed.documents) == (whole.tokens, whole.documents)
         assert all(torch.equal(resumed.sums[layer], whole.sums[layer]) for layer in (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "writes"),
+    [(25.0, [3, 9]), (0.5, [1, 7, 13]), (1e9, [])],
+    ids=["every 25 s", "often, but a twentieth of the time at most", "never"],
+)
+def test_totals_are_written_by_the_clock(seconds: float, writes: list[int]) -> None:
+    """A window takes 10 s and a writing 3, so 57 s at least lie between two."""
+    now, written = 0.0, []
+    pace = Pace(seconds=seconds, clock=lambda: now)
+    for window in range(1, 15):
+        now += 10
+        if pace.due():
+            with pace.writing():
+                now += 3
+            written.append(window)
+    assert written == writes
+
+
+def test_a_run_is_written_by_the_clock_and_goes_on(tmp_path: Path) -> None:
+    """Five windows, a minute each: what the fourth finds on disk is what stood after the third."""
+    model, tok = build("llama"), tokenizer()
+    parts, wanted, texts = anatomy(model), settings(samples=300), corpus(TEXTS * 6)
+    now, windows, checkpoint = 0.0, 0, tmp_path / "c.safetensors"
+
+    def clock() -> float:
+        return now
+
+    def tick(done: int, *_: int) -> None:
+        nonlocal now, windows
+        now, windows = now + 60, windows + 1
+        assert checkpoint.exists() == (windows >= 4)
+        if windows == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(parts, tok, texts, wanted, checkpoint=checkpoint, pace=Pace(seconds=150, clock=clock), tick=tick)
+    ticks: list[int] = []
+    resumed = collect(
+        parts, tok, texts, wanted, checkpoint=checkpoint, resume=True, tick=lambda done, *_: ticks.append(done)
+    )
+    assert ticks == [300]  # one window is left
+    assert torch.equal(resumed.sums[1], collect(parts, tok, texts, wanted).sums[1])
 
 
 def test_a_checkpoint_of_another_collection_is_refused(tmp_path: Path) -> None:
     model, tok = build("llama"), tokenizer()
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        collect(anatomy(model), tok, corpus(), settings(), checkpoint=checkpoint, every=1, tick=_interrupt)
+        collect(anatomy(model), tok, corpus(), settings(), checkpoint=checkpoint, pace=Pace(every=1), tick=_interrupt)
     with pytest.raises(StatsError, match=r"another collection.*max_length"):
         collect(anatomy(model), tok, corpus(), settings(max_length=32), checkpoint=checkpoint, resume=True)
 
@@ -214,7 +258,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, every: 
     (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     wanted = {layer: key(tmp_path / "stats", parts, layer) for layer in (1, 2)}
     with file_size_limit(4000), pytest.raises(OutputError, match="cannot be written"):
-        gather(parts, tok, wanted, corpus=str(tmp_path / "corpus.txt"), every=every)
+        gather(parts, tok, wanted, corpus=str(tmp_path / "corpus.txt"), pace=Pace(every=every))
     assert [path for path in (tmp_path / "stats").rglob("*") if path.is_file()] == []
 
 

@@ -56,7 +56,11 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--sums", choices=("float32", "float64"), default="float32", help="precision of the products")
     p.add_argument("--output", help="statistics folder (default: the YAML's stats_dir, else data/stats)")
     p.add_argument("--device", default=None, help="GPU number, cpu, cuda:1 ... (default: 0, or torchrun's local rank)")
-    p.add_argument("--every", type=int, default=4, help="checkpoint after this many windows of 64 documents")
+    pace = p.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--every-seconds", type=float, default=60.0, help="time between checkpoints (default: %(default)s)"
+    )
+    pace.add_argument("--every", type=int, help="checkpoint after this many windows of 64 documents instead")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint of a run that was cut short")
     p.add_argument("--check", action="store_true", help="verify the files instead of collecting")
     return p.parse_args()
@@ -83,10 +87,11 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise ConfigError, before a model is loaded, for a number or name that cannot be meant."""
-    for key in ("samples", "max_length", "batch_tokens", "tokens_per_dim", "every"):
+    for key in ("samples", "max_length", "batch_tokens", "tokens_per_dim", "every", "every_seconds"):
         value = getattr(args, key)
         if value is not None and not 0 < value <= LARGEST:
-            raise ConfigError(f"--{key.replace('_', '-')} is {value}; allowed: 1 or more")
+            least = "above 0" if key == "every_seconds" else "1 or more"
+            raise ConfigError(f"--{key.replace('_', '-')} is {value}; allowed: {least}")
     for key in ("corpus", "output"):
         if getattr(args, key) == "":
             raise ConfigError(f"--{key} is empty; name one, or leave the flag out")
@@ -110,6 +115,7 @@ def main() -> int:
 
     from easyeditor.lm.architectures import anatomy
     from easyeditor.lm.loading import load
+    from easyeditor.stats.collect import Pace
     from easyeditor.stats.gather import gather
     from easyeditor.stats.store import StatsKey
 
@@ -143,7 +149,7 @@ def main() -> int:
                 sums=args.sums,
                 tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
                 resume=args.resume,
-                every=args.every,
+                pace=Pace(seconds=args.every_seconds, every=args.every),
                 show=True,
             )
         if rank.first:

@@ -2,8 +2,8 @@
 
 Documents go by in windows; a window is tokenised, sorted by length and cut into padded batches under a token budget, so
 memory does not depend on the model's longest position. Products are made in `sums` precision (float32 by default) and
-added to float64 totals after every window. After every `every` windows the totals are checkpointed atomically; a run
-that resumes goes on from there, bit-equal to one that was never stopped.
+added to float64 totals after every window. From time to time the totals are checkpointed atomically; a run that resumes
+goes on from there, bit-equal to one that was never stopped.
 
 Axes: N tokens of a batch, K key width.
 """
@@ -40,6 +40,8 @@ LOG = logging.getLogger(__name__)
 WINDOW = 64  # documents tokenised, sorted and summed together
 FAST_WINDOW = 8  # the same where a number of tokens ends the pass: it ends at a window's end
 BANDS = 6
+SECONDS = 60.0  # between checkpoints
+SHARE = 0.05  # of the time, at most, goes into writing them: GPT-J's six layers are 13 GB each time
 
 Tick = Callable[[int, int, int], None]
 """Called after every window with (documents done, documents wanted, tokens done)."""
@@ -60,6 +62,34 @@ class Settings:
 
 
 @dataclass
+class Pace:
+    """When the totals are written: after `seconds`, or so long after the last writing that it took at most SHARE of the
+    time; or after `every` windows, where that is given."""
+
+    seconds: float = SECONDS
+    every: int | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._windows, self._since, self._took = 0, self.clock(), 0.0
+
+    def due(self) -> bool:
+        """Asked after every window."""
+        self._windows += 1
+        if self.every is not None:
+            return self._windows >= self.every
+        return self.clock() - self._since >= max(self.seconds, self._took * (1 - SHARE) / SHARE)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the writing of the totals."""
+        started = self.clock()
+        yield
+        self._since = self.clock()
+        self._windows, self._took = 0, self._since - started
+
+
+@dataclass
 class Totals:
     """Sums so far, per layer (K, K) float64, and what they hold."""
 
@@ -76,7 +106,7 @@ def collect(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
-    every: int = 4,
+    pace: Pace | None = None,
     tick: Tick | None = None,
 ) -> Totals:
     """Sum k k^T over the corpus's first `samples` documents, each cut at `max_length` tokens, for all layers in one
@@ -95,16 +125,16 @@ def collect(
     wanted = len(range(rank, settings.samples, world))
     share = None if settings.tokens is None else -(-settings.tokens // world)
     budget = Budget(settings.batch_tokens)
-    windows_since, size = 0, WINDOW if settings.tokens is None else FAST_WINDOW
+    pace = Pace() if pace is None else pace
+    size = WINDOW if settings.tokens is None else FAST_WINDOW
     with torch.inference_mode(), frozen(parts.model):
         for texts in _windows(corpus, totals.documents, settings.samples, rank, world, size):
             if share is not None and totals.tokens >= share:
                 break
             _add_window(parts, tok, texts, settings, totals, budget)
-            windows_since += 1
-            if checkpoint is not None and windows_since == every:
-                _write_checkpoint(checkpoint, identity, totals)
-                windows_since = 0
+            if checkpoint is not None and pace.due():
+                with pace.writing():
+                    _write_checkpoint(checkpoint, identity, totals)
             if tick is not None:
                 tick(totals.documents, wanted, totals.tokens)
     if world > 1:
@@ -248,10 +278,9 @@ def _identity(model: PreTrainedModel, corpus: Corpus, settings: Settings, rank: 
 
 
 def _write_checkpoint(path: Path, identity: dict[str, str], totals: Totals) -> None:
-    started = time.perf_counter()
     state = {**identity, "done": json.dumps([totals.documents, totals.tokens])}
     write_tensors(path, {str(layer): total for layer, total in totals.sums.items()}, state)
-    LOG.debug("checkpoint of %d documents in %.2f s", totals.documents, time.perf_counter() - started)
+    LOG.debug("checkpoint of %d documents", totals.documents)
 
 
 def _read_checkpoint(path: Path, identity: dict[str, str], parts: Anatomy) -> Totals:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError, OutputError
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.progress import progress_bar
-from easyeditor.stats.collect import Settings, collect, manifest
+from easyeditor.stats.collect import Pace, Settings, collect, manifest
 from easyeditor.stats.corpus import open_corpus
 from easyeditor.stats.store import StatsKey, write_moment
 
@@ -31,7 +31,7 @@ def gather(
     sums: str = "float32",
     tokens: int | None = None,
     resume: bool = False,
-    every: int = 4,
+    pace: Pace | None = None,
     show: bool = False,
 ) -> list[Path]:
     """Collect the moments of all layers in `keys` in one pass and write their files; returns the paths.
@@ -69,7 +69,7 @@ def gather(
             if bar is not None:
                 bar(done, wanted, f"{seen / (time.perf_counter() - started):,.0f} tokens/s")
 
-        totals = collect(parts, tok, opened, settings, checkpoint=checkpoint, resume=resume, every=every, tick=tick)
+        totals = collect(parts, tok, opened, settings, checkpoint=checkpoint, resume=resume, pace=pace, tick=tick)
     paths = []
     for layer, key in keys.items():
         paths.append(key.paths[0])
