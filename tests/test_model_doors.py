@@ -12,11 +12,13 @@ import torch
 from conftest import build, tokenizer
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from script_runs import save_tiny
+from script_runs import call, save_tiny, write_yaml
 from transformers import BertConfig, BertForMaskedLM
 
+import single_case_edit
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import DataError, ModelError
+from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load
 
 
@@ -97,6 +99,40 @@ def test_a_special_token_beyond_the_vocabulary_is_nothing_a_prompt_needs(tmp_pat
     tok.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tok.save_pretrained(tmp_path / "m")
     load(tmp_path / "m", device="cpu")
+
+
+def image_pair(tmp_path: Path) -> Path:
+    """A checkpoint whose tokenizer knows `<image>`, and whose model has no row for it."""
+    tok = type(tokenizer()).from_pretrained(save_tiny(tmp_path / "m"))
+    tok.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tok.save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--target-new", "--locality-prompt"])
+def test_a_text_with_a_token_that_has_no_embedding_is_one_line(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml = write_yaml(tmp_path / "h.yaml", image_pair(tmp_path), ppl_sentence_num=0)
+    texts = {"--prompt": "The capital of France is", "--subject": "France", "--target-new": "Rome"}
+    texts |= {"--locality-prompt": "The sea is", "--locality-ground-truth": "blue"}
+    texts[flag] = f"{texts[flag]} <image>"
+    monkeypatch.chdir(tmp_path)
+    flags = [word for pair in texts.items() for word in pair]
+    ran = call(single_case_edit, ["--hparams", yaml, *flags], monkeypatch, capsys)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the token '<image>' (id 400), for which the model has no embedding" in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
+
+
+def test_a_pair_from_python_is_told_so_too(tmp_path: Path) -> None:
+    model, tok = load(image_pair(tmp_path), device="cpu")
+    again = type(tok).from_pretrained(tmp_path / "m")
+    for pair in ((model, tok), (model, again)):
+        model, tok = load(pair, device="cpu")
+        with pytest.raises(DataError, match="the token '<image>'"):
+            generate(model, tok, ["a <image>"], Decoding(tokens=2))
+        assert generate(model, tok, ["a"], Decoding(tokens=2))
 
 
 def test_without_a_network_a_mistyped_name_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
