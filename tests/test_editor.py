@@ -642,7 +642,7 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         ({**EASYEDIT, "prompt": ""}, "prompt is empty"),
         (without(EASYEDIT, "locality_ground_truth"), "1 prompts but 0 ground truths"),
         ({**EASYEDIT, "rephrase_prompt": 5}, "rephrase_prompts"),
-        ({**PROBED, "locality": "near"}, "malformed"),
+        ({**PROBED, "locality": "near"}, "locality must be a mapping"),
         ({**PROBED, "locality": {"near": "Roland"}}, "locality.near must have 'prompt'"),
         ({**PROBED, "portability": ["hop"]}, "portability must be a mapping"),
         ({"requested_rewrite": None}, "malformed counterfact record"),
