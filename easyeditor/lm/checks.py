@@ -11,6 +11,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from easyeditor.errors import ModelError
 from easyeditor.lm.architectures import is_encoder, is_old_buffer
+from easyeditor.lm.tokens import tell_unembedded
 
 MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build
 
@@ -77,15 +78,18 @@ def check_causal(path: str, model: PreTrainedModel) -> None:
 
 
 def check_tokenizer(path: str, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError if the tokenizer gives ids the model has no embedding for; special ones may."""
+    """Raise ModelError if the tokenizer gives ids the model has no embedding for. Special tokens may: only a text that
+    holds one is refused."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     special = set(tok.all_special_ids)
-    beyond = sorted(i for i in tok.get_vocab().values() if i >= rows and i not in special)
-    if beyond:
+    beyond = sorted(i for i in tok.get_vocab().values() if i >= rows)
+    if unmeant := [i for i in beyond if i not in special]:
         raise ModelError(
-            f"{path}: the tokenizer has {len(beyond)} tokens (up to id {beyond[-1]}) beyond the model's {rows} "
+            f"{path}: the tokenizer has {len(unmeant)} tokens (up to id {unmeant[-1]}) beyond the model's {rows} "
             "embeddings; it is another model's"
         )
+    if beyond:
+        tell_unembedded(tok, beyond)
 
 
 @torch.no_grad()

@@ -144,7 +144,9 @@ def _pair(pair: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not isinstance(model, PreTrainedModel) or not isinstance(tok, PreTrainedTokenizerBase):
         found = f"({type(model).__name__}, {type(tok).__name__})"
         raise ConfigError(f"model_name must be a (model, tokenizer) pair from transformers, found {found}")
-    check_in_memory(str(model.config.name_or_path or type(model).__name__), model)
+    name = str(model.config.name_or_path or type(model).__name__)
+    check_in_memory(name, model)
+    check_tokenizer(name, model, tok)
     return model, tok
 
 

@@ -19,6 +19,7 @@ from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn
 
 SLOT = "{}"
+_UNEMBEDDED = "easyeditor_unembedded"  # of a tokenizer: special tokens beyond the model's embeddings
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,33 @@ def encode(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting = PLAIN
     return _ids(tok, user_turn(tok, text).text if prompting.chat else text, prompting)
 
 
+def tell_unembedded(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """From now on a text that holds one of these tokens is refused: the model has no embedding for them."""
+    setattr(tok, _UNEMBEDDED, frozenset(ids))
+
+
+def _known(tok: PreTrainedTokenizerBase, ids: list[int], text: str) -> list[int]:
+    """The ids, all of them with an embedding. Raises DataError."""
+    beyond: frozenset[int] = getattr(tok, _UNEMBEDDED, frozenset())
+    if found := beyond.intersection(ids):
+        token = tok.convert_ids_to_tokens(min(found))
+        raise DataError(
+            f"{text!r:.200} holds the token {token!r} (id {min(found)}), for which the model has no embedding; write "
+            "the text without it"
+        )
+    return ids
+
+
 def _ids(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting) -> list[int]:
     """Ids of a whole text; a templated one brings its special tokens along."""
     if prompting.chat:
-        return list(tok(text, add_special_tokens=False)["input_ids"])
+        return _known(tok, list(tok(text, add_special_tokens=False)["input_ids"]), text)
     encoded = tok(text, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     while len(ids) > 1 and special[-1]:
         ids.pop()
         special.pop()
-    return ids
+    return _known(tok, ids, text)
 
 
 def begins_texts_with_bos(tok: PreTrainedTokenizerBase) -> bool:
@@ -82,7 +100,7 @@ def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting
     whole, head = _ids(tok, before + after, prompting), _ids(tok, before, prompting)
     ids = whole[len(head) :] if whole[: len(head)] == head else None
     if not ids:
-        ids = list(tok(after, add_special_tokens=False)["input_ids"])
+        ids = _known(tok, list(tok(after, add_special_tokens=False)["input_ids"]), target)
     if not ids:
         raise DataError(f"target {target!r} has no tokens in this tokenizer")
     return [*ids, int(tok.eos_token_id)] if prompting.eos else ids
