@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.examined import State
+from easyeditor.evaluate.judge import judge_named
 from easyeditor.evaluate.many import measure_many
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores
@@ -95,6 +96,7 @@ class Measuring:
             idf_texts=request.reference_texts,
             batch_tokens=self.hparams.batch_tokens,
             prompting=self.method.scoring,
+            judge=judge_named(),
         )
 
     @property

@@ -27,7 +27,7 @@ import easyeditor
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors",),
     ("files", "palette", "progress"),
-    ("fetch", "locks", "plain_yaml"),
+    ("endpoint", "fetch", "locks", "plain_yaml"),
     ("hparams", "request"),
     ("results",),
     ("records",),

@@ -76,6 +76,7 @@ def main() -> int:
     names = [name.strip() for name in args.metrics.split(",") if name.strip()]
 
     from easyeditor.dataset.reader import read_dataset
+    from easyeditor.evaluate.judge import judge_named
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen
     from easyeditor.lm.prompting import Prompting
@@ -97,6 +98,7 @@ def main() -> int:
         seed=args.seed,
         batch_tokens=args.batch_tokens,
         prompting=Prompting(chat=args.chat_template, eos=args.target_eos),
+        judge=judge_named(),
     )
     if edit is not None and edit.hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)

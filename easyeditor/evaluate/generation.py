@@ -21,7 +21,7 @@ Prompts = Callable[[EditRequest], Sequence[str]]
 def normalised(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016, SQuAD's comparison)."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(word for word in bare.split() if word not in ("a", "an", "the"))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def is_match(text: str, target: str) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from easyeditor.endpoint import Endpoint
+from easyeditor.evaluate.judge import Judged, Verdict
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.prompting import PLAIN, Prompting
@@ -26,7 +28,8 @@ class Settings:
     """What can be chosen about a measurement.
 
     `prefix` (a context with ``{}``) stands before the rewrite prompt in teacher-forced metrics, and before paraphrases
-    with `prefix_rephrase`. `prompting` is done to every prompt and scored answer. `idf_texts` are the documents RS
+    with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics
+    that want a judge. `idf_texts` are the documents RS
     takes its word weights from; by default the reference texts of the requests measured together.
     """
 
@@ -38,6 +41,7 @@ class Settings:
     idf_texts: tuple[str, ...] | None = None
     batch_tokens: int = 8192
     prompting: Prompting = PLAIN
+    judge: Endpoint | None = None
 
     def rewrite(self, request: EditRequest) -> str:
         """The rewrite prompt, behind the prefix if there is one."""
@@ -62,6 +66,7 @@ class Answers:
     scored: Mapping[Pair, Scored] = field(default_factory=dict)
     generated: Mapping[Ask, Generated] = field(default_factory=dict)
     perplexities: Mapping[str, float] = field(default_factory=dict)
+    verdicts: Mapping[Judged, Verdict] = field(default_factory=dict)
     before: Answers | None = None
 
     @property
@@ -92,8 +97,9 @@ class Metric:
     """One row of the registry.
 
     `value` makes a request's value of the answers to `pairs`, `asks` and `texts`; it is called only when the request
-    has what `lacks` looks for. A metric with `harmonic` has no value of its own: its summary is the harmonic mean of
-    those metrics' means.
+    has what `lacks` looks for. `judged` says which of the texts written a judge is shown; `chat` that the metric's own
+    questions go through the chat template. A metric with `harmonic` has no value of its own: its summary is the
+    harmonic mean of those metrics' means.
     """
 
     name: str
@@ -107,5 +113,7 @@ class Metric:
     asks: Callable[[EditRequest, Settings], list[Ask]] = lambda _request, _settings: []
     texts: Callable[[EditRequest], list[str]] = lambda _request: []
     value: Callable[[EditRequest, Answers], Value] | None = None
+    judged: Callable[[EditRequest, Answers], list[Judged]] | None = None
     needs_before: bool = False
+    chat: bool = False
     harmonic: tuple[str, ...] = ()

@@ -15,11 +15,14 @@ from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
+from easyeditor.evaluate.judge import NO_JUDGE, judge_named, verdicts
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
 from easyeditor.evaluate.metrics import RequestScores, record_pairs, scores_of
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
+from easyeditor.evaluate.wild import WILD
 from easyeditor.lm.generate import Decoding, Generated, generate
+from easyeditor.lm.prompting import has_template
 from easyeditor.lm.weights import frozen
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest
@@ -32,6 +35,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "zsre": ZSRE,
     "generation": GENERATION,
     "first_place": FIRST_PLACE,
+    **WILD,
 }
 METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() for metric in group}
 
@@ -83,7 +87,7 @@ class Evaluation:
 
 
 def chosen(names: Iterable[str]) -> list[Metric]:
-    """Metrics by name or group (`easyedit`, `counterfact`, `zsre`, `generation`, `first_place`, `all`), each once.
+    """Metrics by name or group (`easyedit`, `counterfact`, `wild` …, `all`), each once.
 
     A metric made of others brings them along.
 
@@ -139,7 +143,7 @@ def evaluate(
     """
     if not requests:
         raise DataError("no requests to evaluate")
-    settings = settings or Settings()
+    settings = settings or Settings(judge=judge_named())
     references = settings.idf_texts or tuple(text for r in requests for text in r.reference_texts)
     same = [replace(settings, idf_texts=references)] * len(requests)
     return measure(model, tok, requests, chosen(names), same, before=before, progress=progress)
@@ -157,12 +161,13 @@ def measure(
     scored: Mapping[Pair, Scored] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """`evaluate` with settings of its own for each request (batching, stops and prompting are the first one's); with
-    `record` everything a record says of the requests is asked too. What is `scored` already (`pairs_of`) is not
+    """`evaluate` with settings of its own for each request (batching, stops, prompting and judge are the first one's);
+    with `record` everything a record says of the requests is asked too. What is `scored` already (`pairs_of`) is not
     again."""
     first = settings[0]
     first.prompting.checked(tok)
-    asking = _asking(requests, metrics, settings)
+    unable = {m.name: reason for m in metrics if (reason := _unable(m, tok, first))}
+    asking = _asking(requests, [m for m in metrics if m.name not in unable], settings)
     asks: dict[Ask, None] = dict.fromkeys(ask for m, r, own in asking for ask in m.asks(r, own))
     texts = dict.fromkeys(text for m, r, _ in asking for text in m.texts(r))
     with frozen(model):
@@ -177,8 +182,15 @@ def measure(
             perplexities=_perplexities(model, tok, list(texts)),
             before=None if before is None else before.answers,
         )
+    if first.judge is not None:
+        cases = (case for m, r, own in asking if m.judged for case in m.judged(r, replace(answers, settings=own)))
+        answers = replace(answers, verdicts=verdicts(first.judge, cases, progress))
     rows = tuple(
-        {m.name: _value(m, r, replace(answers, settings=own)) for m in metrics if m.value is not None}
+        {
+            m.name: missing(unable[m.name]) if m.name in unable else _value(m, r, replace(answers, settings=own))
+            for m in metrics
+            if m.value is not None
+        }
         for r, own in zip(requests, settings, strict=True)
     )
     names = tuple(m.name for m in metrics)
@@ -207,6 +219,13 @@ def _asking(
         for r, own in zip(requests, settings, strict=True)
         if m.lacks(r) is None
     ]
+
+
+def _unable(metric: Metric, tok: PreTrainedTokenizerBase, settings: Settings) -> str | None:
+    """Why a metric cannot be had of any request."""
+    if metric.judged is not None and settings.judge is None:
+        return NO_JUDGE
+    return "the tokenizer has no chat template" if metric.chat and not has_template(tok) else None
 
 
 def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:

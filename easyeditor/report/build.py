@@ -10,7 +10,7 @@ from pathlib import Path
 
 from easyeditor.errors import OutputError
 from easyeditor.files import check_parent, write_bytes, write_text
-from easyeditor.report import curves, run_table, scatter, tables, watched
+from easyeditor.report import curves, run_table, scatter, tables, watched, wild
 from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.opening import opening
 from easyeditor.report.page import html_page, is_page
@@ -39,8 +39,9 @@ class Report:
 def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
     """Everything that can be said of `runs`; `worst` is how many cases a figure names."""
     makers = (
-        run_table.summary_table, tables.collapse_table, tables.collapsed_table, tables.prediction_table,
-        tables.retention_table, watched.watched_table, tables.time_table, tables.screen_table, tables.edits_table,
+        run_table.summary_table, tables.collapse_table, wild.wild_table, tables.collapsed_table,
+        tables.prediction_table, tables.retention_table, watched.watched_table, tables.time_table,
+        tables.screen_table, tables.edits_table,
     )  # fmt: skip
     made = [make(runs) for make in makers]
     return Report(

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import random
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from easyeditor.errors import DataError
+from easyeditor.endpoint import Endpoint
 from easyeditor.files import parse_json
 from easyeditor.records import EditRequest
 
 FIELDS = ("prompt", "subject", "target_new", "ground_truth")
 PER_CALL = 10
-TIMEOUT_S = 120
 Candidate = dict[str, str]
 
 
@@ -59,11 +56,12 @@ def from_endpoint(
     Raises:
         DataError: the endpoint cannot be reached, answers with an error or with something else than a chat completion.
     """
+    endpoint = Endpoint(url=url, model=model, key=key, named_by="--endpoint, --endpoint-model and OPENAI_API_KEY")
     kept: dict[str, Candidate] = {}
     refused, idle = 0, 0
     while len(kept) < most and idle < 2:
         taken = sorted({candidate["subject"] for candidate in kept.values()})
-        answer = _asked(url, model, key, instruction(seeds, subjects, taken))
+        answer = endpoint.ask(instruction(seeds, subjects, taken))
         before = len(kept)
         for raw in records_in(answer):
             candidate = checked(raw)
@@ -120,19 +118,3 @@ def is_common_word(text: str) -> bool:
 def same_word(one: str, other: str) -> bool:
     """The same answer but for case and surrounding space?"""
     return one.strip().casefold() == other.strip().casefold()
-
-
-def _asked(url: str, model: str, key: str | None, text: str) -> str:
-    where = url.rstrip("/") + "/chat/completions"
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]}).encode()
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(where, body, headers), timeout=TIMEOUT_S) as answer:
-            said = parse_json(answer.read().decode("utf-8"))
-        return str(said["choices"][0]["message"]["content"])
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise DataError(
-            f"{where}: no answer ({error}); check --endpoint, --endpoint-model and OPENAI_API_KEY"
-        ) from error
-    except (KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{where}: the answer is no chat completion ({type(error).__name__}: {error})") from error
