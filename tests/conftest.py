@@ -48,6 +48,8 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_LLAMA, "sliding_window": 12, "query_pre_attn_scalar": 8},
 }
 ARCHITECTURES = sorted(TINY)
+REAL = {"smol", "gemma"}
+"""Fixtures that are an embedded model."""
 
 
 @lru_cache(maxsize=2)
@@ -93,19 +95,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the embedded model: it takes all cores, so it runs alone (Makefile)."""
+    """Mark what runs an embedded model: it takes all cores, so it runs alone (Makefile)."""
     for item in items:
-        if "smol" in getattr(item, "fixturenames", ()):
+        if REAL & set(getattr(item, "fixturenames", ())):
             item.add_marker("embedded")
 
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models, where threads only wait for each other; all cores for the embedded model.
+    """One thread for tiny models, where threads only wait for each other; all cores for the embedded models.
 
     TEST_THREADS says otherwise (`make isa`).
     """
-    usual = (os.cpu_count() or 1) if "smol" in request.fixturenames else 1
+    usual = (os.cpu_count() or 1) if REAL & set(request.fixturenames) else 1
     torch.set_num_threads(int(os.environ.get("TEST_THREADS", usual)))
 
 
@@ -202,6 +204,19 @@ def smol() -> tuple[PreTrainedModel, Any]:
     from easyeditor.lm.loading import load
 
     return load("smollm2-135m", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> tuple[PreTrainedModel, Any]:
+    """The second embedded model, where it was fetched: no test takes on its terms, or 239 MB, for its user."""
+    from easyeditor.lm import embedded
+    from easyeditor.lm.loading import load
+
+    found = embedded.find("gemma3-270m")
+    assert found is not None
+    if not (found.folder / "model.safetensors").exists():
+        pytest.skip(f"{found.name} was not fetched; python ppl.py --model {found.name} --ppl-bos auto does it")
+    return load(found.name, device="cpu")
 
 
 @pytest.fixture(scope="session")
