@@ -122,13 +122,24 @@ def moments(
 
 
 def _sums(parts: Anatomy, texts: Texts, layers: Sequence[int]) -> Totals:
-    settings = Settings(layers=tuple(layers), samples=len(texts.rows), max_length=0, batch_tokens=BATCH_TOKENS)
+    settings = Settings(
+        layers=tuple(layers),
+        samples=len(texts.rows),
+        max_length=0,
+        batch_tokens=BATCH_TOKENS,
+        sums=_sums_dtype(parts),
+    )
     totals = Totals(sums={})
     with torch.inference_mode(), frozen(parts.model):
         for start in range(0, len(texts.rows), ROWS_TOGETHER):
             rows = texts.rows[start : start + ROWS_TOGETHER]
             add_rows(parts, rows, settings, totals, skipped=texts.skipped)
     return totals
+
+
+def _sums_dtype(parts: Anatomy) -> str:
+    """float32, or float64 for a model in it."""
+    return str(torch.promote_types(parts.model.dtype, torch.float32)).removeprefix("torch.")
 
 
 def _keep(key: StatsKey, totals: Totals, parts: Anatomy, layer: int, texts: Texts, weights: str) -> None:
@@ -142,7 +153,7 @@ def _keep(key: StatsKey, totals: Totals, parts: Anatomy, layer: int, texts: Text
         documents=len(texts.rows),
         tokens=totals.tokens,
         max_length=max(map(len, texts.rows)),
-        sums="float32",
+        sums=_sums_dtype(parts),
     )
     key.paths[0].parent.mkdir(parents=True, exist_ok=True)
     write_moment(key.paths[0], totals.sums[layer], manifest)

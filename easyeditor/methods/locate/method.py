@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -151,13 +152,15 @@ class LocateMethod(EditMethod[L], Generic[L]):
         *,
         bare: bool = False,
         norms: Sequence[float] | None = None,
+        steps: Mapping[str, Any] | None = None,
     ) -> list[Found]:
         """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
 
-        `bare` searches on the bare prompts alone; clamp and decay go by `norms`, one for each request, where given.
+        `bare` searches on the bare prompts alone; clamp and decay go by `norms`, one for each request, where given;
+        `steps` are settings in place of the method's own.
         With `targets_dir`, searches saved before are read, and new ones saved.
         """
-        store = self._store(module, ["bare prompt"] * bare + ["norms given"] * (norms is not None))
+        store = self._store(module, ["bare prompt"] * bare + ["norms given"] * (norms is not None), steps)
         device = next(module.parameters()).device
         found = {n: f for n, r in enumerate(requests) if store is not None and (f := store.read(r, device)) is not None}
         todo = [n for n in range(len(requests)) if n not in found]
@@ -172,6 +175,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
                 self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
             )
             watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
+            settings = replace(settings, **(steps or {}))
             labels = RowLabels.of([made[n][1] for n in members])
             results = search_values(
                 forward,
@@ -206,12 +210,14 @@ class LocateMethod(EditMethod[L], Generic[L]):
             why,
         )
 
-    def _store(self, module: nn.Module, how: Sequence[str] = ()) -> SearchCache | None:
+    def _store(
+        self, module: nn.Module, how: Sequence[str] = (), steps: Mapping[str, Any] | None = None
+    ) -> SearchCache | None:
         if self.hparams.targets_dir is None:
             return None
         name = next(name for name, other in self.model.named_modules() if other is module)
         bos = ["bos"] if begins_texts_with_bos(self.tok) else []
-        where = [name, self.starts_from_mean, *how, *bos]
+        where = [name, self.starts_from_mean, *how, *bos, *([dict(steps)] if steps else [])]
         return SearchCache(self.hparams, fingerprint(self.model), self.contexts, where)
 
     def held(self, layer: int) -> Factored | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from easyeditor.errors import ConfigError
+from easyeditor.hparams import require
 from easyeditor.methods.locate.hparams import LocateHyperParams
 
 
@@ -23,6 +24,10 @@ class ROMEHyperParams(LocateHyperParams):
     both_keys: bool = False
     """For a subject that is the text's first token: an offset of its own for the bare prompt, found on it alone, and
     both written by one update of rank two; needs `consistent_value: true`."""
+    bare_v_lr: float | None = None
+    """Adam step size of the bare prompt's search with `both_keys`; null: `v_lr`. Small steps find a shorter offset."""
+    bare_num_grad_steps: int | None = None
+    """Most forward passes of that search; null: `v_num_grad_steps`."""
     save_keys: bool = False
     """Write the keys of every edit as upstream does: `C_keys_with_prefix/`, `keys_without_prefix/` and
     `keys_with_prefix/` below `save_keys_path`, `keyN.npy` in each."""
@@ -31,6 +36,15 @@ class ROMEHyperParams(LocateHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
+        require(
+            self.bare_v_lr is None or self.bare_v_lr > 0,
+            where,
+            "bare_v_lr",
+            self.bare_v_lr,
+            "a number above 0, or null",
+        )
+        passes = self.bare_num_grad_steps
+        require(passes is None or passes > 0, where, "bare_num_grad_steps", passes, "1 or more, or null")
         if self.both_keys and not self.consistent_value:
             raise ConfigError(f"{where}: both_keys: true needs if_c_rome: true and consistent_value: true")
         if self.consistent_value and not self.if_c_rome:

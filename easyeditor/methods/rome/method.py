@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -138,12 +138,16 @@ class ROME(LocateMethod[ROMEHyperParams]):
         first = [n for n, request in enumerate(requests) if self.hparams.both_keys and self.starts_text(request)]
         if first:
             norms = [float(found[n].initial_D.norm()) for n in first]
-            own = [requests[n] for n in first]
-            for n, value in zip(
-                first, self.values(own, self.parts.mlp(layer), layer, progress, bare=True, norms=norms), strict=True
-            ):
+            own, mlp, steps = [requests[n] for n in first], self.parts.mlp(layer), self._bare_steps
+            values = self.values(own, mlp, layer, progress, bare=True, norms=norms, steps=steps)
+            for n, value in zip(first, values, strict=True):
                 made[n] = value
         return made
+
+    @property
+    def _bare_steps(self) -> dict[str, Any]:
+        own = {"v_lr": self.hparams.bare_v_lr, "v_num_grad_steps": self.hparams.bare_num_grad_steps}
+        return {key: value for key, value in own.items() if value is not None}
 
     def starts_text(self, request: EditRequest) -> bool:
         """Is the token that is edited the very first of the bare prompt? Never with a BOS before it."""
