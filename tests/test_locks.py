@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import build, rome_hparams, tokenizer
 from script_runs import QUICK, Ran, awaited, call, record_of, save_tiny, write_yaml
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
@@ -23,6 +24,8 @@ import pretrain_mend
 from easyeditor.errors import OutputError
 from easyeditor.lm import embedded
 from easyeditor.locks import locked
+from easyeditor.methods.rome.method import ROME
+from easyeditor.stats.corpus import Corpus
 
 HOLDER = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -191,3 +194,43 @@ def test_the_excerpt_is_fetched_by_one_process(tmp_path: Path, monkeypatch: pyte
         file.write_text(json.dumps({"text": "a"}) + "\n")
     assert awaited(child) == 0
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["excerpt.jsonl"]
+
+
+# Second moments that an edit lacks
+
+
+def test_second_moments_are_collected_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that lack them (two cells of a survey) one collects, the other waits and reads."""
+    from easyeditor.methods.locate import statistics
+    from easyeditor.stats import gather
+
+    texts = Corpus(name="own", identity="3", documents=["The sea is blue.", "Rome is in Italy.", "He came home."])
+    monkeypatch.setattr(gather, "open_corpus", lambda _: texts)
+    changes = {"mom2_adjustment": True, "collect_stats": "auto", "mom2_dataset": "own", "mom2_n_samples": 3}
+    hparams = rome_hparams((build("llama"), tokenizer()), **changes, stats_dir=str(tmp_path / "stats"))
+    method = ROME(*hparams.model_name, hparams)
+    folder = method.statistics.key(1).paths[0].parent
+    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    with locked(folder / ".collecting.lock", "x"):
+        with monkeypatch.context() as patch:
+            patch.setattr(statistics, "gather", lambda *_, **__: pytest.fail("collected twice"))
+            child = forked(lambda: method.statistics.moment(1))
+        waiting((tmp_path / "waits").exists, child)
+        gather.gather(method.parts, method.tok, {1: method.statistics.key(1)})
+    assert awaited(child) == 0
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npz"]
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    ROME(*hparams.model_name, hparams).prepare()
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+
+
+def test_an_edit_collects_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from easyeditor.stats import gather
+
+    texts = Corpus(name="own", identity="2", documents=["The sea is blue.", "Rome is in Italy."])
+    monkeypatch.setattr(gather, "open_corpus", lambda _: texts)
+    changes = {"mom2_adjustment": True, "collect_stats": "auto", "mom2_dataset": "own", "mom2_n_samples": 2}
+    hparams = rome_hparams((build("llama"), tokenizer()), **changes, stats_dir=str(tmp_path / "stats"))
+    method = ROME(*hparams.model_name, hparams)
+    method.prepare()
+    assert sorted(path.suffix for path in method.statistics.key(1).paths[0].parent.iterdir()) == [".json", ".npz"]
