@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
+from easyeditor.locks import locked
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.stats.factored import Factored, plus_identity
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments
@@ -19,6 +20,7 @@ from easyeditor.stats.store import StatsKey, not_collected, read_factored
 
 LOG = logging.getLogger(__name__)
 
+COLLECTING = ".collecting.lock"  # held by the process that collects what several lack
 RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean diagonal: few tokens, many dimensions
 
 
@@ -112,7 +114,8 @@ class Statistics:
         )
 
     def _collect(self, layer: int) -> Path:
-        """Collect the statistics of all the method's layers that lack them, in one pass."""
+        """Collect the statistics of all the method's layers that lack them, in one pass; of several processes one does,
+        and the others wait for it."""
         h = self._hparams
         lacking = [other for other in h.layers if self.key(other).find() is None]
         if h.collect_stats != "auto":
@@ -123,8 +126,12 @@ class Statistics:
                 f"--samples {h.mom2_n_samples} --output {h.stats_dir}"
             )
             raise not_collected(self.key(layer), command)
-        LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, h.stats_dir)
-        gather(self._parts, self._tok, {other: self.key(other) for other in lacking}, show=True)
+        folder = self.key(layer).paths[0].parent
+        with locked(folder / COLLECTING, f"the second moments in {folder}", wait=True):
+            lacking = [other for other in lacking if self.key(other).find() is None]  # another process may have them
+            if lacking:
+                LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, folder)
+                gather(self._parts, self._tok, {other: self.key(other) for other in lacking}, show=True)
         found = self.key(layer).find()
         assert found is not None
         return found
