@@ -108,13 +108,13 @@ def main() -> int:
         return 0
 
     from easyeditor import EditTrainer
-    from easyeditor.locks import LOCK, locked
+    from easyeditor.locks import working
     from easyeditor.runs.folder import environment
     from easyeditor.trainer.state import training_folder
 
     quiet_transformers()
     folder = training_folder(hparams, args.output)
-    held = locked(folder / LOCK, str(folder)) if rank.first else nullcontext()
+    held = working(folder) if rank.first else nullcontext()
     with process_group(rank), held:
         trainer = EditTrainer(hparams, train, val, folder=folder, resume=args.resume, store_dtype=args.store_dtype)
         if rank.first:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 SCRATCH = ".part-"
 """What is being written lies under this prefix and random digits, created exclusively: nobody else's file."""
+
+_OURS = re.compile(re.escape(SCRATCH) + "[0-9a-f]{16}")
+_JUST_BEGUN = 60.0  # seconds in which a folder may have been made and not yet been claimed
 
 LARGEST = 2**63 - 1
 """The largest integer read from a file or a flag: what torch and numpy can hold."""
@@ -53,15 +59,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a new folder beside `path` to fill; after the block it stands at `path`, on disk, or nothing does.
 
+    What a process that was killed had begun for `path` is removed first.
+
     Raises:
         OutputError: `path` holds something already, or cannot be written.
     """
     check_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead(path)
         part = _scratch(path)
         part.mkdir()
+        claim = os.open(part, os.O_RDONLY)
         try:
+            with suppress(OSError):  # where a file system has no locks nothing of others is removed either
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield part
             _as_readable(part)
             for file in part.rglob("*"):
@@ -71,12 +83,51 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+        finally:
+            os.close(claim)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(SCRATCH + secrets.token_hex(8))
+    """A new name beside `path`: the first half is `path`'s, the other random."""
+    return path.with_name(_stem(path) + secrets.token_hex(4))
+
+
+def _stem(path: Path) -> str:
+    return SCRATCH + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`, in which nobody else is at work now. Only names that
+    are made here go; what a link leads to stays."""
+    with suppress(OSError):
+        for part in [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]:
+            _remove(part)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove folders begun for `path` whose processes are no more: nobody holds their lock."""
+    with suppress(OSError):
+        for part in path.parent.glob(f"{_stem(path)}*"):
+            if not _OURS.fullmatch(part.name) or part.is_symlink() or not part.is_dir():
+                continue
+            claim = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - part.stat().st_mtime > _JUST_BEGUN:
+                    _remove(part)
+            except BlockingIOError:
+                continue  # a process is at work on it
+            finally:
+                os.close(claim)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        discard(part)
 
 
 def _to_disk(file: Path) -> None:

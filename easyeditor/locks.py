@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from easyeditor.errors import OutputError
-from easyeditor.files import discard, make_folder
+from easyeditor.files import discard, make_folder, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +40,19 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         for folder in made:  # nothing came to stand in it
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def working(folder: Path, lock: str = LOCK, *, parts: str | None = None) -> Iterator[None]:
+    """Hold a run's or training's folder: its lock, and what a killed process left half-written is gone, in the folder
+    and in those below its `parts`. Raises OutputError as `locked`."""
+    with locked(folder / lock, str(folder)):
+        places = [folder]
+        if parts is not None and (folder / parts).is_dir():
+            places += [folder / parts, *(folder / parts).iterdir()]
+        for place in places:
+            sweep(place)
+        yield
 
 
 def _taken(path: Path, what: str, wait: bool) -> int:

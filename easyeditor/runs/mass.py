@@ -15,7 +15,7 @@ from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.evaluate.registry import chosen
 from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
-from easyeditor.locks import LOCK, locked
+from easyeditor.locks import LOCK, locked, working
 from easyeditor.methods.registry import hparams_class, method_class
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest
@@ -25,7 +25,7 @@ from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.manifest import read_manifest
 from easyeditor.runs.ranks import Rank, wait_for, wait_for_all
-from easyeditor.runs.sequence import run_sequence
+from easyeditor.runs.sequence import DELTAS, run_sequence
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
@@ -140,7 +140,7 @@ def begun(output: str | None, what: Plan) -> Iterator[Path]:
     """A new run folder that is begun; if the block fails before the manifest is written (no such model), it goes;
     one that was interrupted stays."""
     name = f"{'typed' if what.settings.data == TYPED else 'mass'}-{what.hparams.alg_name.lower()}-{what.settings.mode}"
-    with run_folder(output, name, holds=CONFIG) as folder, locked(folder / LOCK, str(folder)):
+    with run_folder(output, name, holds=CONFIG) as folder, working(folder):
         if (folder / CONFIG).exists():  # another process was quicker
             raise OutputError(f"{folder}: already holds a run; choose another --output")
         begin(folder, what)
@@ -159,7 +159,8 @@ def taken_up(folder: Path, rank: Rank) -> Iterator[Path]:
     Raises:
         OutputError: another process is at work in it.
     """
-    with locked(folder / (LOCK if rank.first else f"{LOCK}-{rank.rank}"), str(folder)):
+    own = working(folder, parts=DELTAS) if rank.first else locked(folder / f"{LOCK}-{rank.rank}", str(folder))
+    with own:
         yield folder
 
 

@@ -18,6 +18,7 @@ from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.watching import Watcher, keys_of
 from easyeditor.runs.work import Work, edit_line, tried
 
+DELTAS = "deltas"  # folder of the saved edits in a run's
 SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
 
 
@@ -90,7 +91,7 @@ def _original(work: Work, numbers: list[int], prefixes: list[str | None]) -> Eva
 
 def delta_folder(folder: Path, first: int) -> Path:
     """Where the edit is saved whose first request stands at place `first`."""
-    return folder / "deltas" / f"{first + 1:06d}"
+    return folder / DELTAS / f"{first + 1:06d}"
 
 
 def saved_edit(folder: Path, first: int, lines: Iterable[RunLine]) -> EditResult:
