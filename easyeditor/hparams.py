@@ -53,8 +53,9 @@ class HyperParams:
     take the answer as the beginning of the assistant's (`lm/prompting.py`)."""
     target_eos: bool = False
     """End the target with the tokenizer's EOS, so that the model learns to stop there, and score it so."""
-    replay: bool = True
-    """Run only what an edit can change; false gives the plain full forwards (same numbers, several times slower)."""
+    replay: bool | Literal["check"] = True
+    """Run only what an edit can change; false gives the plain full forwards (same numbers, several times slower). For
+    a model type that is not known, `check` compares the two on this model first, and replays if they agree."""
     batch_tokens: int = 8192
     """Most tokens in one forward; bounds memory."""
     max_length: int = 2048

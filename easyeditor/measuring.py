@@ -119,7 +119,7 @@ class Measuring:
                 self.sentences.texts,
                 parts=self.method.parts,
                 resume_layer=min(self.method.layers),
-                fast=self.hparams.replay,
+                fast=bool(self.hparams.replay),
                 batch_size=self.hparams.ppl_batch_size,
                 longest=self.hparams.longest_text,
                 add_start_token=begins_with_bos(self.tok, self.hparams.ppl_bos),

@@ -38,7 +38,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("editor", "estimate"),
     ("easyedit", "trainer", "runs"),
     ("report", "analysis", "export"),
-    ("survey",),
+    ("survey", "tune"),
     ("cli", "interactive", "outputs", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

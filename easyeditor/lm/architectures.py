@@ -193,6 +193,11 @@ def encoder_projections(model: PreTrainedModel) -> list[nn.Module]:
     return [model.get_submodule(ENCODERS[kind].format(layer)) for layer, _ in enumerate(blocks.children())]
 
 
+def type_of(model: PreTrainedModel) -> tuple[str, bool]:
+    """The model's type, and whether the table has it."""
+    return model.config.model_type, model.config.model_type in ARCHITECTURES
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Longest sequence the model has positions for, or None when its config does not say."""
     config = model.config.get_text_config()

@@ -106,7 +106,7 @@ class FT(EditMethod[FTHyperParams]):
 
     def _batch(self, made: Sequence[tuple[Row, Labels]]) -> Batch:
         rows = [row for row, _ in made]
-        forward = TunedForward(self.parts, rows, first=min(self.layers), replay=self.hparams.replay)
+        forward = TunedForward(self.parts, rows, first=min(self.layers), replay=bool(self.hparams.replay))
         return Batch(forward=forward, labels=tuple(labels for _, labels in made))
 
     def _trace(self, losses: Sequence[float], deltas: Sequence[WeightDelta]) -> dict[int, LayerTrace]:

@@ -94,6 +94,7 @@ def _extend(
         choice_B1 = torch.multinomial(top.values.softmax(1), 1, generator=generator)
         step_BT = top.indices.gather(1, choice_B1).to(rows_BT.device)
         rows_BT = torch.cat([rows_BT, step_BT], dim=1)
+        step_BT = rows_BT if cache is None else step_BT  # a model without a cache reads it all again
     return rows_BT
 
 

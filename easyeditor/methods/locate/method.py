@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import replay_checked
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
@@ -60,7 +61,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
 
     def find_parts(self) -> Anatomy:
         h = self.hparams
-        return anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=h.rewrite_module_tmp)
+        parts = anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=h.rewrite_module_tmp)
+        if h.replay == "check" and not parts.architecture.replay:
+            parts, said = replay_checked(parts)
+            LOG.debug("%s: %s", type(self.model).__name__, said)
+        return parts
 
     @property
     def weight_names(self) -> list[str]:
@@ -172,7 +177,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         def search(batch: list[int]) -> None:
             members = [todo[i] for i in batch]
             forward = row_forward(
-                self.parts, module, layer, [r for n in members for r in made[n][0]], replay=self.hparams.replay
+                self.parts, module, layer, [r for n in members for r in made[n][0]], replay=bool(self.hparams.replay)
             )
             watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
             settings = replace(settings, **(steps or {}))

@@ -74,7 +74,7 @@ class LoRA(EditMethod[LoRAHyperParams]):
 
     def _batch(self, made: Sequence[tuple[Row, Labels]]) -> Batch:
         rows = [row for row, _ in made]
-        forward = TunedForward(self.parts, rows, first=self.layers[0], replay=self.hparams.replay)
+        forward = TunedForward(self.parts, rows, first=self.layers[0], replay=bool(self.hparams.replay))
         return Batch(forward=lambda _: forward({}), labels=tuple(labels for _, labels in made))  # adapters are in place
 
     def _trace(self, losses: Sequence[float], deltas: Sequence[WeightDelta]) -> dict[int, LayerTrace]:

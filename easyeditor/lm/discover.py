@@ -1,0 +1,194 @@
+"""The parts of a decoder nobody described, found from its module tree and one short forward.
+
+Replay is asked for only where a check on this very model shows that it gives the plain path's numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from easyeditor.errors import ModelError
+from easyeditor.lm.architectures import Anatomy, Architecture
+from easyeditor.lm.hooks import tapped
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.replay import PlainForward, ReplayForward
+from easyeditor.lm.tokens import Row, model_inputs
+from easyeditor.lm.weights import frozen
+
+BY_HAND = (
+    "name its modules yourself: --set layer_module_tmp=… mlp_module_tmp=… rewrite_module_tmp=… with {} for the layer"
+)
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of logits, replayed against plain; else 5e-2
+PROBE = ((1, 2, 3, 4, 5, 6, 7, 8), (9, 3, 5, 4, 2), (2, 7, 1, 1, 6, 3))  # token ids; any will do
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A projection that ran in a block: its path there, its input's and output's width."""
+
+    path: str
+    inputs: int
+    outputs: int
+
+
+def discover(model: PreTrainedModel) -> Architecture:
+    """Blocks: the longest outermost ModuleList. Projection: in every block the Linear or Conv1D from the widest input
+    to the hidden width. MLP: the block's child that holds it, if it gives what the projection gives.
+
+    Raises:
+        ModelError: there is no such block, projection or output head, or the model does not take plain inputs.
+    """
+    name = type(model).__name__
+    if model.get_output_embeddings() is None:
+        raise ModelError(
+            f"{name}: no output head is known (get_output_embeddings gives None), so nothing can be scored"
+        )
+    lists = _outermost(model, "")
+    if not lists:
+        raise ModelError(f"{name}: no list of blocks (ModuleList) is in it; {BY_HAND}")
+    prefix, blocks = max(lists, key=lambda item: len(item[1]))
+    path = _projection(model, list(blocks), f"{name}: block {prefix}.0")
+    for layer, block in enumerate(blocks):
+        if not isinstance(dict(block.named_modules()).get(path), (nn.Linear, Conv1D)):
+            raise ModelError(f"{name}: block {prefix}.{layer} has no projection {path}, which block 0 has; {BY_HAND}")
+    child = path.split(".")[0]
+    mlp = child if _same_output(model, blocks[0].get_submodule(child), blocks[0].get_submodule(path)) else path
+    found = f"{prefix}.{{}}"
+    return Architecture(block=found, mlp=f"{found}.{mlp}", rewrite=f"{found}.{path}", replay=False)
+
+
+def module_name(model: nn.Module, module: nn.Module | None) -> str | None:
+    """The path of a module in the model."""
+    return next((name for name, other in model.named_modules() if other is module), None)
+
+
+def replay_checked(parts: Anatomy) -> tuple[Anatomy, str]:
+    """The same parts with replay on where it gives this model's plain logits, with and without an offset; else off.
+
+    And in words which of the two it is.
+    """
+    reason = ""
+    for adds in (True, False):
+        architecture = dataclasses.replace(parts.architecture, replay=True, mlp_adds=adds)
+        candidate = dataclasses.replace(parts, architecture=architecture)
+        try:
+            off = _farthest_off(candidate)
+        except Exception as error:  # a model that cannot be resumed may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            continue
+        if off <= TOLERANCE.get(parts.model.dtype, 5e-2):
+            return candidate, f"replay gives the plain path's logits (within {off:.1g} of their spread), so it is on"
+        reason = f"logits are off by {off:.2g}"
+    off_now = dataclasses.replace(parts.architecture, replay=False)
+    return dataclasses.replace(
+        parts, architecture=off_now
+    ), f"replay is off, every pass runs the whole model ({reason})"
+
+
+def _outermost(module: nn.Module, path: str) -> list[tuple[str, nn.ModuleList]]:
+    """The ModuleLists that lie in no other, with their paths, in order."""
+    if isinstance(module, nn.ModuleList):
+        return [(path, module)] if len(module) else []
+    return [
+        found for name, child in module.named_children() for found in _outermost(child, f"{path}.{name}".strip("."))
+    ]
+
+
+def _projection(model: PreTrainedModel, blocks: Sequence[nn.Module], where: str) -> str:
+    """The path, in a block, of the MLP's output projection."""
+    width, calls = _calls(model, blocks[0], where)
+    wide = [call for call in calls if call.outputs == width and call.inputs > width]
+    most = [call for call in wide if call.inputs == max(other.inputs for other in wide)]
+    if len({call.path for call in most}) > 1:
+        listed = ", ".join(call.path for call in most[:3])
+        raise ModelError(f"{where} has several projections from {most[0].inputs} to {width} ({listed} …); {BY_HAND}")
+    if not most:
+        raise ModelError(
+            f"{where} has no MLP output projection: no Linear or Conv1D in it leads from a wider layer to the hidden "
+            f"width {width}, so there is nothing to edit; {BY_HAND}"
+        )
+    return most[0].path
+
+
+def _calls(model: PreTrainedModel, block: nn.Module, where: str) -> tuple[int, list[_Call]]:
+    """The hidden width a block gives, and the projections that run in it, in order."""
+    widths: list[int] = []
+    calls: list[_Call] = []
+
+    def noted(path: str, inputs: int) -> object:
+        def note(states: Tensor) -> None:
+            calls.append(_Call(path, inputs, states.shape[-1]))
+            if states.ndim != 3:
+                raise ModelError(
+                    f"{where}: {path} gives {states.ndim} axes, not batch, tokens and width; it cannot be edited"
+                )
+
+        return note
+
+    with ExitStack() as stack:
+        for path, module in block.named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)):
+                inputs = module.weight.shape[1 if isinstance(module, nn.Linear) else 0]
+                stack.enter_context(tapped(module, on_output=noted(path, inputs)))  # type: ignore[arg-type]
+        stack.enter_context(tapped(block, on_output=lambda states: widths.append(states.shape[-1])))
+        _forward(model)
+    return widths[0], calls
+
+
+def _same_output(model: PreTrainedModel, outer: nn.Module, inner: nn.Module) -> bool:
+    """Does the outer module give, as (batch, tokens, width), what the inner one gives?"""
+    gave: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        stack.enter_context(tapped(outer, on_output=lambda states: gave.update(outer=states)))
+        stack.enter_context(tapped(inner, on_output=lambda states: gave.update(inner=states)))
+        _forward(model)
+    return gave["outer"].shape == gave["inner"].shape and torch.equal(gave["outer"], gave["inner"])
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel) -> None:
+    """One short forward, with the inputs that all of this library's forwards give."""
+    try:
+        with frozen(model):
+            model(**model_inputs([PROBE[0]], input_device(model)), use_cache=False)
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign forward raises what it likes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"{type(model).__name__} does not run on input_ids, attention_mask and position_ids ({reason}); it cannot "
+            "be edited"
+        ) from error
+
+
+@torch.no_grad()
+def _farthest_off(parts: Anatomy) -> float:
+    """Largest difference of logits, replayed against plain, as a share of their spread: first, middle and last layer,
+    MLP and block, without an offset and with one of the value's own size."""
+    rows = [
+        Row(ids=ids, lookup=at, scored=(len(ids) - 2, len(ids) - 1)) for ids, at in zip(PROBE, (3, 0, 2), strict=True)
+    ]
+    rows = [dataclasses.replace(row, scored=tuple(p for p in row.scored if p >= row.lookup)) for row in rows]
+    last, worst = len(parts.blocks) - 1, 0.0
+    with frozen(parts.model):
+        for layer in sorted({0, last // 2, last}):
+            for module in (parts.mlp(layer), parts.block(layer)):
+                plain, replayed = (kind(parts, module, layer, rows) for kind in (PlainForward, ReplayForward))
+                signs = torch.ones_like(plain.initial_BD)
+                signs[:, ::2] = -1.0
+                for offset_BD in (0 * signs, plain.initial_BD.abs() * signs):
+                    expected, found = (
+                        plain(offset_BD).double(),
+                        replayed(offset_BD).double().to(input_device(parts.model)),
+                    )
+                    off = (found - expected.to(found.device)).abs().max() / expected.std()
+                    worst = max(worst, float(off)) if torch.isfinite(off) else float("inf")
+    return worst

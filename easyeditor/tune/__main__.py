@@ -1,0 +1,129 @@
+"""Hyper-parameters for a model, measured on it: layers by causal tracing and collapse safety, then a small search.
+
+  python -m easyeditor.tune --model NAME_OR_FOLDER --output hparams/ROME/NAME.yaml
+  python -m easyeditor.tune --model NAME --method MEMIT --minutes 60 --output hparams/MEMIT/NAME.yaml
+  python -m easyeditor.tune … --kept results/tune-…/tune.jsonl      go on: nothing measured is measured again
+
+The method is any that rewrites one projection at chosen layers (ROME, MEMIT and their kin, FT). Values that are not
+searched for are taken from --start, by default the embedded model's file of the method. The YAML says in comments what
+was tried and measured, and how it does on held-out facts; the run folder (--run) has tables and figures. A decoder of a
+type that is not known is taken apart by its module tree, which is said. docs/tune.md explains the search.
+Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.cli import parser, quiet_transformers, resumable, run
+from easyeditor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from easyeditor.tune.running import Plan
+
+WIDTH = 140  # of tables that go into a file or a pipe
+
+
+def arguments() -> argparse.Namespace:
+    """The flags, checked."""
+    p = parser(__doc__ or "")
+    p.add_argument("--model", required=True, help="folder, hub name, or an embedded model's name")
+    p.add_argument("--method", default="ROME", help="method to tune (default: %(default)s)")
+    p.add_argument("--output", metavar="FILE", required=True, help="YAML that is written; must not be there yet")
+    p.add_argument(
+        "--minutes", type=float, default=20.0, help="of search; held-out facts come after (default: %(default)g)"
+    )
+    p.add_argument("--start", metavar="YAML", help="what is not searched for (default: the embedded model's file)")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the start")
+    p.add_argument("--data", metavar="FILE", help="requests with paraphrases and neighbours (default: ours)")
+    p.add_argument("--edits", type=int, default=8, help="facts in each trial (default: %(default)s)")
+    p.add_argument("--held-out", type=int, default=20, help="facts the result is judged by (default: %(default)s)")
+    p.add_argument("--facts", type=int, default=12, help="known facts that are traced (default: %(default)s)")
+    p.add_argument("--candidates", type=int, default=4, help="layers to begin with (default: %(default)s)")
+    p.add_argument("--sentences", type=int, default=16, help="for perplexity in a trial (default: %(default)s)")
+    p.add_argument("--ppl-ratio", type=float, default=1.2, help="most perplexity, x unedited (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the facts drawn (default: %(default)s)")
+    p.add_argument("--device", help="GPU number, cpu, cuda:1 ... (default: the start file's)")
+    p.add_argument(
+        "--kept", metavar="FILE", help="JSON lines of what was measured (default: tune.jsonl in the run folder)"
+    )
+    p.add_argument("--run", metavar="DIR", help="run folder (default: a new one under results/)")
+    args = p.parse_args()
+    if not (math.isfinite(args.minutes) and args.minutes > 0):
+        raise ConfigError(f"--minutes is {args.minutes:g}; allowed: a number above 0")
+    for flag in ("edits", "held_out", "facts", "candidates", "sentences"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    if not args.ppl_ratio >= 1:
+        raise ConfigError(f"--ppl-ratio is {args.ppl_ratio:g}; allowed: 1 or more")
+    return args
+
+
+def main() -> int:
+    """Measure, search, write; returns the exit code."""
+    args = arguments()
+    deadline = time.monotonic() + 60 * args.minutes
+    from rich.console import Console
+
+    from easyeditor.errors import OutputError
+    from easyeditor.files import write_text
+    from easyeditor.outputs import check_outputs
+    from easyeditor.runs.folder import run_folder
+    from easyeditor.tune.running import run_search
+    from easyeditor.tune.written import outcome, yaml_text
+
+    plan = planned(args)
+    reads: dict[str, Any] = {"--model": args.model, "--start": args.start, "--data": args.data}
+    check_outputs(files={"--output": args.output}, shared={"--run": args.run, "--kept": args.kept}, reads=reads)
+    if Path(args.output).exists():
+        raise OutputError(f"--output {args.output}: is there already; choose another, or move it away")
+    quiet_transformers()
+    with run_folder(args.run, f"tune-{plan.method}") as folder:
+        kept = folder / "tune.jsonl" if args.kept is None else Path(args.kept)
+        with resumable(f"the same command with --kept {kept}"):
+            found = run_search(plan, kept, deadline)
+        write_text(Path(args.output), yaml_text(found))
+        made = outcome(found)
+        written = made.write(folder)
+    made.show(Console(width=None if sys.stdout.isatty() else WIDTH))
+    print(f"\nwritten: {args.output}; in {folder}: {', '.join([*written, 'result.json'])}")
+    return 0
+
+
+def planned(args: argparse.Namespace) -> Plan:
+    """What the flags ask for, checked before any model is loaded."""
+    from easyeditor.dataset.reader import read_dataset
+    from easyeditor.dataset.sentences import load_sentences
+    from easyeditor.tune.running import FACTS, Plan
+    from easyeditor.tune.start import start_values, tunable
+    from easyeditor.tune.trials import drawn
+
+    method = tunable(args.method)
+    values, path = start_values(method, args.start, args.set)
+    requests = read_dataset(str(FACTS) if args.data is None else args.data).requests
+    searched, held_out = drawn(requests, args.edits, args.held_out, args.seed)
+    return Plan(
+        method=method,
+        model=args.model,
+        values=values,
+        start=path,
+        device=args.device,
+        requests=requests,
+        searched=tuple(searched),
+        held_out=tuple(held_out),
+        sentences=load_sentences(args.sentences),
+        facts=args.facts,
+        candidates=args.candidates,
+        most_ratio=args.ppl_ratio,
+        seed=args.seed,
+        command=f"python -m easyeditor.tune --model {args.model} --method {method} --minutes {args.minutes:g}",
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,196 @@
+"""The search from begin to end: trace, safety, trials until time is up, held-out facts; each a line of a journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyeditor.analysis.tools.safety import LayerSafety, first_place, safety_of
+from easyeditor.analysis.tools.sets import FACTS as FACTS
+from easyeditor.analysis.tools.traced import average, traced_lines
+from easyeditor.analysis.tools.tracing import LAST, Tracer, known_facts, noise_of
+from easyeditor.dataset.sentences import Sentences, load_sentences
+from easyeditor.editor import Editor
+from easyeditor.errors import ConfigError
+from easyeditor.files import parse_json, to_json
+from easyeditor.lm.weights import fingerprint
+from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.registry import hparams_class
+from easyeditor.progress import Progress, progress_bar
+from easyeditor.records import EditRequest
+from easyeditor.results.journal import Journal, read_journal
+from easyeditor.tune.search import best_of, candidates, knobs_of, name_of, search
+from easyeditor.tune.start import Settings, Start, begin, numbers
+from easyeditor.tune.trials import Sample, sample, trial
+from easyeditor.tune.written import Search
+
+Line = dict[str, Any]
+SAMPLES = 3  # draws of noise for each fact
+ASKED = 512  # facts, for those that the model knows
+SUBJECTS = 16  # in first place, for the safety of layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is asked for."""
+
+    method: str
+    model: str
+    values: Mapping[str, Any]
+    start: Path
+    device: str | None
+    requests: Sequence[EditRequest]
+    searched: tuple[EditRequest, ...]
+    held_out: tuple[EditRequest, ...]
+    sentences: Sentences
+    facts: int
+    candidates: int
+    most_ratio: float
+    seed: int
+    command: str
+
+
+def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
+    """Do it all; no trial but the first begins that would end after `deadline` (time.monotonic). Held-out facts follow.
+
+    Raises:
+        ConfigError: `kept` holds another search.
+    """
+    knobs = knobs_of(hparams_class(plan.method))
+    start = begin(plan.method, plan.model, plan.values, plan.start, plan.device, knobs)
+    journal = _Kept(kept, _identity(plan, start))
+    own = [request for request in plan.requests if request.subject not in {r.subject for r in plan.held_out}]
+    traced, asked = _traced(plan, start, own, kept)
+    safety = _safety(plan, start)
+    effects = average(traced, "mlp", LAST) if traced else None
+    layers = candidates(effects, safety, len(start.parts.blocks), plan.candidates)
+    base = numbers(start, knobs)
+    first = [{"layers": start.layers(layer), **base} for layer in layers]
+    first = [start.settings, *first] if start.settings is not None else first
+    with progress_bar(f"tune {plan.method}", True) as show:
+        assert show is not None
+        clock = _Clock(deadline, show)
+        on = sample(start, "trial", plan.searched, plan.sentences)
+        trials = search(start, first, _tried(start, journal, on, clock), plan.most_ratio)
+        best = best_of(trials, plan.most_ratio)
+        others = sample(start, "held-out", plan.held_out, load_sentences(start.hparams({}).ppl_sentence_num or 50))
+        held_out = []
+        for settings in [best["settings"], *([] if start.settings is None else [start.settings])]:
+            clock.say("held-out facts")
+            held_out.append(journal.line("held-out", settings, lambda s=settings: trial(start, s, others)))  # type: ignore[misc]
+    return Search(
+        start=start,
+        command=plan.command,
+        traced=traced,
+        asked=asked,
+        safety=safety,
+        trials=trials,
+        best=best,
+        held_out=held_out,
+        most_ratio=plan.most_ratio,
+    )
+
+
+def _traced(plan: Plan, start: Start, requests: Sequence[EditRequest], kept: Path) -> tuple[list[Line], int]:
+    """Facts traced at the subject's last token; none where the model knows none."""
+    facts, asked = known_facts(start.parts, start.tok, requests, plan.facts, plan.seed, ASKED)
+    if not facts:
+        return [], asked
+    noise = noise_of(start.parts, start.tok, requests)
+    tracer = Tracer(start.parts, noise, samples=SAMPLES, seed=plan.seed)
+    same = {"noise": noise, "samples": SAMPLES, "window": tracer.window, "seed": plan.seed}
+    return traced_lines(tracer, facts, kept, same, ("state", "mlp"), last=True), asked
+
+
+def _safety(plan: Plan, start: Start) -> list[LayerSafety]:
+    """By layer, for methods that look keys up behind contexts; none for others, or without a subject in first place."""
+    method = Editor(start.hparams({})).method
+    subjects = first_place(start.tok, plan.requests, SUBJECTS, plan.seed)
+    return safety_of(method, subjects) if isinstance(method, LocateMethod) and subjects else []
+
+
+def _tried(start: Start, journal: _Kept, on: Sample, clock: _Clock) -> Callable[[Settings], Line | None]:
+    """Runs a trial; None when another no longer fits before the deadline. The first one always does."""
+    longest = 0.0
+
+    def tried(settings: Settings) -> Line | None:
+        nonlocal longest
+        known = journal.known("trial", settings)
+        if known is None and longest and clock.left < longest:
+            return None
+        clock.say(f"layers {settings['layers']}")
+        line = journal.line("trial", settings, lambda: trial(start, settings, on))
+        longest = max(longest, line["seconds"])
+        return line
+
+    return tried
+
+
+class _Clock:
+    """The time that is left, told as progress."""
+
+    def __init__(self, deadline: float, show: Progress) -> None:
+        self._deadline, self._show, self._began = deadline, show, time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return self._deadline - time.monotonic()
+
+    def say(self, what: str) -> None:
+        """How much of the time has gone, and what comes now."""
+        whole = max(2, round(self._deadline - self._began))
+        gone = max(1, min(whole - 1, round(time.monotonic() - self._began)))
+        self._show(gone, whole, what)
+
+
+class _Kept:
+    """What was measured, by kind and settings; every new line is on disk before the next step."""
+
+    def __init__(self, path: Path, identity: Line) -> None:
+        self._path = path
+        self._lines: dict[tuple[str, str], Line] = {}
+        lines = list(read_journal(path))
+        for line in lines[:1]:
+            other = [key for key, value in identity.items() if line.get(key) != value]
+            if other:
+                raise ConfigError(
+                    f"--kept {path}: it is of another search ({other[0]} is {line.get(other[0])!r:.60}); name another"
+                )
+        for line in lines:
+            if "settings" in line:
+                self._lines[str(line["kind"]), name_of(line["settings"])] = line
+        if not lines:
+            with Journal(path) as journal:
+                journal.append(identity)
+
+    def known(self, kind: str, settings: Settings) -> Line | None:
+        """A line that was measured."""
+        return self._lines.get((kind, name_of(settings)))
+
+    def line(self, kind: str, settings: Settings, make: Callable[[], Line]) -> Line:
+        """The line that was measured, or is now."""
+        found = self.known(kind, settings)
+        if found is None:
+            found = self._lines[kind, name_of(settings)] = make()
+            with Journal(self._path) as journal:
+                journal.append(found)
+        return found
+
+
+def _identity(plan: Plan, start: Start) -> Line:
+    """What all lines of a journal must share; trials of another start are of another search."""
+    identity = {
+        "kind": "search",
+        "model": fingerprint(start.model),
+        "method": plan.method,
+        "values": {key: value for key, value in start.values.items() if key != "model_name"},
+        "searched": [request.case_id for request in plan.searched],
+        "held_out": [request.case_id for request in plan.held_out],
+        "sentences": plan.sentences.to_json(),
+        "seed": plan.seed,
+    }
+    return parse_json(to_json(identity))

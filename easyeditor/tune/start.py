@@ -1,0 +1,171 @@
+"""Where a search begins: the model with its parts, and a shipped file with what is this model's own put in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easyeditor.editor import Editor
+from easyeditor.errors import ConfigError
+from easyeditor.evaluate.perplexity import begins_with_bos
+from easyeditor.hparams import HyperParams, field_types, read_yaml, yaml_path
+from easyeditor.lm import embedded
+from easyeditor.lm.architectures import Anatomy, anatomy, attention_of, type_of
+from easyeditor.lm.discover import discover, module_name, replay_checked
+from easyeditor.lm.loading import load
+from easyeditor.methods.hparams import LayerHyperParams
+from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.registry import canonical, hparams_class, row_of
+
+LOG = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS_OF_A_SPAN = 3  # at most every third layer of a model is in one span
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model, and the values of a YAML for it that only lack what is searched for."""
+
+    method: str
+    model: PreTrainedModel
+    tok: PreTrainedTokenizerBase
+    parts: Anatomy
+    values: Mapping[str, Any]
+    settings: Settings | None
+    """The start file's own layers and numbers, where it is of this very model."""
+    span: int
+    """Layers of one edit."""
+    said: tuple[str, ...]
+    contexts: tuple[str, ...] = ()
+
+    def hparams(self, settings: Mapping[str, Any]) -> HyperParams:
+        """Hyper-parameters on the loaded model, with contexts that all trials share."""
+        values = {**self.values, **settings, "model_name": (self.model, self.tok)}
+        if self.contexts and values.get("context_templates") is None:
+            values["context_templates"] = list(self.contexts)
+        return hparams_class(self.method).from_dict(values, where="tune")
+
+    def layers(self, end: int) -> list[int]:
+        """The span of layers that ends at `end`; shorter at the model's begin."""
+        return list(range(max(0, end - self.span + 1), end + 1))
+
+
+def tunable(method: str) -> str:
+    """The method's name as the table has it.
+
+    Raises:
+        ConfigError: it is not known, or has no layers to choose.
+    """
+    row_of(method)
+    name = str(canonical(method))
+    if not issubclass(hparams_class(name), LayerHyperParams):
+        raise ConfigError(
+            f"{name} cannot be tuned: it does not rewrite one projection at layers that could be measured; its values "
+            f"are in {row_of(name).paper} and hparams/{name}/"
+        )
+    return name
+
+
+def start_values(method: str, file: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The start file's values, overrides applied. Raises ConfigError: no such file, or one of another method."""
+    path = yaml_path(ROOT / "hparams" / method / f"{embedded.DEFAULT}.yaml" if file is None else file)
+    if file is None and not path.exists():
+        raise ConfigError(f"{method}: there is no {path} to start from; give --start FILE")
+    values = read_yaml(path)
+    if canonical(values.get("alg_name")) != method:
+        raise ConfigError(f"--start {path}: it is of {values.get('alg_name')!r}, and --method is {method}")
+    hparams = hparams_class(method).from_dict(values, where=str(path)).override(settings)
+    keys = [setting.partition("=")[0].strip() for setting in settings]
+    return {**values, "alg_name": method, **{key: getattr(hparams, key) for key in keys}}, path
+
+
+def begin(
+    method: str, model_name: str, values: Mapping[str, Any], path: Path, device: str | None, knobs: Sequence[str]
+) -> Start:
+    """Load the model, find its parts, and put what is its own in the place of the start file's."""
+    cls = hparams_class(method)
+    made: dict[str, Any] = {**values, "model_name": model_name, **({} if device is None else {"device": device})}
+    own = _same_model(str(values.get("model_name")), model_name)
+    first = cls.from_dict(made, where=str(path))
+    pair = load(model_name, device=first.device, dtype=first.dtype, fp16=first.fp16)
+    parts, said, replay = _parts(pair[0], made, own)
+    count = len(parts.blocks)
+    made |= _modules(parts, made)
+    if replay is not None:
+        made["replay"] = replay
+    if "v_loss_layer" in field_types(cls):
+        made["v_loss_layer"] = count - 1
+    if "ppl_bos" not in made and begins_with_bos(pair[1], "auto"):
+        made["ppl_bos"] = "auto"
+        said.append("perplexity with BOS (ppl_bos: auto), for the tokenizer puts one before every text")
+    layers = [int(layer) for layer in values["layers"]]
+    settings = {"layers": layers, **{knob: getattr(first, knob) for knob in knobs}}
+    made["layers"] = [min(layer, count - 1) for layer in layers[-1:]]
+    start = Start(
+        method=method,
+        model=pair[0],
+        tok=pair[1],
+        parts=parts,
+        values=made,
+        settings=settings if own and max(layers) < count else None,
+        span=max(1, min(len(layers), count // LAYERS_OF_A_SPAN)),
+        said=(*said, f"start: {path.name} of hparams/{method}"),
+    )
+    editor = Editor(start.hparams({}))
+    contexts = editor.method.contexts if isinstance(editor.method, LocateMethod) else ()
+    return dataclasses.replace(start, contexts=contexts)
+
+
+def numbers(start: Start, knobs: Sequence[str]) -> Settings:
+    """The start's values of the numbers that are searched for."""
+    hparams = start.hparams({})
+    return {knob: getattr(hparams, knob) for knob in knobs}
+
+
+def _same_model(one: str, other: str) -> bool:
+    known = embedded.find(one)
+    return one == other or (known is not None and known is embedded.find(other))
+
+
+def _parts(model: PreTrainedModel, values: Mapping[str, Any], own: bool) -> tuple[Anatomy, list[str], Any]:
+    """The model's parts, what is to be said of them, and the YAML's `replay` (None: as it is)."""
+    kind, known = type_of(model)
+    by_hand = {key: values.get(f"{key}_module_tmp") for key in ("layer", "mlp", "rewrite")}
+    if known:
+        return anatomy(model), [f"type {kind}: known"], None
+    if own and all(by_hand.values()):
+        block, mlp, rewrite = (str(by_hand[key]).removesuffix(".weight") for key in ("layer", "mlp", "rewrite"))
+        parts = anatomy(model, block=block, mlp=mlp, rewrite=rewrite)
+    else:
+        parts = Anatomy(model=model, architecture=discover(model))
+    found = parts.architecture
+    parts, replayed = replay_checked(parts)
+    where = f"blocks {found.block} ({len(parts.blocks)} of them), MLP {found.mlp}, its projection {found.rewrite}"
+    said = f"type {kind}: not known; found {where}"
+    return parts, [said, replayed], "check" if parts.architecture.replay else False
+
+
+def _modules(parts: Anatomy, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The YAML's module names, of those keys the start file has and of those a type that is not known needs."""
+    found = parts.architecture
+    attention = attention_of(parts, 0)
+    weight = ".weight" * str(values.get("rewrite_module_tmp", "")).endswith(".weight")
+    prefix = found.block.partition("{}")[0]
+    attention_name = module_name(parts.model, attention)
+    return {
+        "rewrite_module_tmp": found.rewrite + weight,
+        "layer_module_tmp": found.block,
+        "mlp_module_tmp": found.mlp,
+        "attn_module_tmp": None if attention_name is None else attention_name.replace(f"{prefix}0", f"{prefix}{{}}", 1),
+        "ln_f_module": None,
+        "lm_head_module": module_name(parts.model, parts.model.get_output_embeddings()),
+    }

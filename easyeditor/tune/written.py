@@ -1,0 +1,166 @@
+"""What a search leaves: the YAML with what was measured in its comments, and tables and figures of everything tried."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable, short
+from easyeditor.analysis.tools.safety import LayerSafety
+from easyeditor.analysis.tools.traced import average, curves, layer_table
+from easyeditor.analysis.tools.tracing import LAST
+from easyeditor.tune.search import Array, Line
+from easyeditor.tune.start import Start
+from easyeditor.tune.trials import METRICS
+
+LONGEST_COMMENT = 138
+COLUMNS = ("layers", *METRICS, "score", "ppl_ratio", "ppl_median", "collapsed", "requests", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Everything that was measured for one model and method."""
+
+    start: Start
+    command: str
+    traced: Sequence[Line]
+    asked: int
+    """Facts asked until those that were traced were found."""
+    safety: Sequence[LayerSafety]
+    trials: Sequence[Line]
+    best: Line
+    held_out: Sequence[Line]
+    """The best trial's settings on held-out facts, then the start file's where it is of this model."""
+    most_ratio: float
+
+    @property
+    def effects(self) -> Array | None:
+        """Average effect of MLP outputs by layer at the subject's last token."""
+        return average(self.traced, "mlp", LAST)
+
+
+def yaml_text(found: Search) -> str:
+    """The YAML: comments that say what was tried and measured, then the keys."""
+    values = {**found.start.values, **found.best["settings"]}
+    values = {key: value for key, value in values.items() if value is not None}
+    wrapped = [
+        line
+        for note in _notes(found)
+        for line in textwrap.wrap(
+            note, LONGEST_COMMENT, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
+        )
+    ]
+    return "".join(f"# {line}\n" for line in wrapped) + "".join(_entry(key, value) for key, value in values.items())
+
+
+def _entry(key: str, value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}\n"
+
+
+def _notes(found: Search) -> list[str]:
+    start, best = found.start, found.best
+    sizes = f"{best['requests']} facts"
+    notes = [f"{start.values['model_name']}: found by {found.command}", "; ".join(start.said) + "."]
+    if (effects := found.effects) is not None:
+        peak = int(effects.argmax())
+        notes.append(
+            f"Causal tracing of {len(found.traced)} known facts: MLP outputs at the subject's last token restore most "
+            f"at layer {peak} (average indirect effect {effects[peak]:.3f})."
+        )
+    else:
+        notes.append(f"No causal tracing: the model knows none of {found.asked} facts asked; layers by safety alone.")
+    if found.safety:
+        own = found.safety[best["settings"]["layers"][-1]]
+        notes.append(
+            f"Subjects in first place at layer {own.layer}: reach {own.reach:.3g} (median; 1 is as any other subject, "
+            f"docs/collapse.md), |v0| {own.bare_v0:.3g} bare, {own.mean_v0:.3g} over contexts."
+        )
+    notes.append(
+        f"Trials on {sizes}; score: harmonic mean of rewrite, rephrase, locality; ppl: the worst "
+        f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}:"
+    )
+    notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
+    for line, whose in zip(found.held_out, ("these values", "the file there was before"), strict=False):
+        notes.append(f"Held out, {line['requests']} other facts, {whose}: {_told(line)}")
+    return notes
+
+
+def _told(line: Line) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in line["settings"].items())
+    if line["score"] is None:
+        return f"{settings}: failed ({line['failed']})"
+    parts = [f"{name.removesuffix('_acc')} {short(line[name])}" for name in METRICS]
+    collapsed = f", {line['collapsed']} of {line['edits']} collapsed" if line["collapsed"] else ""
+    return f"{settings}: {', '.join(parts)}, score {line['score']:.3f}, ppl {short(line['ppl_ratio'])}{collapsed}"
+
+
+def outcome(found: Search) -> Outcome:
+    """Tables, figures and findings for the run folder."""
+    return Outcome(
+        tables=[_trial_table(found), _held_out_table(found), layer_table(found.traced, found.safety)],
+        figures={"trace_layers": curves(found.traced, found.safety)} if found.traced or found.safety else {},
+        findings=_findings(found),
+        look_for="whether held-out facts do as well as those the search saw, and perplexity stays.",
+        config=found.start.hparams(found.best["settings"]).to_dict(),
+        manifest={
+            "experiment": "tune",
+            "said": list(found.start.said),
+            "context_templates": list(found.start.contexts),
+        },
+        result={"best": found.best, "known": len(found.traced), "asked": found.asked},
+    )
+
+
+def _trial_table(found: Search) -> ResultTable:
+    knobs = [key for key in found.best["settings"] if key != "layers"]
+    columns = ["layers", *knobs, *COLUMNS[1:]]
+    return ResultTable(
+        name="trials", title="what was tried", columns=columns, rows=[_row(line, columns) for line in found.trials]
+    )
+
+
+def _held_out_table(found: Search) -> ResultTable:
+    columns = ["whose", *COLUMNS]
+    whose = ("found", "start file")
+    rows = [[name, *_row(line, COLUMNS)] for name, line in zip(whose, found.held_out, strict=False)]
+    return ResultTable(name="held_out", title="on held-out facts", columns=columns, rows=rows)
+
+
+def _row(line: Line, columns: Sequence[str]) -> list[Any]:
+    flat: Mapping[str, Any] = {**line, **line["settings"]}
+    return [str(flat[column]) if column == "layers" else flat.get(column) for column in columns]
+
+
+def _findings(found: Search) -> list[Finding]:
+    made = []
+    if len(found.held_out) > 1:
+        ours, theirs = found.held_out
+        made.append(
+            Finding(
+                claim="The found values are at least as good as the file there was, on held-out facts",
+                holds=(ours["score"] or 0) >= (theirs["score"] or 0),
+                because=f"score {short(ours['score'])} against {short(theirs['score'])}, worst perplexity "
+                f"{short(ours['ppl_ratio'])} and {short(theirs['ppl_ratio'])} times the unedited",
+            )
+        )
+    by_layer: dict[int, float] = {}
+    for line in found.trials:
+        end = line["settings"]["layers"][-1]
+        by_layer[end] = max(by_layer.get(end, 0.0), line["score"] or 0.0)
+    peak = None if found.effects is None else int(found.effects.argmax())
+    told = ", ".join(f"{layer}: {score:.3f}" for layer, score in sorted(by_layer.items()))
+    best = found.best["settings"]["layers"][-1]
+    made.append(
+        Finding(
+            claim="Editing does best at the layer where causal tracing has its greatest effect",
+            holds=None if peak is None or len(by_layer) < 2 else best == peak,
+            because=f"best at {best}, tracing {'was not possible' if peak is None else f'says {peak}'}; best score by "
+            f"last layer {told}",
+        )
+    )
+    return made

@@ -1,0 +1,256 @@
+"""Tuning: on every architecture it ends with a YAML that edits; what is tried, kept, written and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ARCHITECTURES, ROOT, build, tokenizer
+from script_runs import call, save_tiny
+from strangers import CachedStranger, Stranger, stranger
+from torch import nn
+
+from easyeditor.analysis.tools import figures
+from easyeditor.analysis.tools.safety import LayerSafety
+from easyeditor.dataset.reader import read_dataset
+from easyeditor.easyedit import BaseEditor
+from easyeditor.methods.registry import load_hparams
+from easyeditor.tune import __main__ as tune
+from easyeditor.tune import running
+from easyeditor.tune.search import best_of, candidates, rank, search
+from easyeditor.tune.trials import drawn
+
+FACTS = ROOT / "data" / "facts.json"
+OTHER = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
+SMALL = ("--edits", 2, "--held-out", 2, "--facts", 2, "--sentences", 2, "--candidates", 2, "--minutes", 0.001)
+FEW = ("ppl_sentence_num=2", "context_template_length_params=[[2, 5]]", "v_num_grad_steps=12")
+
+
+@pytest.fixture(autouse=True)
+def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(figures, "LAYOUT", None)
+    monkeypatch.setattr(running, "ASKED", 64)
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """go(*flags) -> Ran: a small search into o.yaml."""
+    monkeypatch.chdir(tmp_path)
+
+    def ran(*flags: Any, settings: tuple[str, ...] = FEW) -> Any:
+        args = ["--output", "o.yaml", *SMALL, "--data", FACTS, "--set", *settings, *flags]
+        return call(tune, args, monkeypatch, capsys)
+
+    return ran
+
+
+def edits(path: Path) -> float:
+    """How much more likely an edit with the YAML makes its target, in nats; the YAML loads as any other."""
+    editor = BaseEditor.from_hparams(load_hparams(path))
+    request = read_dataset(str(FACTS)).requests[5]
+    before = editor.score(request).rewrite.mean_log_probability
+    with editor.applied(editor.compute(request)):
+        return editor.score(request).rewrite.mean_log_probability - before
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The YAML's values, and that its comments say what was tried and measured."""
+    text = path.read_text()
+    comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    for said in ("found by python -m easyeditor.tune", "Trials on 2 facts", "<- taken", "Held out, 2 other facts"):
+        assert said in comments, comments
+    values = yaml.safe_load(text)
+    assert isinstance(values, dict)
+    return values
+
+
+QUICK = ("gpt2", "gemma3_text")
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in ARCHITECTURES])
+def test_every_architecture_gets_a_yaml_that_edits(kind: str, go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", kind)
+    ran = go("--model", "model")
+    assert ran.code == 0, ran.err
+    values = check(tmp_path / "o.yaml")
+    assert values["model_name"] == "model"
+    assert values["v_loss_layer"] == 3
+    assert edits(tmp_path / "o.yaml") > 0.1
+
+
+@pytest.mark.parametrize(("kind", "replay"), [(Stranger, False), (CachedStranger, "check")])
+def test_a_decoder_nobody_described_gets_one_too(
+    kind: type[Stranger], replay: Any, go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stranger, "caches", kind.caches)  # AutoModelForCausalLM loads a Stranger
+    stranger(Stranger).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    ran = go("--model", "model")
+    assert ran.code == 0, ran.err
+    values = check(tmp_path / "o.yaml")
+    assert values["rewrite_module_tmp"] == values["mlp_module_tmp"] == "trunk.tiers.{}.narrow"
+    assert values["layer_module_tmp"] == "trunk.tiers.{}"
+    assert values["lm_head_module"] == "speak"
+    assert values["replay"] == replay
+    assert "type stranger: not known; found blocks trunk.tiers.{} (3 of them)" in (tmp_path / "o.yaml").read_text()
+    assert edits(tmp_path / "o.yaml") > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["C-ROME", "MEMIT", "EMMET", "AlphaEdit", "FT"])
+def test_other_methods_are_tuned_by_the_same_seam(method: str, go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("They all went to the house of the river.\n" * 20)
+    settings = FEW if method != "FT" else FEW[:1]
+    corpus = ("mom2_dataset=corpus.txt", "mom2_n_samples=20", "collect_stats=auto", f"stats_dir={tmp_path / 'stats'}")
+    flags = ("--start", tmp_path / "c-rome.yaml") if method == "C-ROME" else ()
+    rome = (ROOT / "hparams/ROME/smollm2-135m.yaml").read_text().replace("if_c_rome: false\nif_prefix: false\n", "")
+    (tmp_path / "c-rome.yaml").write_text(rome.replace("alg_name: ROME", "alg_name: C-ROME"))
+    ran = go("--model", "model", "--method", method, *flags, settings=(*settings, *(corpus if method != "FT" else ())))
+    assert ran.code == 0, ran.err
+    values = check(tmp_path / "o.yaml")
+    assert values["alg_name"] == method
+    assert len(values["layers"]) == 1
+    assert values["rewrite_module_tmp"].endswith(".weight") is (method == "FT")
+    load_hparams(tmp_path / "o.yaml")
+
+
+def test_a_search_goes_on_where_it_was(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    assert go("--model", "model", "--kept", "kept.jsonl", "--run", "one").code == 0
+    lines = (tmp_path / "kept.jsonl").read_text().splitlines()
+    (tmp_path / "o.yaml").rename(tmp_path / "first.yaml")
+    assert go("--model", "model", "--kept", "kept.jsonl", "--run", "two").code == 0
+    assert (tmp_path / "o.yaml").read_text() == (tmp_path / "first.yaml").read_text()
+    assert (tmp_path / "kept.jsonl").read_text().splitlines() == lines  # nothing was measured again
+    cases = json.loads(lines[0])
+    assert len(cases["searched"]) == len(cases["held_out"]) == 2
+    assert not set(cases["searched"]) & set(cases["held_out"])
+    result = json.loads((tmp_path / "two/result.json").read_text())
+    assert [row["whose"] for row in result["tables"]["held_out"]] == ["found"]
+    (tmp_path / "o.yaml").unlink()
+    ran = go("--model", "model", "--kept", "kept.jsonl", "--run", "three", "--seed", 1)
+    assert (ran.code, "it is of another search" in ran.err or "is of another search" in ran.err) == (2, True)
+
+
+def test_bad_input_is_one_line_before_anything_is_loaded(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    (tmp_path / "there.yaml").write_text("mine")
+    tiny_data = [{"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}]
+    (tmp_path / "few.json").write_text(json.dumps(tiny_data))
+    for flags, said in (
+        (("--model", "model", "--minutes", 0), "--minutes is 0"),
+        (("--model", "model", "--minutes", "nan"), "--minutes is nan"),
+        (("--model", "model", "--edits", 0), "--edits is 0"),
+        (("--model", "model", "--output", "there.yaml"), "there.yaml: is there already"),
+        (("--model", "model", "--output", "model"), "model: is there already and not a regular file"),
+        (("--model", "model", "--method", "ROMEO"), "method 'ROMEO' is not known"),
+        (("--model", "model", "--method", "MEND"), "MEND cannot be tuned"),
+        (("--model", "model", "--method", "LoRA"), "LoRA cannot be tuned"),
+        (("--model", "model", "--data", "few.json"), "the data has 0 subjects"),
+        (("--model", "model", "--start", "none.yaml"), "none.yaml: no such file"),
+        (("--model", "model", "--method", "R-ROME", "--start", OTHER), "it is of 'ROME', and --method is R-ROME"),
+        (("--model", "none/of/these"), "none/of/these: no such model folder"),
+    ):
+        ran = go(*flags)
+        assert (ran.code, ran.err.count("error: ")) == (2, 1), ran.err
+        assert said in ran.err
+        assert not (tmp_path / "o.yaml").exists()
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+def test_a_model_without_an_mlp_projection_is_said(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Stranger.__init__
+
+    def without(self: Any, config: Any) -> None:
+        before(self, config)
+        for tier in self.trunk.tiers:
+            tier.wide = tier.narrow = nn.Identity()
+
+    monkeypatch.setattr(Stranger, "__init__", without)
+    stranger(Stranger).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    ran = go("--model", "model")
+    assert ran.code == 2
+    assert "no MLP output projection" in ran.err
+    assert not (tmp_path / "o.yaml").exists()
+
+
+# What is tried
+
+
+def layer(number: int, reach: float) -> LayerSafety:
+    return LayerSafety(
+        layer=number, reach=reach, most_reach=reach, least_reach=reach, bare_v0=1, mean_v0=1, denominator=1
+    )
+
+
+def test_candidates_are_the_peak_then_large_effects_by_safety() -> None:
+    effects = np.array([0.1, 0.6, 1.0, 0.8, 0.7, 0.2])
+    safety = [layer(n, reach) for n, reach in enumerate((1.0, 0.5, 0.01, 0.001, 1.2, 1.0))]
+    assert candidates(effects, safety, 6, 3) == [2, 4, 1]
+    assert candidates(effects, safety, 6, 9) == [2, 4, 1, 3, 0]  # the last layer never
+    assert candidates(effects, [], 6, 2) == [2, 3]
+    assert set(candidates(None, safety, 6, 3)) <= {0, 1, 2, 3}
+    assert candidates(None, [], 1, 3) == [0]
+
+
+def line(settings: dict[str, Any], score: float, ratio: float | None = 1.0) -> dict[str, Any]:
+    return {"settings": settings, "score": score, "ppl_ratio": ratio}
+
+
+def test_perplexity_is_a_bound_and_not_a_trade() -> None:
+    lines = [line({"a": 1}, 0.9, 1.3), line({"a": 2}, 0.5, 1.1), line({"a": 3}, 0.9, None)]
+    assert best_of(lines, 1.2) is lines[1]
+    assert best_of(lines, 1.5) is lines[0]
+    assert rank(lines[2], 1.2) < rank(lines[0], 1.2)
+    assert best_of([line({}, 0.5), line({}, 0.5)], 1.2)["settings"] == {}
+
+
+def test_the_search_climbs_and_ends() -> None:
+    """On a known landscape: best at layer 3, clamp 8, step 0.5."""
+
+    @dataclasses.dataclass
+    class Fake:
+        parts: Any = dataclasses.field(default_factory=lambda: type("P", (), {"blocks": [0] * 8}))
+
+        def layers(self, end: int) -> list[int]:
+            return [end]
+
+    asked = []
+
+    def tried(settings: dict[str, Any]) -> dict[str, Any] | None:
+        asked.append(settings)
+        off = abs(settings["layers"][0] - 3) + abs(np.log2(settings["clamp_norm_factor"] / 8))
+        return line(settings, 1 / (1 + float(off) + abs(float(np.log2(settings["v_lr"] / 0.5)))))
+
+    first = [{"layers": [n], "clamp_norm_factor": 2.0, "v_lr": 1.0} for n in (1, 5)]
+    lines = search(Fake(), first, tried, 1.2)  # type: ignore[arg-type]
+    assert best_of(lines, 1.2)["settings"] == {"layers": [3], "clamp_norm_factor": 8.0, "v_lr": 0.5}
+    assert len({json.dumps(settings) for settings in asked}) == len(asked) == len(lines)
+    asked.clear()
+    assert len(search(Fake(), first, lambda s: tried(s) if len(asked) < 3 else None, 1.2)) == 3  # type: ignore[arg-type]
+
+
+def test_facts_of_search_and_judgement_share_no_subject() -> None:
+    requests = read_dataset(str(FACTS)).requests
+    searched, held_out = drawn(requests, 20, 40, 0)
+    assert not {r.subject for r in searched} & {r.subject for r in held_out}
+    assert len({r.subject for r in (*searched, *held_out)}) == 60
+    assert drawn(requests, 20, 40, 0) == (searched, held_out)
+    assert drawn(requests, 20, 40, 1)[0] != searched
+
+
+@pytest.mark.slow
+def test_the_model_is_left_as_it_was(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", "gpt2")
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+    assert go("--model", "model").code == 0
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+    assert build("gpt2").config.n_layer == 4
