@@ -439,6 +439,46 @@ def bitten(draw: Any, content: bytes) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
+TURN = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}</s>{% endfor %}"
+PIECES = st.sampled_from(
+    [
+        *(TURN, TURN.replace("m.content", "m.content | trim"), TURN.replace("m.content", "m.content | upper")),
+        *("{% if add_generation_prompt %}<s>assistant {% endif %}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}"),
+        *(
+            "{% if %}",
+            "{{ messages[9].content }}",
+            "{{ x.y.z }}",
+            "{{ ''.__class__ }}",
+            "{% include 'a' %}",
+            "{{ bos_token }}",
+        ),
+    ]
+)
+
+
+@st.composite
+def templates(draw: Any) -> Input:
+    """A model whose chat template is put together from pieces, right and wrong, edited through it."""
+    files = {f"c/{path.name}": path.read_bytes() for path in (TEMPLATE[0] / "m").iterdir() if path.is_file()}
+    text = "".join(draw(st.lists(st.one_of(PIECES, PIECES, WORDS), min_size=1, max_size=3)))
+    files["c/chat_template.jinja"] = text.encode("utf-8", "surrogatepass")
+    values = {**HPARAMS, "model_name": "./c", "chat_template": True}
+    files["c.yaml"] = "\n".join(f"{key}: {yaml_text(value)}" for key, value in values.items()).encode()
+    flags = [
+        "--hparams",
+        "c.yaml",
+        "--prompt",
+        "Bay is in",
+        "--subject",
+        "Bay",
+        "--target-new",
+        "Italy",
+        "--output",
+        "o",
+    ]
+    return Input(single_case_edit, flags, files)
+
+
 DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
     "YAML values": yaml_values,
     "overrides": overrides,
@@ -451,6 +491,7 @@ DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
     "statistics files": statistics,
     "MEND archives": archives,
     "flags": flags,
+    "chat templates": templates,
 }
 TEMPLATE: list[Path] = []  # the folder every input starts from, made once by `prepare`
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 INPUTS = {
-    **dict.fromkeys(("saved edits", "exports", "MEND archives", "statistics files"), 10),
+    **dict.fromkeys(("saved edits", "exports", "MEND archives", "statistics files", "chat templates"), 10),
     **dict.fromkeys(("manifests", "lines of a run"), 15),
 }
 
