@@ -13,6 +13,7 @@ from golden_numbers import MODELS, TOLERANCE, as_stored, folder, pair, read, req
 from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
 from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.weights import applied
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
 from easyeditor.stats.gather import gather
@@ -152,6 +153,28 @@ def tiny_hparams(**changes: Any) -> MEMITHyperParams:
         "mom2_update_weight": 10,
     }
     return MEMITHyperParams.from_dict({**values, **changes})
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])
+def test_one_layer_writes_its_target_also_where_a_norm_follows_the_mlp(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing else to hold in place and one context, the edited model's value is the target that was searched."""
+    monkeypatch.setattr(MEMIT, "prepare", lambda self: None)
+    monkeypatch.setattr(MEMIT, "unedited", lambda self, layer, keys_KN: keys_KN * 1e9)
+    pair_ = build(kind), tokenizer()
+    hparams = tiny_hparams(
+        model_name=pair_, layers=[1], context_templates=["{}"], v_num_grad_steps=8, clamp_norm_factor=4.0, kl_factor=0.0
+    )
+    made = EditRequest.make("{} was developed by", subject="Xbox", target_new="Apple")
+    method = MEMIT(*pair_, hparams)
+    result = method.edit([made])
+    (trace,) = result.traces[0].values()
+    with applied(pair_[0], result.deltas):
+        again = method.edit([made]).traces[0][1]
+    assert relative(trace.vectors["target"], trace.vectors["target_init"]) > 0.1
+    assert relative(again.vectors["target_init"], trace.vectors["target"]) < 1e-3
+    assert again.loss_first < trace.loss_first - 0.1
 
 
 @pytest.mark.parametrize(
