@@ -134,7 +134,7 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         """||v*|| of the searches of `requests` on their bare prompts alone."""
         layer = self.layers[-1]
         with frozen(self.model):
-            found = self.values(requests, self.parts.block(layer), layer, bare=True)
+            found = self.values(requests, self.site, layer, bare=True)
             v0_ND = self._initial(requests)
         return [float((v0_D + f.offset_D).norm()) for f, v0_D in zip(found, v0_ND, strict=True)]
 

@@ -5,13 +5,14 @@ Axes: N requests, K key width, D model width, r rank.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import DataError
@@ -28,6 +29,8 @@ from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.memory import Memory
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+
+LOG = logging.getLogger(__name__)
 
 CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt
 
@@ -55,6 +58,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
         super().__init__(model, tok, hparams)
         self._earlier: Memory[Held] = Memory(Held(), self._with_keys)
+        self._said = False
 
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's update as factors left (D, r) and right (r, K): dW = left @ right answers keys with residuals.
@@ -111,6 +115,24 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
             self._earlier = other._earlier
 
     @property
+    def site(self) -> nn.Module:
+        """Whose output the target is of: the last edited layer's block.
+
+        Where a norm follows the MLP (Gemma 2 and 3), what is written is not what the block gains. A single layer's
+        target is then of its MLP, so that it is written whole; over several layers nothing exact is known.
+        """
+        layer = self.layers[-1]
+        exact = self.parts.architecture.mlp_adds
+        if not exact and len(self.layers) > 1 and not self._said:
+            self._said = True
+            LOG.warning(
+                "a norm follows this model's MLP, so differences shared out over layers %s are not written as they "
+                "are meant; give one layer",
+                list(self.layers),
+            )
+        return self.parts.block(layer) if exact or len(self.layers) > 1 else self.parts.mlp(layer)
+
+    @property
     def context_groups(self) -> list[list[str]]:
         """The bare prompt alone, and the texts together: the mean over groups gives the bare prompt weight 1/2."""
         groups = super().context_groups
@@ -140,7 +162,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         self.prepare()  # missing statistics are found before hours of search
         layer = self.layers[-1]
         with frozen(self.model):
-            return self.values(requests, self.parts.block(layer), layer, progress)
+            return self.values(requests, self.site, layer, progress)
 
     def _written(self, requests: Sequence[EditRequest], found: list[Found], started: float) -> EditResult:
         layers = self.layers
@@ -217,9 +239,8 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         return torch.stack(means), torch.stack(bare)
 
     def _values(self, rows: Sequence[Row]) -> Tensor:
-        """What the last layer's block gives at the lookup token of the bare prompts (N, D)."""
-        block = self.parts.block(self.layers[-1])
-        return read_at_lookup(self.parts, block, rows, self.hparams.batch_tokens)[1]
+        """What `site` gives at the lookup token of the bare prompts (N, D)."""
+        return read_at_lookup(self.parts, self.site, rows, self.hparams.batch_tokens)[1]
 
 
 def _trace(
