@@ -91,24 +91,44 @@ def forecast(points: Points, threshold: float) -> Forecast | None:
     return Forecast(threshold=threshold, after=after, used=len(fitted), near=near, rising=rising)
 
 
-def hindsight(points: Points, threshold: float) -> tuple[int, int]:
-    """(right, made): of the crossings foretold before the last point, how many came true.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """A crossing that was foretold `after` so many edits, `foretold` edits ahead; it came `true` edits ahead (None: it
+    did not come)."""
 
-    Right: the sequence crossed, and the way still to go was within FACTOR of the one foretold. A sequence that has not
-    come as far as twice the foretold way and has not crossed says nothing of a forecast, which is left out.
+    after: int
+    foretold: int
+    true: int | None
+
+    @property
+    def right(self) -> bool:
+        """Was the way still to go within FACTOR of the one foretold?"""
+        return self.true is not None and self.foretold / FACTOR <= self.true <= FACTOR * self.foretold
+
+
+def looked_back(points: Points, threshold: float) -> list[Told]:
+    """The crossings foretold before the last point of a sequence, beside what came.
+
+    A sequence that has not come as far as FACTOR times the foretold way and has not crossed says nothing of a forecast,
+    which is left out.
     """
-    right = made = 0
     crossed = next((at for at, ppl in points if not ppl <= threshold), None)
+    made = []
     for end in range(1, len(points)):
         told = forecast(points[:end], threshold)
         if told is None or told.near is None:
             continue
         foretold = told.near - told.after
-        if crossed is None and points[-1][0] - told.after < FACTOR * foretold:
-            continue
-        made += 1
-        right += crossed is not None and foretold / FACTOR <= crossed - told.after <= FACTOR * foretold
-    return right, made
+        if crossed is not None or points[-1][0] - told.after >= FACTOR * foretold:
+            true = None if crossed is None else crossed - told.after
+            made.append(Told(after=told.after, foretold=foretold, true=true))
+    return made
+
+
+def hindsight(points: Points, threshold: float) -> tuple[int, int]:
+    """(right, made): of the crossings foretold before the last point, how many came true."""
+    made = looked_back(points, threshold)
+    return sum(told.right for told in made), len(made)
 
 
 def _line(xs: Sequence[int], ys: Sequence[float]) -> tuple[float, float, float]:
