@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
+from fake_runs import edit
 
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, StatsError
@@ -22,6 +24,8 @@ from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
 from easyeditor.records import EditRequest
+from easyeditor.report.terminal import verdict
+from easyeditor.results.collapse import CURE
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
 
@@ -268,3 +272,20 @@ _MEMIT_KEYS = (
     *("model_name", "device", "layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay"),
     *("clamp_norm_factor", "kl_factor", "context_templates", "ppl_sentence_num"),
 )
+
+
+def test_the_verdict_proposes_protection_where_it_was_measured() -> None:
+    """Only for a subject in first place whose small denominator did damage; the numbers are the shipped file's."""
+    found = json.loads(CURE.read_text(encoding="utf-8"))
+    hit = edit(0, ppl=50_000.0, denominator=0.05, subject="Bay").record
+    said = [line for _, line in verdict(hit) if line.startswith("Or: ")]
+    assert len(said) == 1
+    assert f"alg_name=FTP-ROME layers=[{found['layer']}]" in said[0]
+    assert f"{found['perplexity_ratio']:.2f}x perplexity" in said[0]
+    inside = EditRequest.make("The home of Bay is", subject="Bay", target_new="Italy")
+    for other in (
+        edit(0, ppl=93.0, denominator=0.05, subject="Bay"),
+        edit(0, ppl=50_000.0, denominator=8.0, subject="Bay"),
+        edit(0, ppl=50_000.0, denominator=0.05, request=inside),
+    ):
+        assert not [line for _, line in verdict(other.record) if line.startswith("Or: ")]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from easyeditor.results.collapse import cause, remedy
+from easyeditor.results.collapse import cause, first_place_cure, remedy
 from easyeditor.results.record import EditRecord, LayerNumbers
 from easyeditor.results.shown import shown_ppl, shown_share, shown_size
 
@@ -48,6 +48,8 @@ def verdict(record: EditRecord) -> list[tuple[str, str]]:
         lines.append(("", f"Cause: {why}."))
     if what := remedy(record):
         lines.append(("cyan", f"Try: {what}"))
+    if better := first_place_cure(record):
+        lines.append(("cyan", f"Or: {better}"))
     return lines
 
 

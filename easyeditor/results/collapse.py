@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from easyeditor.files import read_json
 from easyeditor.results.values import Flat
 
 if TYPE_CHECKING:
     from easyeditor.results.record import EditRecord
+
+CURE = Path(__file__).resolve().parents[2] / "data" / "protection" / "cure.json"
 
 SMALL_DENOMINATOR = 1.0
 """|denominator| below which a collapse is predicted, and explained: between those of collapse cases (up to 0.2 in the
@@ -112,6 +116,21 @@ def remedy(record: EditRecord) -> str:
     if trace.value_growth is None:
         return "fewer or smaller steps"
     return "a smaller clamp_norm_factor, fewer v_num_grad_steps, or another layer"
+
+
+def first_place_cure(record: EditRecord) -> str:
+    """First-token protection and its price as measured (`data/protection/cure.json`), for a subject that begins its
+    prompt and whose small denominator collapsed or damaged the model; else empty."""
+    first = record.request.subject_start == 0
+    if not first or not cause(record) or not is_small(record.denominator):
+        return ""
+    found = read_json(CURE)
+    return (
+        f"--set alg_name={found['method']} layers=[{found['layer']}]  (holds with and without a prefix: on "
+        f"{found['requests']} requests with {found['model']}, P {found['p_bare']:.2f} bare, "
+        f"{found['p_behind_a_prefix']:.2f} behind a prefix; its price: {found['perplexity_ratio']:.2f}x perplexity, "
+        f"{found['locality_first_place']:.0%} of other first places kept; docs/first-token-protection.md)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
