@@ -106,7 +106,7 @@ def count_work(editor: Any, made: Any, passes: int, replay: bool) -> tuple[int, 
     method, layer = editor.method, editor.method.layers[0]
     rows, _ = target_rows(method.tok, made, method.contexts, method.hparams.fact_token)
     rows.append(kl_row(method.tok, made, method.hparams.fact_token))
-    forward = row_forward(method.parts, method.parts.mlp(layer), layer, rows, replay=replay)
+    forward = row_forward(method.parts, method.parts.mlp(layer), layer, [rows], replay=replay)
     per_block = [sum(p.numel() for p in b.parameters() if p.ndim == 2) for b in method.parts.blocks]
     head = editor.model.get_output_embeddings().weight.numel()
     scored = sum(len(row.scored) for row in rows)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build, rome_hparams, same, states, tokenizer
+from conftest import build, relative, rome_hparams, same, states, tokenizer
 from script_runs import Ran, call, save_tiny, strict, write_yaml
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -524,8 +524,8 @@ def test_a_search_shared_by_rome_and_c_rome_gives_their_edits() -> None:
     for hparams in (rome, c_rome):
         delta, trace = method.update(1, found, lookup, hparams)
         whole_edit = BaseEditor(hparams).compute(request)
-        assert torch.equal(delta.dense(), whole_edit.deltas[0].dense())
-        assert trace.denominator == whole_edit.trace[1].denominator
+        assert relative(delta.dense(), whole_edit.deltas[0].dense()) < 1e-5  # there the keys come with the search
+        assert trace.denominator == pytest.approx(whole_edit.trace[1].denominator, rel=1e-5)
 
 
 def test_save_keys_writes_upstreams_layout(tmp_path: Path) -> None:

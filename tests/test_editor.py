@@ -840,6 +840,6 @@ def test_windows_that_end_before_the_answer_are_warned_of(
 def moved(editor: Any, request: Any, layer: int) -> bool:
     """Whether another output of the edited MLP at the subject's last token changes the answer's logits."""
     rows, _ = editor.method.search_rows(request, [SLOT])
-    forward = row_forward(editor.method.parts, editor.method.parts.mlp(layer), layer, rows[:1], replay=False)
+    forward = row_forward(editor.method.parts, editor.method.parts.mlp(layer), layer, [rows[:1]], replay=False)
     still, pushed = (forward(value + torch.zeros_like(forward.initial_BD)) for value in (0.0, 5.0))
     return not torch.equal(still, pushed)

@@ -53,7 +53,7 @@ def test_replay_gives_the_plain_path_s_logits_and_gradients(gemma: Any, layer: i
     rows = target_rows(tok, request, ["{}", "Because it was late, they left. {}"], "subject_last")[0]
     answers = []
     for replay in (False, True):
-        forward = row_forward(parts, parts.mlp(layer), layer, rows, replay=replay)
+        forward = row_forward(parts, parts.mlp(layer), layer, [[row] for row in rows], replay=replay)
         generator = torch.Generator().manual_seed(0)
         offset = torch.randn(forward.initial_BD.shape, generator=generator).double().requires_grad_()
         logits = forward(offset)

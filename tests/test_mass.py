@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, build, relative, rome_hparams, same, states, tokenizer
+from conftest import ROOT, build, rome_hparams, same, states, tokenizer
 from rich.console import Console
 from script_runs import LOUD, QUICK, SUBJECTS, record_of
 
@@ -180,7 +180,8 @@ def test_edits_computed_together_are_those_of_one_at_a_time(
         alone = editor.compute(request)
         assert result.requests == alone.requests
         for ours, theirs in zip(result.deltas, alone.deltas, strict=True):
-            assert relative(ours.dense(), theirs.dense()) < 1e-4
+            apart = (ours.dense() - theirs.dense()).norm()  # a search that stops at once changes nothing: both are 0
+            assert apart <= 1e-4 * theirs.dense().norm()
             assert ours.norm() == pytest.approx(float(theirs.dense().double().norm()), rel=1e-4)
         for layer, trace in alone.trace.items():
             assert result.trace[layer].steps == trace.steps

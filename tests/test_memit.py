@@ -121,7 +121,7 @@ def test_rome_and_c_rome_share_saved_searches_and_another_start_does_not(tmp_pat
     assert torch.equal(rome.deltas[0].dense(), again.deltas[0].dense())
     plain, searched = run(if_c_rome=True, targets_dir=None)
     assert searched == 3
-    assert torch.equal(plain.deltas[0].dense(), c_rome.deltas[0].dense())
+    assert relative(plain.deltas[0].dense(), c_rome.deltas[0].dense()) < 1e-5  # its keys came with the search
     for other in ({"if_c_rome": True, "consistent_value": True}, {"layers": [2]}, {"v_lr": 0.1}):
         assert run(**other)[1] == 3, other
 

@@ -120,7 +120,7 @@ def test_forwards_agree_in_logits_and_gradients(kind: str, layer: int) -> None:
     assert len({len(row.ids) - row.lookup for row in rows}) > 3
     answers = []
     for replay in (False, True):
-        forward = row_forward(parts, parts.mlp(layer), layer, rows, replay=replay)
+        forward = row_forward(parts, parts.mlp(layer), layer, [[row] for row in rows], replay=replay)
         assert type(forward) is (ReplayForward if replay else PlainForward)
         generator = torch.Generator().manual_seed(0)
         offset = torch.randn(forward.initial_BD.shape, generator=generator).requires_grad_()
@@ -143,7 +143,7 @@ def test_the_window_is_shorter_than_the_prompts(kind: str) -> None:
     answers = []
     for each in (model(kind), build(kind, sliding_window=100)):
         parts = anatomy(each)
-        forward = row_forward(parts, parts.mlp(1), 1, rows, replay=True)
+        forward = row_forward(parts, parts.mlp(1), 1, [[row] for row in rows], replay=True)
         answers.append(forward(torch.zeros_like(forward.initial_BD)).detach())
     assert relative(*answers) > 1e-3
 
@@ -151,7 +151,9 @@ def test_the_window_is_shorter_than_the_prompts(kind: str) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_replay_computes_fewer_tokens(name: str) -> None:
     parts, rows = anatomy(model("llama")), rows_of(REQUESTS[name], MIXED, tokenizer())
-    plain, replay = (row_forward(parts, parts.mlp(1), 1, rows, replay=replay) for replay in (False, True))
+    plain, replay = (
+        row_forward(parts, parts.mlp(1), 1, [[row] for row in rows], replay=replay) for replay in (False, True)
+    )
     assert plain.tokens_per_call == len(rows) * max(len(row.ids) for row in rows)
     assert replay.tokens_per_call == len(rows) * max(len(row.ids) - row.lookup for row in rows)
     assert replay.tokens_per_call < plain.tokens_per_call

@@ -22,10 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
-from easyeditor.lm.hooks import Passage, selected_head, watched
+from easyeditor.lm.hooks import Passage, resumed, selected_head, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.many import SideBySide
-from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import begins_texts_with_bos, check_length, model_inputs, token_batches
 from easyeditor.lm.weights import frozen, version
 

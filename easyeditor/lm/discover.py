@@ -181,7 +181,9 @@ def _farthest_off(parts: Anatomy) -> float:
     with frozen(parts.model):
         for layer in sorted({0, last // 2, last}):
             for module in (parts.mlp(layer), parts.block(layer)):
-                plain, replayed = (kind(parts, module, layer, rows) for kind in (PlainForward, ReplayForward))
+                plain, replayed = (
+                    kind(parts, module, layer, [[r] for r in rows]) for kind in (PlainForward, ReplayForward)
+                )
                 signs = torch.ones_like(plain.initial_BD)
                 signs[:, ::2] = -1.0
                 for offset_BD in (0 * signs, plain.initial_BD.abs() * signs):

@@ -4,10 +4,12 @@
     captured(module, stop=)                 keep a module's last hidden-state input and output; end the forward there
     watched(block)                          collect what a block is given
     skipped(modules)                        let modules pass their input on unchanged
+    resumed(blocks, layer, passage)         start forwards at a block from what it was given before
     replaced(module, forward)               let another function stand for a module's forward
     selected_head(model, rows, positions)   send only some positions through the output head
     second_position_first(model)            give the first token of every text the second one's position
     stopping()                              end a forward early from inside a tap (raise StopForward)
+    in_force(model)                         what of this kind is in force now
 
 Nobody else touches `register_*hook` or a module's `forward`.
 """
@@ -119,6 +121,16 @@ def skipped(modules: Sequence[nn.Module], *, tuple_output: bool) -> Iterator[Non
 
 
 @contextmanager
+def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterator[None]:
+    """Start forwards at block `layer` from the hidden states it was given before; the blocks below are not computed."""
+    with (
+        skipped(blocks[:layer], tuple_output=passage.tuple_output),
+        tapped(blocks[layer], on_input=lambda _hidden: passage.hidden_BTD),
+    ):
+        yield
+
+
+@contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let `forward` stand for the module's own inside the block; hooks on the module stay in force."""
     before = module.__dict__.get("forward")
@@ -164,6 +176,12 @@ def second_position_first(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def in_force(model: nn.Module) -> tuple[int, ...]:
+    """The numbers of all hooks on a model's modules: equal where the same ones are in force (torch never gives a number
+    twice). What was computed under one set does not hold under another."""
+    return tuple(n for m in model.modules() for n in (*m._forward_pre_hooks, *m._forward_hooks))
 
 
 def _pre_hook(tap: Tap) -> Callable[..., Any]:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import Passage, captured, selected_head, watched
+from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, watched
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import Row, model_inputs
 from easyeditor.lm.weights import called_with
 

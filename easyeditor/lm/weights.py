@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from easyeditor.errors import DataError, NumericalError
 from easyeditor.records import WeightDelta
 
 FINGERPRINT_SAMPLES = 256  # values read per tensor by `fingerprint`
 ROWS_TOGETHER = 512  # of a weight whose rounding is measured: bounds memory
+
+_VERSIONS: Any = WeakTensorKeyDictionary()
+"""Of a copy, and of a parameter restored from it: torch's count of writes to it then, and the version it holds."""
 
 
 @contextmanager
@@ -31,14 +35,23 @@ def applied(model: nn.Module, deltas: Sequence[WeightDelta]) -> Iterator[nn.Modu
 
 def snapshot(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Copies of the named parameters."""
-    return {name: _parameter(model, name).detach().clone() for name in dict.fromkeys(names)}
+    saved = {}
+    for name in dict.fromkeys(names):
+        weight = _parameter(model, name)
+        saved[name] = weight.detach().clone()
+        _VERSIONS[saved[name]] = saved[name]._version, _version(weight)
+    return saved
 
 
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Write a snapshot back."""
     with torch.no_grad():
         for name, weight in saved.items():
-            _parameter(model, name).copy_(weight)
+            parameter = _parameter(model, name)
+            parameter.copy_(weight)
+            written, holds = _VERSIONS.get(weight, (None, None))
+            if written == weight._version:
+                _VERSIONS[parameter] = parameter._version, holds
 
 
 def add(model: nn.Module, deltas: Sequence[WeightDelta]) -> None:
@@ -151,8 +164,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def version(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is replaced or written in place (a write through `.data` is not seen)."""
-    return tuple((p.data_ptr(), p._version) for p in parameters)
+    """Changes whenever a parameter is replaced or written in place (a write through `.data` is not seen).
+
+    With `restore` what was there before comes back, and with it the version.
+    """
+    return tuple(_version(p) for p in parameters)
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    written, holds = _VERSIONS.get(parameter, (None, None))
+    return holds if written == parameter._version and holds else (parameter.data_ptr(), parameter._version)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -161,12 +182,15 @@ def fingerprint(model: nn.Module) -> str:
     A sample, so that it costs milliseconds on a 7B model; it tells models and edited models apart, it is no proof.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    weights = sorted(model.named_parameters())
+    values = []
+    for _, weight in weights:
         flat = weight.detach().reshape(-1)
         step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
-        values = flat[::step][:FINGERPRINT_SAMPLES].to("cpu", torch.float32)
+        values.append(flat[::step][:FINGERPRINT_SAMPLES].float())
+    for (name, weight), read in zip(weights, _read(values), strict=True):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype};".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(read.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -177,9 +201,19 @@ def sample(model: nn.Module) -> str:
     values: list[Tensor] = []
     offset = 0
     for _, weight in sorted(model.named_parameters()):
-        values.append(weight.detach().reshape(-1)[offset % step :: step].to("cpu", torch.bfloat16))
+        values.append(weight.detach().reshape(-1)[offset % step :: step].to(torch.bfloat16))
         offset = (offset - weight.numel()) % step
-    return torch.cat(values).view(torch.int16).numpy().tobytes().hex()
+    return torch.cat(_read(values)).view(torch.int16).numpy().tobytes().hex()
+
+
+def _read(values: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors of one dtype on the CPU; read in one go from each device, for every read waits."""
+    found: dict[int, Tensor] = {}
+    for device in dict.fromkeys(v.device for v in values):
+        own = [n for n, v in enumerate(values) if v.device == device]
+        together = torch.cat([values[n] for n in own]).cpu()
+        found |= dict(zip(own, torch.split(together, [values[n].numel() for n in own]), strict=True))
+    return [found[n] for n in range(len(values))]
 
 
 def alike(ours: str, theirs: str) -> bool:

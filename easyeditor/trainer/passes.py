@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.hooks import Passage, StopForward, captured, selected_head, stopping, tapped, watched
+from easyeditor.lm.hooks import Passage, StopForward, captured, resumed, selected_head, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.replay import resumed
 from easyeditor.lm.scored import Batch, Line, nll, scored_logits
 from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero
 from easyeditor.methods.mend.passes import read_factors

@@ -19,7 +19,7 @@ from easyeditor.analysis.tools.sets import starts_with_one_word
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import tapped
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.replay import picked
+from easyeditor.lm.recording import picked
 from easyeditor.lm.tokens import SLOT, Row, encode, model_inputs
 from easyeditor.lm.weights import frozen
 from easyeditor.methods.locate.method import LocateMethod

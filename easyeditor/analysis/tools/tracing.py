@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import Anatomy, attention_of
 from easyeditor.lm.budget import Budget
-from easyeditor.lm.hooks import Passage, captured, selected_head, tapped, watched
+from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, tapped, watched
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.replay import resumed
 from easyeditor.lm.tokens import encode, lookup_index, model_inputs, target_ids
 from easyeditor.lm.weights import frozen
 from easyeditor.records import EditRequest

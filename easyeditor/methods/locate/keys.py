@@ -12,7 +12,7 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import captured
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.replay import picked
+from easyeditor.lm.recording import picked
 from easyeditor.lm.tokens import Row, model_inputs
 
 
@@ -44,6 +44,11 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
 
     Budget(batch_tokens).each([row.lookup + 1 for row in rows], read)
     return torch.stack(inputs), torch.stack(outputs)
+
+
+def lookup_of(keys_BK: Tensor, outputs_BD: Tensor, plain: int) -> Lookup:
+    """From the keys of a request's contexts and the projection's answers to them; row `plain` is the bare prompt's."""
+    return Lookup(keys_BK[plain], keys_BK.double().mean(0), outputs_BD[plain], outputs_BD.double().mean(0))
 
 
 def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[Lookup]:

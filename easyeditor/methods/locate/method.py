@@ -18,8 +18,9 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import replay_checked
+from easyeditor.lm.recording import SharedStarts
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length
+from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length, encode
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
@@ -57,6 +58,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         self._unfiltered: dict[int, float] = {}
         self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
         self._search_budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
+        self._starts: tuple[tuple[str, ...], SharedStarts] | None = None
         self._warned = False
 
     def find_parts(self) -> Anatomy:
@@ -107,6 +109,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if isinstance(other, LocateMethod):
             self._groups, self.statistics = other.context_groups, self.statistics.sharing(other.statistics)
             self._originals = other._originals or self._originals
+            self._starts = other._starts
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""
@@ -158,9 +161,12 @@ class LocateMethod(EditMethod[L], Generic[L]):
         bare: bool = False,
         norms: Sequence[float] | None = None,
         steps: Mapping[str, Any] | None = None,
+        read: int | None = None,
     ) -> list[Found]:
         """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
 
+        They bring the keys at layer `read` along, which costs no forward; not with `targets_dir`, so that a search that
+        is read and one that is made give the same bits.
         `bare` searches on the bare prompts alone; clamp and decay go by `norms`, one for each request, where given;
         `steps` are settings in place of the method's own.
         With `targets_dir`, searches saved before are read, and new ones saved.
@@ -177,7 +183,13 @@ class LocateMethod(EditMethod[L], Generic[L]):
         def search(batch: list[int]) -> None:
             members = [todo[i] for i in batch]
             forward = row_forward(
-                self.parts, module, layer, [r for n in members for r in made[n][0]], replay=bool(self.hparams.replay)
+                self.parts,
+                module,
+                layer,
+                [made[n][0] for n in members],
+                replay=bool(self.hparams.replay),
+                read=None if read is None or store is not None else self.parts.rewrite(read),
+                starts=self._shared_starts(),
             )
             watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
             settings = replace(settings, **(steps or {}))
@@ -197,6 +209,14 @@ class LocateMethod(EditMethod[L], Generic[L]):
 
         self._search_budget.each(longest, search)
         return [found[n] for n in range(len(requests))]
+
+    def _shared_starts(self) -> SharedStarts:
+        """Keys and values of the contexts, which all requests share."""
+        if self._starts is None or self._starts[0] != self.contexts:
+            before = [context.split(SLOT)[0].rstrip() for context in self.contexts]  # the space belongs to what follows
+            texts = [encode(self.tok, text, self.prompting) for text in before]
+            self._starts = self.contexts, SharedStarts(self.parts, texts)
+        return self._starts[1]
 
     def _check_reach(self, request: EditRequest, layer: int, rows: Sequence[Row]) -> None:
         """Warn, once, where nothing carries the value to the answer: no later layer, or windows that end before it."""

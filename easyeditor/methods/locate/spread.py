@@ -162,7 +162,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         self.prepare()  # missing statistics are found before hours of search
         layer = self.layers[-1]
         with frozen(self.model):
-            return self.values(requests, self.site, layer, progress)
+            return self.values(requests, self.site, layer, progress, read=self.layers[0])
 
     def _written(self, requests: Sequence[EditRequest], found: list[Found], started: float) -> EditResult:
         layers = self.layers
@@ -175,7 +175,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
             traces: list[dict[int, LayerTrace]] = [{} for _ in requests]
             for i, layer in enumerate(layers):
                 with applied(self.model, deltas):
-                    keys_NK, bare_NK = self._keys(layer, rows)
+                    keys_NK, bare_NK = self._keys(layer, rows, None if deltas else self._read(found))
                     missing_ND = target_ND - self._values([r[0][0] for r in rows]).double()
                 residual_ND = (missing_ND / self.divided_by(i)).to(keys_NK.device)  # layers may lie on several devices
                 keys[f"keys.{layer}"] = keys_NK.T
@@ -223,10 +223,19 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
             groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting)])
         return groups
 
-    def _keys(self, layer: int, rows: Sequence[list[list[Row]]]) -> tuple[Tensor, Tensor]:
-        """Keys (N, K), averaged within groups and then over groups, in float64; and the bare prompts' keys (N, K)."""
+    def _read(self, found: Sequence[Found]) -> Tensor | None:
+        """The rows' keys (B, K) at the first layer, where all searches brought them along."""
+        read = [f.read[0] for f in found if f.read is not None]
+        return torch.cat(read) if len(read) == len(found) and self.context_groups[0][0] == SLOT else None
+
+    def _keys(
+        self, layer: int, rows: Sequence[list[list[Row]]], keys_BK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys (N, K), averaged within groups and then over groups, in float64; and the bare prompts' keys (N, K).
+        They are read at the rows' lookup tokens if they are not given."""
         flat = [row for groups in rows for group in groups for row in group]
-        keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.hparams.batch_tokens)
+        if keys_BK is None:
+            keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.hparams.batch_tokens)
         used = len(self.context_groups)
         place, means, bare = 0, [], []
         for groups in rows:

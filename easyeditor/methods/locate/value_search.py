@@ -67,10 +67,6 @@ class RowLabels:
         """Numbers of each request's target rows, its KL row left out."""
         return [list(range(first, first + len(own))) for first, own in zip(self.first, self.ids, strict=True)]
 
-    def of_requests(self, kept: Sequence[int]) -> list[int]:
-        """Row numbers of some requests."""
-        return [row for r in kept for row in range(self.first[r], self.first[r] + self.counts[r])]
-
 
 @dataclass
 class Found:
@@ -79,6 +75,8 @@ class Found:
     initial_D: Tensor
     offset_D: Tensor
     losses: list[tuple[float, float, float, float]] = field(default_factory=list)
+    read: tuple[Tensor, Tensor] | None = None
+    """Keys (B, K) of its contexts' rows and the projection's answers (B, D), where they were read on the way."""
 
     @property
     def target_D(self) -> Tensor:
@@ -109,17 +107,18 @@ def search_values(
     if mean_initial:
         initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
     found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]
+    for result, at in zip(found, labels.targets, strict=True):
+        result.read = None if forward.read is None else (forward.read[0][at], forward.read[1][at])
     active = list(range(len(labels.ids)))
     offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
     optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
     norm_R = initial_RD.norm(dim=1) if norms is None else initial_RD.new_tensor(list(norms))
     loss_of = _Loss(labels, norm_R, search, None)
     grown_R = torch.zeros_like(norm_R)  # the offsets' norms before the last clamp, read with the next pass's losses
-    owner_B = loss_of.owners
     probable = [0] * len(found)  # passes in which a request's whole target was the first choice
     with torch.enable_grad():
         for step in range(1, search.v_num_grad_steps + 1):
-            parts_4R = loss_of(forward(offset_RD[owner_B]), offset_RD)
+            parts_4R = loss_of(forward(offset_RD), offset_RD)
             read_6R = torch.cat([parts_4R.detach(), torch.stack([loss_of.missed_R, grown_R])]).cpu()  # the one wait
             measured_4R, missed_R = read_6R[:4], read_6R[4]
             if not bool(torch.isfinite(read_6R[5]).all()):  # infinity would scale the offset to 0: an edit of nothing
@@ -147,9 +146,9 @@ def search_values(
             optimiser.step()
             grown_R = _clamp(offset_RD, search.clamp_norm_factor * loss_of.norm_R)
             if len(going) < len(active):
-                forward, loss_of = forward.narrowed(labels.of_requests(going)), loss_of.narrowed(going)
+                forward, loss_of = forward.narrowed(going), loss_of.narrowed(going)
                 offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
-                grown_R, owner_B = grown_R[going], loss_of.owners
+                grown_R = grown_R[going]
                 labels = RowLabels(ids=tuple(labels.ids[r] for r in going))
                 active = [active[r] for r in going]
     return found
@@ -183,9 +182,6 @@ class _Loss:
         self._share_L = torch.tensor(shares, device=device, dtype=norm_R.dtype)
         self._kl_at_R = torch.tensor(kl_at, device=device)
         self._asked_L = torch.tensor(asked, device=device)
-        counts = labels.counts
-        self.owners = torch.tensor([r for r, count in enumerate(counts) for _ in range(count)], device=device)
-        """The request of every row (B), the KL rows included."""
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)

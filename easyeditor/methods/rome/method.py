@@ -13,7 +13,7 @@ from torch import Tensor
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.key_files import dump_keys
-from easyeditor.methods.locate.keys import Lookup, lookups_of
+from easyeditor.methods.locate.keys import Lookup, lookup_of, lookups_of
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.updates import joint_update, rank_one, unit, whitened
@@ -225,9 +225,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
         self, requests: Sequence[EditRequest], layer: int, progress: Progress | None
     ) -> list[tuple[WeightDelta, LayerTrace]]:
         """One layer's edits of requests, each on the model as it is: search, look up, update."""
-        found = self.values(requests, self.parts.mlp(layer), layer, progress)
+        found = self.values(requests, self.parts.mlp(layer), layer, progress, read=layer)
         bare = self.search_bare(requests, found, layer, progress)
-        lookups = self.look_up(requests, layer)
+        lookups = self._lookups(requests, found, layer)
         directions_NK = self._whitened(layer, lookups)
         for lookup, direction_K in zip(lookups, directions_NK, strict=True):
             if self.hparams.save_keys:  # upstream's key dumps
@@ -238,6 +238,14 @@ class ROME(LocateMethod[ROMEHyperParams]):
     def _whitened(self, layer: int, lookups: Sequence[Lookup]) -> Tensor:
         """A^-1 kbar of requests (N, K): one solve with all of them as right-hand sides."""
         return whitened(torch.stack([lookup.mean_K for lookup in lookups], 1), self.held(layer)).T
+
+    def _lookups(self, requests: Sequence[EditRequest], found: Sequence[Found], layer: int) -> list[Lookup]:
+        """Keys that the searches brought along; the others are looked up."""
+        plain = self.contexts.index(SLOT) if SLOT in self.contexts else None
+        lookups = [None if f.read is None or plain is None else lookup_of(*f.read, plain) for f in found]
+        missing = [n for n, lookup in enumerate(lookups) if lookup is None]
+        looked_up = iter(self.look_up([requests[n] for n in missing], layer) if missing else [])
+        return [next(looked_up) if lookup is None else lookup for lookup in lookups]
 
     def _held(self, layer: int, hparams: ROMEHyperParams) -> Factored | None:
         """What an update holds in place; `hparams` may ask for C or the identity where the method has the other."""
