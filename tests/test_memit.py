@@ -79,7 +79,9 @@ def test_edits_of_their_own_share_their_searches(anchor: bool, monkeypatch: pyte
     together = golden_method("tiny-llama", **changes)
     searched: list[int] = []
     values = together.values
-    monkeypatch.setattr(together, "values", lambda some, *rest: searched.append(len(some)) or values(some, *rest))
+    monkeypatch.setattr(
+        together, "values", lambda some, *rest, **how: searched.append(len(some)) or values(some, *rest, **how)
+    )
     made = together.edit_each(requests)
     assert searched == [3]
     for one, result, wanted in zip(requests, made, alone, strict=True):
