@@ -89,7 +89,7 @@ def _extend(
         cache = output.past_key_values
         # Drawn on the CPU from the CPU generator: the same seed gives the same contexts on every device.
         logits_BV = output.logits[:, -1].float().cpu()
-        logits_BV[:, forbidden] = -torch.inf
+        logits_BV[:, forbidden[forbidden < logits_BV.shape[1]]] = -torch.inf  # a tokenizer may have more than the model
         top = logits_BV.topk(min(TOP_K, logits_BV.shape[1]), dim=1)
         choice_B1 = torch.multinomial(top.values.softmax(1), 1, generator=generator)
         step_BT = top.indices.gather(1, choice_B1).to(rows_BT.device)
