@@ -182,6 +182,14 @@ def test_a_model_without_an_mlp_projection_is_said(go: Any, tmp_path: Path, monk
     assert not (tmp_path / "o.yaml").exists()
 
 
+def test_a_yaml_that_breaks_the_bound_says_so(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "model")
+    before = running.trial
+    monkeypatch.setattr(running, "trial", lambda *given: {**before(*given), "ppl_ratio": 6.4})
+    assert go("--model", "model").code == 0
+    assert "No trial kept perplexity within that bound" in (tmp_path / "o.yaml").read_text()
+
+
 # What is tried
 
 

@@ -13,7 +13,7 @@ from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable, sho
 from easyeditor.analysis.tools.safety import LayerSafety
 from easyeditor.analysis.tools.traced import average, curves, layer_table
 from easyeditor.analysis.tools.tracing import LAST
-from easyeditor.tune.search import Array, Line
+from easyeditor.tune.search import Array, Line, rank
 from easyeditor.tune.start import Start
 from easyeditor.tune.trials import METRICS
 
@@ -85,6 +85,10 @@ def _notes(found: Search) -> list[str]:
         f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}:"
     )
     notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
+    if not rank(best, found.most_ratio)[0]:
+        notes.append(
+            "No trial kept perplexity within that bound: search longer (--minutes, --kept) before you use this."
+        )
     for line, whose in zip(found.held_out, ("these values", "the file there was before"), strict=False):
         notes.append(f"Held out, {line['requests']} other facts, {whose}: {_told(line)}")
     return notes
