@@ -2,6 +2,7 @@
 
   python benchmarks/rome_edit.py                            the embedded model, 3 requests, 3 repeats: about 9 minutes
   python benchmarks/rome_edit.py --repeats 1 --requests 1
+  python benchmarks/rome_edit.py --count                    no clock: what blocks run over in edits of one pass
 
 Plain and replay take turns, so that a machine that drifts slows both; figures are medians, ratios are of one run.
 The floor is the matrix products that remain, at the matmul rate measured for their shapes on this machine.
@@ -35,6 +36,7 @@ def main() -> None:
     p.add_argument("--requests", type=int, default=len(REQUESTS))
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--count", action="store_true", help="count what blocks run over instead of timing")
     p.add_argument("--memory-of", choices=("plain", "replay", "ppl-plain", "ppl-fast"), help=argparse.SUPPRESS)
     args = p.parse_args()
 
@@ -46,6 +48,9 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, {args.threads} threads, {args.hparams}")
     editor = make_editor(args.hparams)
+    if args.count:
+        count_tokens(editor, args)
+        return
     time_edits(editor, args)
     time_perplexity(editor, args)
     for mode in ("plain", "replay", "ppl-plain", "ppl-fast"):
@@ -96,6 +101,19 @@ def time_edits(editor: Any, args: argparse.Namespace) -> None:
         print(f"  plain / replay: {plain / fast:.2f} x")
     if ratios:
         print(f"\nedit, plain / replay, median over requests: {statistics.median(ratios):.2f} x\n")
+
+
+def count_tokens(editor: Any, args: argparse.Namespace) -> None:
+    """Tokens, summed over blocks, of edits one after another whose search has one pass: recording, keys, that pass."""
+    method, ran = editor.method, [0]
+    assert method.contexts
+    method.hparams.v_num_grad_steps = 1
+    for block in method.parts.blocks:
+        block.mlp.register_forward_hook(lambda _m, _a, out: ran.__setitem__(0, ran[0] + out.shape[0] * out.shape[1]))
+    for number in range(args.requests):
+        ran[0] = 0
+        method.edit([request(number)])
+        print(f"{request(number).prompt}: {ran[0]:,d} tokens times blocks")
 
 
 def count_work(editor: Any, made: Any, passes: int, replay: bool) -> tuple[int, float, float]:
