@@ -34,6 +34,7 @@ from script_runs import save_tiny, strict, write_yaml
 import easyeditor.export.__main__ as export_main
 import easyeditor.report.__main__ as report_main
 import easyeditor.stats.__main__ as stats_main
+import easyeditor.survey.__main__ as survey_main
 import mass_edit
 import ppl
 import pretrain_mend
@@ -479,6 +480,39 @@ def templates(draw: Any) -> Input:
     return Input(single_case_edit, flags, files)
 
 
+PLAN: dict[str, Any] = {
+    "name": "Two methods",
+    "output": "survey",
+    "hparams": "hparams",
+    "groups": [
+        {
+            "name": "one",
+            "model": "tiny",
+            "methods": ["ROME", {"name": "C-ROME", "hparams": "h.yaml", "set": ["if_c_rome=true"]}],
+            "run": {"data": "d.json", "mode": "single", "limit": 1, "metrics": ["ES"]},
+            "seeds": [0, 1],
+            "set": ["v_num_grad_steps=1"],
+        }
+    ],
+    "expected": [{"group": "one", "method": "ROME", "source": "a paper", "values": {"rewrite_acc": 0.5}}],
+}
+
+
+@st.composite
+def plans(draw: Any) -> Input:
+    """Plans of surveys: YAML as JSON writes it, damaged; names of methods, of YAMLs and of data among the values."""
+    root = TEMPLATE[0]
+    content = draw(damaged(PLAN))
+    if draw(st.booleans()):
+        content = content.replace(b"Infinity", b".inf").replace(b"NaN", b".nan")
+    names = st.sampled_from(["MEMIT", "rome", "NoSuchMethod", "nowhere.yaml", "d.json", "m", "..", "CON", "a/b"])
+    if draw(st.booleans()):
+        word = draw(st.sampled_from([b"ROME", b"h.yaml", b"d.json", b"tiny", b"one", b"survey", b"ES", b"single"]))
+        content = content.replace(word, draw(names).encode(), 1)
+    files = {"p.yaml": content, "hparams/ROME/tiny.yaml": (root / "h.yaml").read_bytes()}
+    return Input(survey_main, ["p.yaml", "--dry-run"], files)
+
+
 DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
     "YAML values": yaml_values,
     "overrides": overrides,
@@ -490,6 +524,7 @@ DOORS: dict[str, Callable[[], st.SearchStrategy[Input]]] = {
     "exports": exports,
     "statistics files": statistics,
     "MEND archives": archives,
+    "plans of surveys": plans,
     "flags": flags,
     "chat templates": templates,
 }
