@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
@@ -15,7 +16,7 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.prompting import Prompting
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult
+from easyeditor.records import EditRequest, EditResult, EditTrace, WeightDelta
 
 H = TypeVar("H", bound=HyperParams)
 
@@ -94,6 +95,25 @@ class EditMethod(ABC, Generic[H]):
     def remedy(self) -> str | None:
         """Settings (`key=value …`) that prevent a collapse by a small denominator; None when they are on already."""
         return None
+
+    def result(
+        self,
+        requests: Sequence[EditRequest],
+        deltas: Sequence[WeightDelta],
+        traces: Sequence[EditTrace],
+        seconds: float,
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> EditResult:
+        """The edit as a value: what was computed, under the method's name and contexts; tensors of `memory` whole."""
+        return EditResult(
+            method=self.hparams.alg_name,
+            requests=tuple(requests),
+            deltas=tuple(deltas),
+            traces=tuple(traces),
+            contexts=self.contexts,
+            seconds=seconds,
+            memory={name: tensor.contiguous() for name, tensor in (memory or {}).items()},
+        )
 
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> EditResult:

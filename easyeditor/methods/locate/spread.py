@@ -186,15 +186,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
                     notes = self.notes(layer, n)
                     trace[layer] = _trace(found[n], residual_ND[n], bare_NK[n], keys_NK[n], size, notes)
             memory = self.to_remember(Spread(rows, keys, deltas))
-        return EditResult(
-            method=self.hparams.alg_name,
-            requests=tuple(requests),
-            deltas=tuple(deltas),
-            traces=tuple(traces),
-            contexts=self.contexts,
-            seconds=time.perf_counter() - started,
-            memory={name: tensor.contiguous() for name, tensor in memory.items()},
-        )
+        return self.result(requests, deltas, traces, time.perf_counter() - started, memory)
 
     def keys_after(self, spread: Spread) -> dict[str, Tensor]:
         """The requests' mean keys on the edited model, `keys.<layer>` -> (K, N), float64."""

@@ -79,14 +79,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
                         ((delta, trace[layer]),) = self._at_layer([request], layer, progress)
                     deltas.append(delta)
                 traces.append(trace)
-        return EditResult(
-            method=self.hparams.alg_name,
-            requests=tuple(requests),
-            deltas=tuple(deltas),
-            traces=tuple(traces),
-            contexts=self.contexts,
-            seconds=time.perf_counter() - started,
-        )
+        return self.result(requests, deltas, traces, time.perf_counter() - started)
 
     def edit_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
         """Edits of their own, their value searches batched and their keys read together."""
@@ -99,14 +92,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             made = self._at_layer(requests, layer, progress)
         seconds = (time.perf_counter() - started) / len(requests)
         return [
-            EditResult(
-                method=self.hparams.alg_name,
-                requests=(request,),
-                deltas=(delta,),
-                traces=({layer: trace},),
-                contexts=self.contexts,
-                seconds=seconds,
-            )
+            self.result([request], [delta], [{layer: trace}], seconds)
             for request, (delta, trace) in zip(requests, made, strict=True)
         ]
 
