@@ -34,6 +34,7 @@ from easyeditor.easyedit import BaseEditor  # noqa: E402
 from easyeditor.estimate import estimate  # noqa: E402
 from easyeditor.lm.loading import resolve_device  # noqa: E402
 from easyeditor.methods.registry import load_hparams  # noqa: E402
+from easyeditor.stats.factored import Factored  # noqa: E402
 
 COUNTERFACT = 21919
 PASSES_OF_AN_EDIT = 18  # of a value search on CounterFact, on average
@@ -85,6 +86,8 @@ class Bench:
         self.estimated = estimate(self.config, rome, gpu=self.device.type == "cuda")
         self.editor = BaseEditor(rome, sentences=load_sentences(args.sentences))
         self._hold(self.editor.method)
+        self.made: list[Any] = []
+        """The edit of stage `edit`, once it was timed."""
 
     def hparams(self, name: str, **values: Any) -> Any:
         """A method's hyper-parameters for this model."""
@@ -108,7 +111,7 @@ class Bench:
             drawn = torch.randn(width, 64, generator=torch.Generator().manual_seed(layer), dtype=torch.float64)
             drawn = drawn.to(self.device)
             eye = torch.eye(width, dtype=torch.float64, device=self.device)
-            method.statistics._moments[layer] = eye.addmm_(drawn, drawn.T, alpha=1 / 64)
+            method.statistics._moments[layer] = Factored(eye.addmm_(drawn, drawn.T, alpha=1 / 64))
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +151,10 @@ class Bench:
     def edit(self) -> Iterator[Stage]:
         """A whole ROME edit with as many passes as were asked for."""
         self.editor.method.hparams.v_num_grad_steps = self.args.passes
-        run = functools.partial(self.editor.compute_each, self.requests[:1])
+
+        def run() -> None:
+            self.made = self.editor.compute_each(self.requests[:1])
+
         yield self.clock(f"ROME edit, {self.args.passes} passes", run, "an edit")
 
     def perplexity(self) -> Iterator[Stage]:
@@ -156,8 +162,9 @@ class Bench:
         editor, count = self.editor, 1 if self.args.once else min(8, len(self.requests))
         requests = self.requests[:count]
         yield self.clock("perplexity, unedited", self._fresh, f"{self.args.sentences} sentences")
-        editor.method.hparams.v_num_grad_steps = 1 if self.args.once else 2
-        results, before = editor.compute_each(requests), editor.measure(requests, [None] * count)
+        editor.method.hparams.v_num_grad_steps = 2
+        results = self.made if count == len(self.made) else editor.compute_each(requests)
+        before = editor.measure(requests, [None] * count)
         with editor.applied(results[0]):
             yield self.clock("perplexity, edited", editor.perplexity, f"{self.args.sentences} sentences")
             yield self.clock("scores, edited", lambda: editor.measure(requests[:1], [None]), "an edit")
