@@ -221,7 +221,7 @@ def _values(lines: Sequence[Line], way: str, column: str, layer: int | None = No
 
 def _summary(lines: Sequence[Line], base: float) -> ResultTable:
     rows = []
-    for layer in dict.fromkeys(line["layer"] for line in lines):
+    for layer in sorted({line["layer"] for line in lines}):
         for way in WAYS:
             ppl = _values(lines, way, "perplexity", layer)
             if not ppl:
