@@ -80,6 +80,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--union", nargs="+", metavar="FILE", help="only merge collected files into --collect-collapsed")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
+    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
     p.add_argument("--resume", metavar="RUN", help="go on with a run folder; other flags, if given, must say the same")
     p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when an edit collapsed the model")
@@ -112,7 +113,8 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     else:
         hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS))
     local = rank.local if rank.world > 1 and str(hparams.device).isdigit() else None
-    flags = overrides(args.set, device=local if args.device is None else args.device, dtype=args.dtype)
+    device = local if args.device is None else args.device
+    flags = overrides(args.set, device=device, dtype=args.dtype, matmul=args.matmul)
     return hparams.override(flags), RunSettings.from_dict(given, "flags")
 
 

@@ -52,6 +52,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--metrics", **many, metavar="NAME", help=METRICS_HELP)
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
+    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
     p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
     p.add_argument("--save-model", metavar="DIR", help="save the edited model as a Hugging Face checkpoint")
     p.add_argument("--save-adapter", metavar="DIR", help="save the edit as a LoRA adapter that `peft` loads")
@@ -103,7 +104,7 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     from easyeditor.methods.registry import load_hparams
 
     return load_hparams(args.hparams or str(DEFAULT_HPARAMS)).override(
-        overrides(args.set, device=args.device, dtype=args.dtype)
+        overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
     )
 
 
@@ -154,7 +155,7 @@ def interactive(args: argparse.Namespace) -> int:
     one = ["request", "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt"]
     one += ["locality_ground_truth", "save_edit", "save_model", "save_adapter", "adapter_rank"]
     one += ["fail_on_collapse", "json"]
-    new = ["hparams", "set", "metrics", "dtype", "output"] if args.resume is not None else []
+    new = ["hparams", "set", "metrics", "dtype", "matmul", "output"] if args.resume is not None else []
     for name in (*one, *new):
         if getattr(args, name) not in (None, [], False):
             what = "--resume, whose run has its own" if name in new else "--interactive; type :help there"

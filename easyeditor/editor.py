@@ -25,6 +25,7 @@ from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.ledger import Ledger
 from easyeditor.lm.loading import load
+from easyeditor.lm.precision import products
 from easyeditor.measuring import Measuring
 from easyeditor.methods.registry import method_class
 from easyeditor.progress import Progress, Stopwatch, progress_bar
@@ -100,7 +101,7 @@ class Editor(Measuring):
         self._check_subjects(kept)
         for note in notes:
             LOG.warning(note)
-        with progress_bar(f"{label} {self.method.title}", verbose) as show:
+        with progress_bar(f"{label} {self.method.title}", verbose) as show, products(self.hparams.matmul):
             result = self.method.edit(kept, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
@@ -108,7 +109,8 @@ class Editor(Measuring):
         """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
         self._check_subjects(requests)
         hparams, model = self.hparams.to_dict(), self.fingerprint()
-        results = self.method.edit_each(requests, progress)
+        with products(self.hparams.matmul):
+            results = self.method.edit_each(requests, progress)
         return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
 
     def _check_subjects(self, requests: Sequence[EditRequest]) -> None:

@@ -56,6 +56,9 @@ class HyperParams:
     replay: bool | Literal["check"] = True
     """Run only what an edit can change; false gives the plain full forwards (same numbers, several times slower). For
     a model type that is not known, `check` compares the two on this model first, and replays if they agree."""
+    matmul: Literal["exact", "tf32"] = "exact"
+    """Float32 products on a GPU, in edits and in what measures them: `tf32` is several times faster and rounds factors
+    to 10 bits. Statistics and solves stay exact; a CPU always is."""
     batch_tokens: int = 8192
     """Most tokens in one forward; bounds memory."""
     max_length: int = 2048

@@ -21,6 +21,7 @@ from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, be
 from easyeditor.evaluate.registry import Evaluation, chosen, measure
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.many import why_alone
+from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.base import EditMethod
 from easyeditor.progress import progress_bar
@@ -66,7 +67,8 @@ class Measuring:
         with."""
         settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
         asked = chosen(self.metrics) if self.metrics and metrics else []
-        return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
+        with products(self.hparams.matmul):
+            return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
     def measure_many(
         self, edits: Sequence[tuple[EditRequest, EditResult, str | None, Evaluation]]
@@ -84,7 +86,8 @@ class Measuring:
             return [None] * len(edits)
         own = [(r, result, self._settings(r, prefix), before) for r, result, prefix, before in (edits[n] for n in fit)]
         asked = chosen(self.metrics) if self.metrics else []
-        states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
+        with products(self.hparams.matmul):
+            states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
         found = dict(zip(fit, states, strict=True))
         return [found.get(n) for n in range(len(edits))]
 
@@ -108,7 +111,7 @@ class Measuring:
         probe = self._perplexity_probe()
         if probe is None:
             return None
-        with progress_bar(title, verbose) as show:
+        with progress_bar(title, verbose) as show, products(self.hparams.matmul):
             return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
 
     def _perplexity_probe(self) -> PerplexityProbe | None:

@@ -30,6 +30,7 @@ from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode, model_inputs
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.stats.corpus import Corpus
@@ -98,6 +99,7 @@ class Totals:
     tokens: int = 0
 
 
+@products("exact")
 def collect(
     parts: Anatomy,
     tok: PreTrainedTokenizerBase,

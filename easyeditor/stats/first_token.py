@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.errors import DataError
 from easyeditor.files import read_json
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.stats.collect import Settings, Totals, add_rows
@@ -95,6 +96,7 @@ def later_tokens(tok: PreTrainedTokenizerBase, prompts: Sequence[str] | None = N
     return Texts(name="later-tokens", rows=tuple(rows), skipped=1)
 
 
+@products("exact")
 def moments(
     parts: Anatomy, texts: Texts, layers: Sequence[int], *, stats_dir: str, model_name: str
 ) -> dict[int, Tensor]:
