@@ -364,11 +364,15 @@ def test_the_shipped_plans_name_every_method_and_read(monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     own = read_plan(Path("hparams/survey/smollm2-135m.yaml"))
     assert {choice.name for group in own.groups for choice in group.choices} == set(METHODS)
-    made = cells_of(own, tmp_path / "out")
-    assert {cell.size for cell in made if cell.group != "hard-one-by-one"} == {300}
-    for cell in made:
+    sizes = {cell.group: cell.size for cell in cells_of(own, tmp_path / "out")}
+    assert sizes == {"batches-of-10": 40, "one-after-another": 20, "hard-one-by-one": 6}
+    long = read_plan(Path("hparams/survey/smollm2-135m-300.yaml"))
+    made = cells_of(long, tmp_path / "out")
+    assert {cell.method for cell in made} == {cell.method for cell in cells_of(own, tmp_path / "out") if "10" in cell.group}
+    assert {(cell.size, cell.what.settings.mode, cell.what.settings.batch_size) for cell in made} == {(300, "batch", 50)}
+    for cell in made + cells_of(own, tmp_path / "out"):
+        assert cell.what.hparams.model_name == "smollm2-135m"
         assert cell.what.settings.mode in ("batch", "sequential") or cell.group == "hard-one-by-one"
-    assert {cell.what.hparams.model_name for cell in made} == {"smollm2-135m"}
     xl = read_plan(Path("hparams/survey/gpt2-xl.yaml"))
     (group,) = xl.groups
     assert (group.run["limit"], group.run["batch_size"]) == (2000, 100)
