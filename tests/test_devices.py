@@ -324,9 +324,30 @@ def test_a_card_computes_losses_in_large_slices(monkeypatch: pytest.MonkeyPatch)
         assert len(calls) > len(forwards)
 
 
-@pytest.mark.parametrize(("loop", "most"), [(searching, 1), (tuning, 3)])
+def adapting(pair: Any, folder: Path, passes: int) -> None:
+    values = {"alg_name": "LoRA", "model_name": pair, "device": "cpu", "layers": [1], "lr": 1e-4, "ppl_sentence_num": 0}
+    values |= {"target_modules": ["down_proj"], "rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+    BaseEditor(load_hparams({**values, "num_steps": passes, "batch_size": 2})).compute(REQUESTS)
+
+
+def training(pair: Any, folder: Path, passes: int, *, requests: int = 1) -> None:
+    """MEND's training in steps that are updates of their own; with one request all but the first are later epochs."""
+    values = {"model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "rank": 4, "silent": True}
+    values |= {"max_iters": passes, "accumulate_bs": 1, "model_save_pt": 100, "val_interval": 100, "log_interval": 100}
+    config = MENDTrainingHparams.from_dict(values)
+    EditTrainer(config, (REQUESTS * requests)[:requests], folder=folder / f"run {passes}").run()
+
+
+def training_anew(pair: Any, folder: Path, passes: int) -> None:
+    """A first epoch: every step meets a request whose texts have not been run yet."""
+    training(pair, folder, passes, requests=8)
+
+
+@pytest.mark.parametrize(
+    ("loop", "most"), [(searching, 1), (tuning, 1), (adapting, 1), (training, 1), (training_anew, 2)]
+)
 def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
-    """Waits in eight passes less those in four. Two of fine-tuning's are transformers', which looks at the mask."""
+    """Waits in eight passes less those in four; for training a pass is a step."""
     waits = []
     for passes in (4, 8):
         model = build("llama")
