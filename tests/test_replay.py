@@ -19,8 +19,9 @@ from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm import architectures
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.attention import NAME, short_attention
+from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.replay import PlainForward, ReplayForward, row_forward
-from easyeditor.lm.tokens import Row, encode, token_batches
+from easyeditor.lm.tokens import Row, encode, model_inputs, token_batches
 from easyeditor.lm.weights import applied
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.rows import prompt_row, target_rows
@@ -325,6 +326,19 @@ def test_equal_rows_share_a_batch() -> None:
 
 
 # Attention
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_right_padded_rows_need_no_mask(kind: str) -> None:
+    """Also where a window slides: the logits of the tokens that count are those with a mask."""
+    made = model(kind)
+    inputs = model_inputs([list(range(1, 13)), list(range(20, 25)), [7]], torch.device("cpu"))
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        wanted = made(**inputs, use_cache=False).logits[real]
+        found = made(**unmasked(inputs, len(anatomy(made).blocks)), use_cache=False).logits[real]
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
 
 
 def test_short_attention_equals_the_models_own_and_is_put_back_on_error() -> None:

@@ -5,7 +5,7 @@ Axes: B rows, P longest prefix, T tokens in a cache, H key/value heads, d head w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,16 @@ class _Kept(_Frozen):
         if self.last:
             raise StopForward
         return self.keys, self.values
+
+
+def unmasked(inputs: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:
+    """Inputs of whole, right-padded rows without their mask: attention is causal, so no token that counts sees a pad.
+
+    transformers looks into a mask on the host, which waits for the device; without one it looks into the positions,
+    unless there is a cache. This one is empty and keeps nothing.
+    """
+    own = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    return {**own, "past_key_values": Prefixes.none(1, blocks).fresh()}
 
 
 def _places(lengths_B: Tensor, width: int) -> Tensor:

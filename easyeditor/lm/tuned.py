@@ -13,6 +13,7 @@ from torch import Tensor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, watched
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.tokens import Row, model_inputs
 from easyeditor.lm.weights import called_with
 
@@ -30,8 +31,8 @@ class TunedForward:
         self._inputs = model_inputs([row.ids for row in rows], input_device(parts.model))
         pairs = [(i, p) for i, row in enumerate(rows) for p in row.scored]
         head = parts.model.get_output_embeddings().weight.device
-        self._rows_N = torch.tensor([i for i, _ in pairs], device=head)
-        self._positions_N = torch.tensor([p for _, p in pairs], device=head)
+        self._rows_N = torch.tensor([i for i, _ in pairs]).to(head, non_blocking=True)
+        self._positions_N = torch.tensor([p for _, p in pairs]).to(head, non_blocking=True)
         self._passage = self._record() if replay and parts.architecture.replay else None
 
     def __call__(self, copies: Mapping[str, Tensor]) -> Tensor:
@@ -42,7 +43,8 @@ class TunedForward:
             resumed(self._blocks, self._first, self._passage),
             selected_head(self._model, self._rows_N, self._positions_N),
         ):
-            logits_1NV: Tensor = called_with(self._model, copies, **self._inputs, use_cache=False).logits
+            inputs = unmasked(self._inputs, len(self._blocks))
+            logits_1NV: Tensor = called_with(self._model, copies, **inputs, use_cache=False).logits
         return logits_1NV[0]
 
     @torch.no_grad()
@@ -50,5 +52,5 @@ class TunedForward:
         """What block `first` is given: no trained weight lies below it."""
         block = self._blocks[self._first]
         with watched(block) as passages, captured(block, stop=True):
-            self._model(**self._inputs, use_cache=False)
+            self._model(**unmasked(self._inputs, len(self._blocks)), use_cache=False)
         return passages[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from easyeditor.errors import ConfigError, NumericalError
 from easyeditor.files import to_json
@@ -134,13 +135,13 @@ class EditTrainer:
                 return self._ended("validation only")
             while now.step < h.max_iters:
                 before = now.step
-                outcomes = self._steps(range(before, min(before + h.accumulate_bs, h.max_iters)))
-                now.step, now.seconds = before + len(outcomes), time.perf_counter() - started
+                found = self._steps(range(before, min(before + h.accumulate_bs, h.max_iters)))
+                now.step, now.seconds = before + len(found), time.perf_counter() - started
                 if show is not None:
                     show(
                         now.step,
                         h.max_iters,
-                        measure.note(outcomes[-1], (now.step - first) / (time.perf_counter() - clock)),
+                        measure.note(found[-1], (now.step - first) / (time.perf_counter() - clock)),
                     )
                 last = now.step == h.max_iters
                 if measure.passed(before, now.step, h.log_interval):
@@ -159,21 +160,32 @@ class EditTrainer:
 
     # -- one update -----------------------------------------------------------------------------------------------
 
-    def _steps(self, steps: range) -> list[StepResult]:
-        """The steps of one update."""
+    def _steps(self, steps: range) -> list[dict[str, float]]:
+        """The steps of one update, and their numbers. The host reads from the device once, when all is on its way."""
         h = self.config
         self.hypernet.train()
         tasks = [self._train.training(step, h.batch_size, self.rank, self.world) for step in steps]
         outcomes: list[StepResult] = self._passes(tasks)
-        losses = [h.cedit * o.edit_loss + h.cloc * o.locality_loss for o in outcomes]
-        self._check_finite([float(loss.detach()) for loss in losses], steps)
-        torch.autograd.backward(torch.stack(losses).sum() / h.accumulate_bs)
-        for found in outcomes:
-            measure.add(self.progressed.sums, measure.numbers(found, h.cedit, h.cloc))
-        self._update()
-        return outcomes
+        losses = torch.stack([h.cedit * o.edit_loss + h.cloc * o.locality_loss for o in outcomes])
+        torch.autograd.backward(losses.sum() / h.accumulate_bs)
+        norm, diverged = self._clipped(), measure.anywhere(~losses.isfinite().all())
+        found, read = measure.numbers(outcomes, h.cedit, h.cloc, norm, diverged, *losses)
+        self._check_finite(read[2:], bool(read[1]), steps)
+        for own in found:
+            measure.add(self.progressed.sums, own)
+        if math.isfinite(read[0]):
+            self._update()
+        else:
+            self.progressed.skipped += 1
+            LOG.warning("step %d: the gradient is not finite; this update is left out", self.progressed.step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
 
     def _update(self) -> None:
+        self.optimizer.step()
+
+    def _clipped(self) -> Tensor:
+        """The norm of the gradient over all ranks, before it was cut to `grad_clip`."""
         parameters = list(self.hypernet.parameters())
         if self.world > 1:
             for parameter in parameters:
@@ -181,21 +193,11 @@ class EditTrainer:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-        else:
-            self.progressed.skipped += 1
-            LOG.warning("step %d: the gradient is not finite; this update is left out", self.progressed.step + 1)
-        self.optimizer.zero_grad(set_to_none=True)
+        return torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
 
-    def _check_finite(self, losses: Sequence[float], steps: range) -> None:
-        """All ranks stop together."""
+    def _check_finite(self, losses: Sequence[float], diverged: bool, steps: range) -> None:
         bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        flag = torch.tensor(float(bad is not None), device=self.hypernet.edit_lrs.device)
-        if self.world > 1:
-            dist.all_reduce(flag)
-        if float(flag):
+        if diverged:
             where = "on another rank" if bad is None else f"{losses[bad]} in training step {steps[bad] + 1}"
             raise self._diverged(f"the loss is not finite ({where})")
 
@@ -217,8 +219,9 @@ class EditTrainer:
             mine = list(range(self.rank, count, self.world))
             for start in range(0, len(mine), VALIDATED_TOGETHER):
                 tasks = [self._val.validation(number) for number in mine[start : start + VALIDATED_TOGETHER]]
-                for found in self._passes(tasks):
-                    measure.add(totals, measure.numbers(found, self.config.cedit, self.config.cloc))
+                found, _ = measure.numbers(self._passes(tasks), self.config.cedit, self.config.cloc)
+                for own in found:
+                    measure.add(totals, own)
         means = measure.means(totals)
         self._log({"requests": count, **means}, validation=True)
         key = STOP_KEYS[self.config.early_stop_key]
@@ -244,7 +247,7 @@ class EditTrainer:
 
     def _save(self) -> None:
         """Checkpoint; a hypernetwork that is not finite never replaces a good one."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.hypernet.state_dict().values()):
+        if not bool(torch.stack([value.isfinite().all() for value in self.hypernet.state_dict().values()]).all()):
             raise self._diverged(f"the hypernetwork is not finite after step {self.progressed.step}")
         self.progressed.all_sums = measure.gathered(self.progressed.sums)
         if self.rank == 0:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from easyeditor.trainer.passes import StepResult
 
 
-def numbers(outcome: StepResult, cedit: float, cloc: float) -> dict[str, float]:
-    """One step's numbers under the log's names; docs/mend.md says what each means."""
-    edit, locality = float(outcome.edit_loss.detach()), float(outcome.locality_loss.detach())
-    found = {
-        "edit_loss": edit,
-        "locality_loss": locality,
-        "total_loss": cedit * edit + cloc * locality,
-        "edit_acc": sum(outcome.accuracy) / len(outcome.accuracy),
-    }
-    if outcome.locality_drawdown is not None:
-        found["locality_drawdown"] = outcome.locality_drawdown
-    return found
+def numbers(
+    outcomes: Sequence[StepResult], cedit: float, cloc: float, *more: Tensor
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Each step's numbers under the log's names (docs/mend.md says what each means), and `more` numbers; all of them
+    are read at once, because a read waits for the device."""
+    kept = [
+        {
+            "edit_loss": o.edit_loss,
+            "locality_loss": o.locality_loss,
+            "edit_acc": o.accuracy,
+            **({} if o.locality_drawdown is None else {"locality_drawdown": o.locality_drawdown}),
+        }
+        for o in outcomes
+    ]
+    device = outcomes[0].edit_loss.device
+    flat = [value for own in kept for value in own.values()] + list(more)
+    read = iter(torch.stack([value.detach().to(device, torch.float64) for value in flat]).tolist())
+    found = [{name: next(read) for name in own} for own in kept]
+    for own in found:
+        own["total_loss"] = cedit * own["edit_loss"] + cloc * own["locality_loss"]
+    return found, list(read)
 
 
 def add(totals: dict[str, float], found: Mapping[str, float]) -> None:
@@ -29,6 +40,14 @@ def add(totals: dict[str, float], found: Mapping[str, float]) -> None:
     for key, value in found.items():
         totals[key] = totals.get(key, 0.0) + value
         totals[f"n/{key}"] = totals.get(f"n/{key}", 0.0) + 1
+
+
+def anywhere(flag: Tensor) -> Tensor:
+    """Is it so on any rank? More than 0 if it is; all stop together."""
+    count = flag.float()
+    if dist.is_initialized():
+        dist.all_reduce(count)
+    return count
 
 
 def gathered(totals: dict[str, float]) -> list[dict[str, float]]:
@@ -47,13 +66,12 @@ def means(totals: dict[str, float]) -> dict[str, float]:
     return {key: sum(p.get(key, 0.0) for p in parts) / sum(p.get(f"n/{key}", 0.0) for p in parts) for key in keys}
 
 
-def note(outcome: StepResult, steps_per_s: float) -> str:
+def note(found: Mapping[str, float], steps_per_s: float) -> str:
     """The live line."""
-    drawdown = "–" if outcome.locality_drawdown is None else f"{outcome.locality_drawdown:.2f}"
-    accuracy = sum(outcome.accuracy) / len(outcome.accuracy)
+    drawdown = f"{found['locality_drawdown']:.2f}" if "locality_drawdown" in found else "–"
     return (
-        f"edit {float(outcome.edit_loss.detach()):.3f} locality {float(outcome.locality_loss.detach()):.4f} "
-        f"acc {accuracy:.2f} drawdown {drawdown} {steps_per_s:.1f} steps/s"
+        f"edit {found['edit_loss']:.3f} locality {found['locality_loss']:.4f} "
+        f"acc {found['edit_acc']:.2f} drawdown {drawdown} {steps_per_s:.1f} steps/s"
     )
 
 

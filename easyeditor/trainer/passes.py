@@ -5,11 +5,12 @@ Axes: B rows, T tokens, S scored positions, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from torch import Tensor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, StopForward, captured, resumed, selected_head, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.scored import Batch, Line, nll, scored_logits
-from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero
+from easyeditor.lm.prefixes import unmasked
+from easyeditor.lm.scored import Batch, Line, nll, row_sums, scored_logits
+from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
 from easyeditor.trainer.patched import PatchedBlocks
 
@@ -73,9 +75,9 @@ class StepResult:
     """Mean NLL of the new answers after the edit, nats per token."""
     locality_loss: Tensor
     """Mean KL(before || after) at the locality answers' positions, nats."""
-    accuracy: tuple[float, ...]
-    """Share of right tokens of each outer line after the edit."""
-    locality_drawdown: float | None
+    accuracy: Tensor
+    """Share of right tokens after the edit, mean over the outer lines."""
+    locality_drawdown: Tensor | None
     """Share of locality positions whose first choice the edit changed; None without any."""
 
 
@@ -111,7 +113,7 @@ class PlainPasses:
             with torch.no_grad():
                 before_SV = self._logits(locality)
         factors, _ = read_factors(self._parts, self._hypernet.weights, edit, whole=True)
-        with self._patched.carrying(self._hypernet.updates(factors)):
+        with self._patched.carrying(self._hypernet.updates(nonzero_rows(factors))):
             outer_SV = self._logits(outer)
             after_SV = None if locality is None else self._logits(locality)
         return outcome(outer, outer_SV, locality, before_SV, after_SV)
@@ -178,7 +180,8 @@ class SharedPasses:
             stack.enter_context(self._resumed(hidden))
             stack.enter_context(selected_head(self._parts.model, batch.rows_N, batch.positions_N))
             stack.enter_context(tapped(self._head, on_input=at_head))
-            return self._parts.model(**batch.inputs, use_cache=False).logits[0]
+            logits_1SV: Tensor = self._parts.model(**self._unmasked(batch), use_cache=False).logits
+        return logits_1SV[0]
 
     def _outcomes(self, tasks: Sequence[Task], after: Sequence[Tensor], before_SV: Tensor) -> list[StepResult]:
         outcomes, place = [], 0
@@ -210,30 +213,33 @@ class SharedPasses:
             selected_head(self._parts.model, batch.rows_N, batch.positions_N),
             captured(self._head, stop=True) as head_input,
         ):
-            self._parts.model(**batch.inputs, use_cache=False)
+            self._parts.model(**self._unmasked(batch), use_cache=False)
         self._tuple_output = passages[0].tuple_output
         hidden = [passages[0].hidden_BTD[row, : len(x.ids)].clone() for row, x in enumerate(pool.lines)]
         head = [part.clone() for part in torch.split(head_input.given[0], [len(x.labels) for x in pool.lines])]
         with self._resumed(hidden[:1]):
             edit = Batch.of(pool.lines[:1], self._device, mean=False)
+            edit = dataclasses.replace(edit, inputs=self._unmasked(edit))
             raw, _ = read_factors(self._parts, self._hypernet.weights, edit)
-        factors = {name: nonzero(pair) for name, pair in raw.items()}
-        return self._cache.put(pool.key, _Known(hidden, head, factors))
+        return self._cache.put(pool.key, _Known(hidden, head, nonzero_rows(raw)))
+
+    def _unmasked(self, batch: Batch) -> dict[str, Any]:
+        return unmasked(batch.inputs, len(self._parts.blocks))
 
 
 def outcome(
     outer: Batch, outer_SV: Tensor, locality: Batch | None, before_SV: Tensor | None, after_SV: Tensor | None
 ) -> StepResult:
-    """Losses and accuracies from the logits at the scored positions."""
-    said = outer_SV.detach().argmax(1) == outer.labels_N.to(outer_SV.device)
-    rows = outer.rows_N.to(said.device)
-    shares = [float(said[rows == row].double().mean()) for row in range(len(outer.inputs["input_ids"]))]
+    """Losses and accuracies from the logits at the scored positions; the host waits for none of them."""
+    said_N = (outer_SV.detach().argmax(1) == outer.labels_N.to(outer_SV.device)).double()
+    rows_N, rows = outer.rows_N.to(said_N.device), len(outer.inputs["input_ids"])
+    accuracy = (row_sums(said_N, rows_N, rows) / row_sums(torch.ones_like(said_N), rows_N, rows)).mean()
     edit_loss = nll(outer_SV, outer).sum()
     if locality is None or before_SV is None or after_SV is None:
-        return StepResult(edit_loss, edit_loss.new_zeros(()), tuple(shares), None)
+        return StepResult(edit_loss, edit_loss.new_zeros(()), accuracy, None)
     kl_S = divergence(before_SV, after_SV)
     changed = (before_SV.argmax(1) != after_SV.detach().argmax(1)).double().mean()
-    return StepResult(edit_loss, (kl_S * locality.weights_N.to(kl_S)).sum(), tuple(shares), float(changed))
+    return StepResult(edit_loss, (kl_S * locality.weights_N.to(kl_S)).sum(), accuracy, changed)
 
 
 def divergence(before_SV: Tensor, after_SV: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ Axes: N tokens, K width of x (a layer's input), D width of delta (the gradient a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, weight_is_transposed
 from easyeditor.methods.mend.network import GradientTransform, NetworkSpec
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ class Hypernetwork(nn.Module):
     def transform(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
         """(x~, delta~) of every weight, rows that are all zero in x or in delta dropped first; on the hypernetwork's
         device, wherever the edited layers lie."""
+        return self._transformed(nonzero_rows(factors))
+
+    def _transformed(self, rows: Mapping[str, Factors]) -> dict[str, Factors]:
         out = {}
         for weight in self.weights:
-            kept = nonzero(factors[weight.name])
-            key, mode = self._place[weight.name]
-            own = self.edit_lrs
+            (key, mode), kept, own = self._place[weight.name], rows[weight.name], self.edit_lrs
             out[weight.name] = Factors(*self.mend[key](kept.x_NK.to(own), kept.delta_ND.to(own), mode))
         return out
 
@@ -114,9 +119,10 @@ class Hypernetwork(nn.Module):
             return transformed.x_NK.T, scaled_ND
         return scaled_ND.T, transformed.x_NK
 
-    def updates(self, factors: Mapping[str, Factors]) -> dict[str, tuple[Tensor, Tensor]]:
-        """The update of every weight as (left, right), differentiable in the hypernetwork's parameters."""
-        transformed = self.transform(factors)
+    def updates(self, rows: Mapping[str, Factors]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The update of every weight as (left, right), differentiable in the hypernetwork's parameters. `rows` are
+        what `nonzero_rows` leaves."""
+        transformed = self._transformed(rows)
         return {w.name: self.factors_of(w, transformed[w.name]) for w in self.weights}
 
     @property
@@ -130,6 +136,17 @@ class Hypernetwork(nn.Module):
 
 def nonzero(factors: Factors) -> Factors:
     """Only the rows where both x and delta have something."""
-    x_NK, delta_ND = factors.x_NK.flatten(0, -2), factors.delta_ND.flatten(0, -2)
-    kept_N = (x_NK != 0).any(1) & (delta_ND != 0).any(1)
-    return Factors(x_NK[kept_N], delta_ND[kept_N])
+    return nonzero_rows({"": factors})[""]
+
+
+def nonzero_rows(factors: Mapping[Name, Factors]) -> dict[Name, Factors]:
+    """Of each gradient only the rows where both x and delta have something. The host asks the device once for all."""
+    flat = {name: Factors(f.x_NK.flatten(0, -2), f.delta_ND.flatten(0, -2)) for name, f in factors.items()}
+    masks = [(f.x_NK != 0).any(1) & (f.delta_ND != 0).any(1) for f in flat.values()]
+    kept = iter(torch.cat([mask.to(masks[0].device) for mask in masks]).tolist())
+    found = {}
+    for name, f in flat.items():
+        own = [n for n, keep in enumerate(itertools.islice(kept, len(f.x_NK))) if keep]
+        index = torch.tensor(own, dtype=torch.long).to(f.x_NK.device, non_blocking=True)
+        found[name] = Factors(f.x_NK[index], f.delta_ND[index])
+    return found

@@ -25,7 +25,7 @@ from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
-from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero
+from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
@@ -117,20 +117,22 @@ class MEND(EditMethod[MENDHyperParams]):
 
     def _edits(self, lines: Sequence[Line]) -> list[Edit]:
         """The single edits of some requests; rows do not touch each other, so each gets the gradient of its own NLL."""
-        factors, losses = read_factors(self.parts, self.hypernet.weights, self._batch(lines))
-        edits = []
-        for row, loss in enumerate(losses):
-            edit = Edit(loss)
-            own = {name: nonzero(Factors(f.x_NK[row], f.delta_ND[row])) for name, f in factors.items()}
-            with torch.no_grad():
-                transformed = self.hypernet.transform(own)
+        factors, losses_B = read_factors(self.parts, self.hypernet.weights, self._batch(lines))
+        rows = nonzero_rows(
+            {
+                (row, name): Factors(f.x_NK[row], f.delta_ND[row])
+                for row in range(len(lines))
+                for name, f in factors.items()
+            }
+        )
+        edits = [Edit(loss) for loss in losses_B.tolist()]
+        with torch.no_grad():
+            for row, edit in enumerate(edits):
+                made = self.hypernet.updates({name: rows[row, name] for name in factors})
                 for weight in self.hypernet.weights:
-                    left, right = self.hypernet.factors_of(weight, transformed[weight.name])
-                    left = left * self.hparams.lr_scale
-                    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
-                        raise NumericalError(f"the update of {weight.name} is not finite; nothing was written")
-                    edit.parts.append(Part(weight, left, right))
-            edits.append(edit)
+                    left, right = made[weight.name]
+                    edit.parts.append(Part(weight, left * self.hparams.lr_scale, right))
+            _check_finite([part for edit in edits for part in edit.parts])
         return edits
 
     def _delta(self, weight: EditedWeight, edits: Sequence[Edit]) -> WeightDelta:
@@ -156,6 +158,13 @@ class MEND(EditMethod[MENDHyperParams]):
         with applied(self.model, deltas):
             self._budget.each([len(x.ids) for x in lines], read)
         return losses
+
+
+def _check_finite(parts: Sequence[Part]) -> None:
+    finite = torch.stack([part.left.isfinite().all() & part.right.isfinite().all() for part in parts]).tolist()
+    for part, fine in zip(parts, finite, strict=True):
+        if not fine:
+            raise NumericalError(f"the update of {part.weight.name} is not finite; nothing was written")
 
 
 def _traces(edit: Edit, loss_after: float) -> Mapping[int, LayerTrace]:

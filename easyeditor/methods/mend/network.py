@@ -173,14 +173,15 @@ class GradientTransform(nn.Module):
         return x_NK, delta_ND
 
     def _normalised(self, z_NW: Tensor, mean_W: Tensor, s_W: Tensor) -> Tensor:
-        std_W = (s_W / (self.k - 1)).sqrt() if float(self.k) > 1 else torch.ones_like(s_W)
+        std_W = torch.where(self.k > 1, (s_W / (self.k - 1)).sqrt(), torch.ones_like(s_W))
         return ((z_NW.double() - mean_W) / (std_W + EPSILON)).to(z_NW.dtype)
 
     @torch.no_grad()
     def _observe(self, x_NK: Tensor, delta_ND: Tensor) -> None:
         """Welford's mean and sum of squared deviations over all rows ever seen, merged batch by batch; under torchrun
         over the rows of all ranks, in rank order, so that every rank holds the same numbers."""
-        mine = torch.cat([x_NK.new_tensor([len(x_NK)]).double(), *_moments(x_NK), *_moments(delta_ND)])
+        rows = self.k.new_full((1,), len(x_NK))
+        mine = torch.cat([rows, *_moments(x_NK), *_moments(delta_ND)])
         parts = [mine]
         if dist.is_initialized():
             parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -188,11 +189,10 @@ class GradientTransform(nn.Module):
         wide, narrow = x_NK.shape[1], delta_ND.shape[1]
         for part in parts:
             count, x_mean, x_s, delta_mean, delta_s = torch.split(part, [1, wide, wide, narrow, narrow])
-            if float(count):
-                total = self.k + count
-                self.u_mean, self.u_s = _merged(self.u_mean, self.u_s, x_mean, x_s, self.k, count, total)
-                self.v_mean, self.v_s = _merged(self.v_mean, self.v_s, delta_mean, delta_s, self.k, count, total)
-                self.k = total
+            total = self.k + count
+            self.u_mean, self.u_s = _merged(self.u_mean, self.u_s, x_mean, x_s, self.k, count, total)
+            self.v_mean, self.v_s = _merged(self.v_mean, self.v_s, delta_mean, delta_s, self.k, count, total)
+            self.k = total
 
 
 def _moments(z_NW: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,8 +207,8 @@ def _moments(z_NW: Tensor) -> tuple[Tensor, Tensor]:
 def _merged(
     mean: Tensor, s: Tensor, mean_b: Tensor, s_b: Tensor, k: Tensor, count: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Chan et al.'s rule for joining two sets of rows."""
-    gap = mean_b - mean
+    """Chan et al.'s rule for joining two sets of rows; no rows change nothing."""
+    gap, total = mean_b - mean, total.clamp(min=1)
     return mean + gap * count / total, s + s_b + gap.square() * k * count / total
 
 
