@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import build, relative, rome_hparams, tokenizer
+from conftest import ROOT, build, relative, rome_hparams, tokenizer
 from torch import Tensor
 
 from easyeditor import BaseEditor, EditRequest, load_hparams
@@ -18,6 +19,10 @@ from easyeditor.records import EditResult
 from easyeditor.stats import factored as factored_file
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.null_space import NullSpace
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import solves
 
 K, D, LAYERS = 48, 32, (1, 2)
 PLAIN = 1e-8  # relative, float64: what every quick solve keeps to; the systems here have condition numbers below 1e6
@@ -239,3 +244,14 @@ def test_a_sequence_of_many_thousand_edits_is_forgotten_without_a_deep_stack() -
         made._earlier.state = held_file.Held(made._earlier.state, {1: drawn(1, 1)})
     made.reverted(None)
     assert made.inverse(1) is None
+
+
+def test_the_benchmark_compares_the_same_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    found = solves.main(["--widths", "24", "48", "--requests", "1", "60", "--batches", "4", "--batch", "3"])
+    assert [row[0] for row in found["rome"]] == [24, 48]
+    assert [row[:2] for row in found["memit"]] == [(24, 1), (24, 60), (48, 1), (48, 60)]
+    assert [row[1] for row in found["sequence"]] == [1, 2, 3, 4]
+    ends = [*found["rome"], *found["memit"], found["sequence"][-1]]
+    assert all(row[-1] < PLAIN for row in ends)
+    assert all(len(row) == 3 for row in found["sequence"][:-1])
+    assert capsys.readouterr().out.count("\n|---") == 3

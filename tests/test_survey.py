@@ -368,8 +368,12 @@ def test_the_shipped_plans_name_every_method_and_read(monkeypatch: pytest.Monkey
     assert sizes == {"batches-of-10": 40, "one-after-another": 20, "hard-one-by-one": 6}
     long = read_plan(Path("hparams/survey/smollm2-135m-300.yaml"))
     made = cells_of(long, tmp_path / "out")
-    assert {cell.method for cell in made} == {cell.method for cell in cells_of(own, tmp_path / "out") if "10" in cell.group}
-    assert {(cell.size, cell.what.settings.mode, cell.what.settings.batch_size) for cell in made} == {(300, "batch", 50)}
+    assert {cell.method for cell in made} == {
+        cell.method for cell in cells_of(own, tmp_path / "out") if "10" in cell.group
+    }
+    assert {(cell.size, cell.what.settings.mode, cell.what.settings.batch_size) for cell in made} == {
+        (300, "batch", 50)
+    }
     for cell in made + cells_of(own, tmp_path / "out"):
         assert cell.what.hparams.model_name == "smollm2-135m"
         assert cell.what.settings.mode in ("batch", "sequential") or cell.group == "hard-one-by-one"
