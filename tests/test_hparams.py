@@ -276,6 +276,14 @@ def test_override_types_the_value_and_leaves_the_original(rome: ROMEHyperParams,
     assert rome == ROMEHyperParams.from_dict(REQUIRED)
 
 
+def test_off_is_off_though_yaml_reads_it_as_false(rome: ROMEHyperParams, tmp_path: Path) -> None:
+    assert rome.override(["collect_stats=off"]).collect_stats == "off"
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(REQUIRED) + "collect_stats: off\n")
+    assert ROMEHyperParams.from_hparams(str(tmp_path / "my.yaml")).collect_stats == "off"
+    message = refusal(lambda: rome.override(["collect_stats=on"]))
+    assert_says(message, "collect_stats is True", "one of 'off', 'auto'")
+
+
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
