@@ -232,6 +232,8 @@ def coerce(value: Any, declared: Any, key: str) -> Any:
         raise ConfigError(f"{key} cannot be used: {error}; allowed: {describe_type(declared)}") from error
     if declared is Any:
         return value
+    if value is False and "off" in getattr(declared, "__args__", ()):
+        value = "off"  # what YAML reads as false
     if _holds_bool(value) and not _allows_bool(declared):
         raise ConfigError(f"{key} is {value!r} (bool); allowed: {describe_type(declared)}")
     try:
