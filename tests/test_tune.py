@@ -18,17 +18,21 @@ from torch import nn
 from easyeditor.analysis.tools import figures
 from easyeditor.analysis.tools.safety import LayerSafety
 from easyeditor.dataset.reader import read_dataset
+from easyeditor.dataset.sentences import load_sentences
 from easyeditor.easyedit import BaseEditor
 from easyeditor.methods.registry import load_hparams
 from easyeditor.tune import __main__ as tune
 from easyeditor.tune import running
-from easyeditor.tune.search import best_of, candidates, rank, search
-from easyeditor.tune.trials import drawn
+from easyeditor.tune.search import best_of, candidates, chosen, gentler, lost, rank, search
+from easyeditor.tune.start import SWITCH, begin, start_values
+from easyeditor.tune.trials import drawn, sample, summed, trial
 
 FACTS = ROOT / "data" / "facts.json"
 OTHER = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
 SMALL = ("--edits", 2, "--held-out", 2, "--facts", 2, "--sentences", 2, "--candidates", 2, "--minutes", 0.001)
 FEW = ("ppl_sentence_num=2", "context_template_length_params=[[2, 5]]", "v_num_grad_steps=12")
+CORPUS = ("mom2_dataset=corpus.txt", "mom2_n_samples=20", "collect_stats=auto", "stats_dir=stats")
+OFF = ("collect_stats=off",)  # no statistics are tried
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +46,9 @@ def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """go(*flags) -> Ran: a small search into o.yaml."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("They all went to the house of the river.\n" * 20)
 
-    def ran(*flags: Any, settings: tuple[str, ...] = FEW) -> Any:
+    def ran(*flags: Any, settings: tuple[str, ...] = (*FEW, *OFF)) -> Any:
         args = ["--output", "o.yaml", *SMALL, "--data", FACTS, "--set", *settings, *flags]
         return call(tune, args, monkeypatch, capsys)
 
@@ -63,7 +68,13 @@ def check(path: Path) -> dict[str, Any]:
     """The YAML's values, and that its comments say what was tried and measured."""
     text = path.read_text()
     comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
-    for said in ("found by python -m easyeditor.tune", "Trials on 2 facts", "<- taken", "Held out, 2 other facts"):
+    for said in (
+        "found by python -m easyeditor.tune",
+        "Trials on 2 facts",
+        "<- taken",
+        "Checked on 2 other",
+        "Held out, 2 other facts",
+    ):
         assert said in comments, comments
     values = yaml.safe_load(text)
     assert isinstance(values, dict)
@@ -106,13 +117,11 @@ def test_a_decoder_nobody_described_gets_one_too(
 @pytest.mark.parametrize("method", ["C-ROME", "MEMIT", "EMMET", "AlphaEdit", "FT"])
 def test_other_methods_are_tuned_by_the_same_seam(method: str, go: Any, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
-    (tmp_path / "corpus.txt").write_text("They all went to the house of the river.\n" * 20)
-    settings = FEW if method != "FT" else FEW[:1]
-    corpus = ("mom2_dataset=corpus.txt", "mom2_n_samples=20", "collect_stats=auto", f"stats_dir={tmp_path / 'stats'}")
+    settings = (*FEW, *CORPUS) if method != "FT" else FEW[:1]
     flags = ("--start", tmp_path / "c-rome.yaml") if method == "C-ROME" else ()
     rome = (ROOT / "hparams/ROME/smollm2-135m.yaml").read_text().replace("if_c_rome: false\nif_prefix: false\n", "")
     (tmp_path / "c-rome.yaml").write_text(rome.replace("alg_name: ROME", "alg_name: C-ROME"))
-    ran = go("--model", "model", "--method", method, *flags, settings=(*settings, *(corpus if method != "FT" else ())))
+    ran = go("--model", "model", "--method", method, *flags, settings=settings)
     assert ran.code == 0, ran.err
     values = check(tmp_path / "o.yaml")
     assert values["alg_name"] == method
@@ -130,8 +139,7 @@ def test_a_search_goes_on_where_it_was(go: Any, tmp_path: Path) -> None:
     assert (tmp_path / "o.yaml").read_text() == (tmp_path / "first.yaml").read_text()
     assert (tmp_path / "kept.jsonl").read_text().splitlines() == lines  # nothing was measured again
     cases = json.loads(lines[0])
-    assert len(cases["searched"]) == len(cases["held_out"]) == 2
-    assert not set(cases["searched"]) & set(cases["held_out"])
+    assert len({*cases["searched"], *cases["checked"], *cases["held_out"]}) == 6
     result = json.loads((tmp_path / "two/result.json").read_text())
     assert [row["whose"] for row in result["tables"]["held_out"]] == ["found"]
     (tmp_path / "o.yaml").unlink()
@@ -209,8 +217,13 @@ def test_candidates_are_the_peak_then_large_effects_by_safety() -> None:
     assert candidates(None, [], 1, 3) == [0]
 
 
-def line(settings: dict[str, Any], score: float, ratio: float | None = 1.0) -> dict[str, Any]:
-    return {"settings": settings, "score": score, "ppl_ratio": ratio}
+def row(score: float, ratio: float | None = 1.0) -> dict[str, Any]:
+    return {**dict.fromkeys(("rewrite_acc", "rephrase_acc", "locality_acc"), score), "ppl_ratio": ratio, "collapsed": 0}
+
+
+def line(settings: dict[str, Any], score: float, ratio: float | None = 1.0, facts: int = 4) -> dict[str, Any]:
+    rows = [row(score, ratio)] * facts
+    return {"settings": settings, "rows": rows, **summed(rows)}
 
 
 def test_perplexity_is_a_bound_and_not_a_trade() -> None:
@@ -218,6 +231,8 @@ def test_perplexity_is_a_bound_and_not_a_trade() -> None:
     assert best_of(lines, 1.2) is lines[1]
     assert best_of(lines, 1.5) is lines[0]
     assert rank(lines[2], 1.2) < rank(lines[0], 1.2)
+    assert best_of([line({"a": 1}, 0.9, 60.0), line({"a": 2}, 0.6, 1.3)], 1.2)["settings"] == {"a": 2}  # nearer to it
+    assert best_of([{**line({"a": 1}, 0.9), "left_after": 3}, line({"a": 2}, 0.1)], 1.2)["settings"] == {"a": 2}
     assert best_of([line({}, 0.5), line({}, 0.5)], 1.2)["settings"] == {}
 
 
@@ -233,26 +248,94 @@ def test_the_search_climbs_and_ends() -> None:
 
     asked = []
 
-    def tried(settings: dict[str, Any]) -> dict[str, Any] | None:
+    def tried(settings: dict[str, Any], best: Any) -> dict[str, Any] | None:
         asked.append(settings)
-        off = abs(settings["layers"][0] - 3) + abs(np.log2(settings["clamp_norm_factor"] / 8))
+        off = abs(settings["layers"][0] - 3) + abs(np.log2(settings["clamp_norm_factor"] / 8)) + (not settings[SWITCH])
         return line(settings, 1 / (1 + float(off) + abs(float(np.log2(settings["v_lr"] / 0.5)))))
 
-    first = [{"layers": [n], "clamp_norm_factor": 2.0, "v_lr": 1.0} for n in (1, 5)]
-    lines = search(Fake(), first, tried, 1.2)  # type: ignore[arg-type]
-    assert best_of(lines, 1.2)["settings"] == {"layers": [3], "clamp_norm_factor": 8.0, "v_lr": 0.5}
+    first = {"layers": [1], "clamp_norm_factor": 2.0, "v_lr": 1.0, SWITCH: False}
+    lines = search(Fake(), first, [5], tried, 1.2)  # type: ignore[arg-type]
+    assert best_of(lines, 1.2)["settings"] == {"layers": [3], "clamp_norm_factor": 8.0, "v_lr": 0.5, SWITCH: True}
+    assert asked[:3] == [first, {**first, SWITCH: True}, {**first, SWITCH: True, "layers": [5]}]
     assert len({json.dumps(settings) for settings in asked}) == len(asked) == len(lines)
     asked.clear()
-    assert len(search(Fake(), first, lambda s: tried(s) if len(asked) < 3 else None, 1.2)) == 3  # type: ignore[arg-type]
+    assert len(search(Fake(), first, [5], lambda s, b: tried(s, b) if len(asked) < 3 else None, 1.2)) == 3  # type: ignore[arg-type]
 
 
-def test_facts_of_search_and_judgement_share_no_subject() -> None:
+def test_a_trial_is_given_up_once_it_is_behind_on_the_same_facts() -> None:
+    best = {"settings": {}, "rows": [row(0.9), row(0.5), row(0.9, 1.1)], **summed([row(0.9), row(0.5), row(0.9, 1.1)])}
+    assert not lost(line({}, 0.8, facts=2), best, 1.2)  # 0.7 is what the best has on these two
+    assert lost(line({}, 0.6, facts=2), best, 1.2)
+    assert lost(line({}, 1.0, 1.3, facts=2), best, 1.2)  # beyond the bound already: no other fact brings it back
+    beyond = {**best, "ppl_ratio": 4.0}
+    assert not lost(line({}, 0.3, facts=2), beyond, 1.2)
+
+
+def test_gentler_edits_come_first_where_perplexity_or_locality_lacks() -> None:
+    assert gentler(line({}, 0.9, 1.3), 1.2)
+    assert gentler({**line({}, 0.9), "locality_acc": 0.5}, 1.2)
+    assert not gentler({**line({}, 0.9), "rephrase_acc": 0.5}, 1.2)
+
+
+def test_the_one_taken_keeps_the_bound_on_other_facts_too() -> None:
+    lines = [line({"a": n}, score) for n, score in enumerate((0.9, 0.8, 0.7, 0.6))]
+    told = {0: line({}, 0.9, 2.3), 1: line({}, 0.9, 1.1)}
+    asked: list[int] = []
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        asked.append(found["settings"]["a"])
+        return told.get(asked[-1], line({}, 0.9))
+
+    assert chosen(lines, check, 1.2, 3)[0] is lines[1]
+    assert asked == [0, 1]
+    told = {n: line({}, 0.9, 1.3 + n) for n in range(4)}
+    assert chosen(lines, check, 1.2, 2)[0] is lines[0]
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_trial_s_rows_are_those_of_each_edit_by_itself(replay: bool, tmp_path: Path) -> None:
+    """Measured together or one by one, in two goes or one: the plain editor is the oracle."""
+    save_tiny(tmp_path / "model")
+    settings = (*FEW, f"replay={replay}".lower())
+    values, path = start_values("ROME", str(tmp_path / "model"), str(OTHER), settings)
+    start = begin("ROME", str(tmp_path / "model"), values, path, "cpu", ["clamp_norm_factor"])
+    sentences = load_sentences(2)
+    (requests,) = drawn(read_dataset(str(FACTS)).requests, (4,), 0)
+    on = sample(start, "trial", requests, sentences)
+    settings_of_one = {"layers": [1], "clamp_norm_factor": 2.0}
+    made = trial(start, settings_of_one, on, lambda part: part["requests"] != 3)
+    assert "left_after" not in made
+    editor = BaseEditor(start.hparams(settings_of_one), sentences=sentences)
+    for request, row in zip(requests, made["rows"], strict=True):
+        record = editor.examine(request).record
+        assert row["rewrite_acc"] == record.after("rewrite_acc")
+        assert row["ppl_ratio"] == pytest.approx(record.post.ppl / record.pre.ppl, rel=1e-4)
+    assert trial(start, settings_of_one, on, lambda part: True)["left_after"] == 3
+
+
+def test_statistics_are_tried_where_the_start_has_none(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    ran = go("--model", "model", "--minutes", 0.1, "--run", "run", settings=(*FEW, *CORPUS))
+    assert ran.code == 0, ran.err
+    columns, *rows = [line.split(",") for line in (tmp_path / "run/table.csv").read_text().splitlines()]
+    assert {"True", "False"} == {row[columns.index("mom2_adjustment")] for row in rows}
+    assert list((tmp_path / "stats").rglob("*.npz"))
+
+
+def test_a_search_begins_with_the_model_s_own_file() -> None:
+    values, path = start_values("ROME", "some/where/gemma3-270m", None, [])
+    assert (path.name, values["collect_stats"]) == ("gemma3-270m.yaml", "auto")
+    values, path = start_values("ROME", "some/where/else", None, ["mom2_n_samples=7"])
+    assert (path.name, values["mom2_n_samples"]) == ("smollm2-135m.yaml", 7)
+
+
+def test_facts_of_search_check_and_judgement_share_no_subject() -> None:
     requests = read_dataset(str(FACTS)).requests
-    searched, held_out = drawn(requests, 20, 40, 0)
-    assert not {r.subject for r in searched} & {r.subject for r in held_out}
-    assert len({r.subject for r in (*searched, *held_out)}) == 60
-    assert drawn(requests, 20, 40, 0) == (searched, held_out)
-    assert drawn(requests, 20, 40, 1)[0] != searched
+    made = drawn(requests, (20, 10, 40), 0)
+    assert [len(own) for own in made] == [20, 10, 40]
+    assert len({r.subject for own in made for r in own}) == 70
+    assert drawn(requests, (20, 10, 40), 0) == made
+    assert drawn(requests, (20, 10, 40), 1)[0] != made[0]
 
 
 @pytest.mark.slow

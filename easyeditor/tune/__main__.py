@@ -5,9 +5,10 @@
   python -m easyeditor.tune … --kept results/tune-…/tune.jsonl      go on: nothing measured is measured again
 
 The method is any that rewrites one projection at chosen layers (ROME, MEMIT and their kin, FT). Values that are not
-searched for are taken from --start, by default the embedded model's file of the method. The YAML says in comments what
-was tried and measured, and how it does on held-out facts; the run folder (--run) has tables and figures. A decoder of a
-type that is not known is taken apart by its module tree, which is said. docs/tune.md explains the search.
+searched for are taken from --start, by default the file in hparams/ of the model's name, else the embedded model's. The
+YAML says in comments what was tried and measured, and how it does on held-out facts; the run folder (--run) has a page
+with tables and figures. A decoder of a type that is not known is taken apart by its module tree, which is said.
+docs/tune.md explains the search.
 Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
@@ -36,12 +37,17 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--method", default="ROME", help="method to tune (default: %(default)s)")
     p.add_argument("--output", metavar="FILE", required=True, help="YAML that is written; must not be there yet")
     p.add_argument(
-        "--minutes", type=float, default=20.0, help="of search; held-out facts come after (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=20.0,
+        help="of search; check and held-out facts come after (default: %(default)g)",
     )
-    p.add_argument("--start", metavar="YAML", help="what is not searched for (default: the embedded model's file)")
+    p.add_argument(
+        "--start", metavar="YAML", help="what is not searched for (default: the model's or the embedded model's)"
+    )
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the start")
     p.add_argument("--data", metavar="FILE", help="requests with paraphrases and neighbours (default: ours)")
-    p.add_argument("--edits", type=int, default=8, help="facts in each trial (default: %(default)s)")
+    p.add_argument("--edits", type=int, default=8, help="facts in each trial, and in the check (default: %(default)s)")
     p.add_argument("--held-out", type=int, default=20, help="facts the result is judged by (default: %(default)s)")
     p.add_argument("--facts", type=int, default=12, help="known facts that are traced (default: %(default)s)")
     p.add_argument("--candidates", type=int, default=4, help="layers to begin with (default: %(default)s)")
@@ -104,9 +110,9 @@ def planned(args: argparse.Namespace) -> Plan:
     from easyeditor.tune.trials import drawn
 
     method = tunable(args.method)
-    values, path = start_values(method, args.start, args.set)
+    values, path = start_values(method, args.model, args.start, args.set)
     requests = read_dataset(str(FACTS) if args.data is None else args.data).requests
-    searched, held_out = drawn(requests, args.edits, args.held_out, args.seed)
+    searched, checked, held_out = drawn(requests, (args.edits, args.edits, args.held_out), args.seed)
     return Plan(
         method=method,
         model=args.model,
@@ -114,8 +120,9 @@ def planned(args: argparse.Namespace) -> Plan:
         start=path,
         device=args.device,
         requests=requests,
-        searched=tuple(searched),
-        held_out=tuple(held_out),
+        searched=searched,
+        checked=checked,
+        held_out=held_out,
         sentences=load_sentences(args.sentences),
         facts=args.facts,
         candidates=args.candidates,

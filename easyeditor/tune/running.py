@@ -22,8 +22,8 @@ from easyeditor.methods.registry import hparams_class
 from easyeditor.progress import Progress, progress_bar
 from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
-from easyeditor.tune.search import best_of, candidates, knobs_of, name_of, search
-from easyeditor.tune.start import Settings, Start, begin, numbers
+from easyeditor.tune.search import candidates, chosen, knobs_of, lost, name_of, search
+from easyeditor.tune.start import SWITCH, Settings, Start, begin, numbers
 from easyeditor.tune.trials import Sample, sample, trial
 from easyeditor.tune.written import Search
 
@@ -31,6 +31,7 @@ Line = dict[str, Any]
 SAMPLES = 3  # draws of noise for each fact
 ASKED = 512  # facts, for those that the model knows
 SUBJECTS = 16  # in first place, for the safety of layers
+FINALISTS = 3  # trials at most that are checked on other facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Plan:
     device: str | None
     requests: Sequence[EditRequest]
     searched: tuple[EditRequest, ...]
+    checked: tuple[EditRequest, ...]
     held_out: tuple[EditRequest, ...]
     sentences: Sentences
     facts: int
@@ -54,7 +56,8 @@ class Plan:
 
 
 def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
-    """Do it all; no trial but the first begins that would end after `deadline` (time.monotonic). Held-out facts follow.
+    """Do it all; no trial but the first begins that would end after `deadline` (time.monotonic). The checks and the
+    held-out facts follow.
 
     Raises:
         ConfigError: `kept` holds another search.
@@ -62,25 +65,31 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     knobs = knobs_of(hparams_class(plan.method))
     start = begin(plan.method, plan.model, plan.values, plan.start, plan.device, knobs)
     journal = _Kept(kept, _identity(plan, start))
-    own = [request for request in plan.requests if request.subject not in {r.subject for r in plan.held_out}]
-    traced, asked = _traced(plan, start, own, kept)
+    held = {request.subject for request in (*plan.checked, *plan.held_out)}
+    traced, asked = _traced(plan, start, [request for request in plan.requests if request.subject not in held], kept)
     safety = _safety(plan, start)
     effects = average(traced, "mlp", LAST) if traced else None
     layers = candidates(effects, safety, len(start.parts.blocks), plan.candidates)
-    base = numbers(start, knobs)
-    first = [{"layers": start.layers(layer), **base} for layer in layers]
-    first = [start.settings, *first] if start.settings is not None else first
+    first = start.settings or {"layers": start.layers(layers[0]), **numbers(start, knobs)}
+    if first.get(SWITCH) is False:
+        start.collect([*layers, *first["layers"]])
     with progress_bar(f"tune {plan.method}", True) as show:
         assert show is not None
         clock = _Clock(deadline, show)
         on = sample(start, "trial", plan.searched, plan.sentences)
-        trials = search(start, first, _tried(start, journal, on, clock), plan.most_ratio)
-        best = best_of(trials, plan.most_ratio)
-        others = sample(start, "held-out", plan.held_out, load_sentences(start.hparams({}).ppl_sentence_num or 50))
-        held_out = []
-        for settings in [best["settings"], *([] if start.settings is None else [start.settings])]:
-            clock.say("held-out facts")
-            held_out.append(journal.line("held-out", settings, lambda s=settings: trial(start, s, others)))  # type: ignore[misc]
+        trials = search(start, first, layers, _tried(start, journal, on, clock, plan.most_ratio), plan.most_ratio)
+        others = sample(start, "check", plan.checked, plan.sentences)
+
+        def measured(settings: Settings, sample: Sample, what: str) -> Line:
+            clock.say(what)
+            return journal.line(sample.name, settings, lambda: trial(start, settings, sample))
+
+        best, check = chosen(
+            trials, lambda line: measured(line["settings"], others, "other facts"), plan.most_ratio, FINALISTS
+        )
+        judged = sample(start, "held-out", plan.held_out, load_sentences(start.hparams({}).ppl_sentence_num or 50))
+        whose = [best["settings"], *([start.settings] if start.own and start.settings is not None else [])]
+        held_out = [measured(settings, judged, "held-out facts") for settings in whose]
     return Search(
         start=start,
         command=plan.command,
@@ -89,6 +98,7 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
         safety=safety,
         trials=trials,
         best=best,
+        check=check,
         held_out=held_out,
         most_ratio=plan.most_ratio,
     )
@@ -112,17 +122,20 @@ def _safety(plan: Plan, start: Start) -> list[LayerSafety]:
     return safety_of(method, subjects) if isinstance(method, LocateMethod) and subjects else []
 
 
-def _tried(start: Start, journal: _Kept, on: Sample, clock: _Clock) -> Callable[[Settings], Line | None]:
+def _tried(
+    start: Start, journal: _Kept, on: Sample, clock: _Clock, most_ratio: float
+) -> Callable[[Settings, Line | None], Line | None]:
     """Runs a trial; None when another no longer fits before the deadline. The first one always does."""
     longest = 0.0
 
-    def tried(settings: Settings) -> Line | None:
+    def tried(settings: Settings, best: Line | None) -> Line | None:
         nonlocal longest
         known = journal.known("trial", settings)
         if known is None and longest and clock.left < longest:
             return None
         clock.say(f"layers {settings['layers']}")
-        line = journal.line("trial", settings, lambda: trial(start, settings, on))
+        behind = None if best is None else lambda line: lost(line, best, most_ratio)
+        line = journal.line("trial", settings, lambda: trial(start, settings, on, behind))
         longest = max(longest, line["seconds"])
         return line
 
@@ -189,6 +202,7 @@ def _identity(plan: Plan, start: Start) -> Line:
         "method": plan.method,
         "values": {key: value for key, value in start.values.items() if key != "model_name"},
         "searched": [request.case_id for request in plan.searched],
+        "checked": [request.case_id for request in plan.checked],
         "held_out": [request.case_id for request in plan.held_out],
         "sentences": plan.sentences.to_json(),
         "seed": plan.seed,

@@ -20,13 +20,20 @@ from easyeditor.lm.architectures import Anatomy, anatomy, attention_of, type_of
 from easyeditor.lm.discover import discover, module_name, replay_checked
 from easyeditor.lm.loading import load
 from easyeditor.methods.hparams import LayerHyperParams
+from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.registry import canonical, hparams_class, row_of
 
 LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS_OF_A_SPAN = 3  # at most every third layer of a model is in one span
+
+SWITCH = "mom2_adjustment"
+"""Tried on where a method can and the start does not: an update that spares other keys is gentler."""
+QUICK_STATISTICS = {"mom2_dataset": "wikipedia-excerpt", "mom2_n_samples": 100, "collect_stats": "auto"}
+"""What a start that uses none is given, so that a search can try them."""
 
 Settings = dict[str, Any]
 
@@ -41,7 +48,9 @@ class Start:
     parts: Anatomy
     values: Mapping[str, Any]
     settings: Settings | None
-    """The start file's own layers and numbers, where it is of this very model."""
+    """The start file's own layers, of another model those at the same depth, and its numbers; None: not known."""
+    own: bool
+    """Is the start file of this very model?"""
     span: int
     """Layers of one edit."""
     said: tuple[str, ...]
@@ -54,9 +63,20 @@ class Start:
             values["context_templates"] = list(self.contexts)
         return hparams_class(self.method).from_dict(values, where="tune")
 
+    def collect(self, layers: Sequence[int]) -> None:
+        """The statistics of these layers that are lacking, in one pass."""
+        hparams = self.hparams({"layers": sorted(set(layers)), "mom2_adjustment": True})
+        assert isinstance(hparams, LocateHyperParams)
+        Statistics(self.parts, self.tok, hparams).moment(hparams.layers[-1])
+
     def layers(self, end: int) -> list[int]:
         """The span of layers that ends at `end`; shorter at the model's begin."""
-        return list(range(max(0, end - self.span + 1), end + 1))
+        return span_to(end, self.span)
+
+
+def span_to(end: int, length: int) -> list[int]:
+    """`length` layers up to `end`; fewer at the model's begin."""
+    return list(range(max(0, end - length + 1), end + 1))
 
 
 def tunable(method: str) -> str:
@@ -75,9 +95,16 @@ def tunable(method: str) -> str:
     return name
 
 
-def start_values(method: str, file: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], Path]:
-    """The start file's values, overrides applied. Raises ConfigError: no such file, or one of another method."""
-    path = yaml_path(ROOT / "hparams" / method / f"{embedded.DEFAULT}.yaml" if file is None else file)
+def start_values(method: str, model: str, file: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The start file's values, overrides applied. By default the one in hparams/ that has the model's name, else the
+    embedded model's.
+
+    Raises:
+        ConfigError: no such file, or one of another method.
+    """
+    folder = ROOT / "hparams" / method
+    named = folder / f"{Path(model).name}.yaml"
+    path = yaml_path(file or (named if named.exists() else folder / f"{embedded.DEFAULT}.yaml"))
     if file is None and not path.exists():
         raise ConfigError(f"{method}: there is no {path} to start from; give --start FILE")
     values = read_yaml(path)
@@ -85,7 +112,8 @@ def start_values(method: str, file: str | None, settings: Sequence[str]) -> tupl
         raise ConfigError(f"--start {path}: it is of {values.get('alg_name')!r}, and --method is {method}")
     hparams = hparams_class(method).from_dict(values, where=str(path)).override(settings)
     keys = [setting.partition("=")[0].strip() for setting in settings]
-    return {**values, "alg_name": method, **{key: getattr(hparams, key) for key in keys}}, path
+    quick = QUICK_STATISTICS if values.get("mom2_adjustment") is False else {}
+    return {**values, **quick, "alg_name": method, **{key: getattr(hparams, key) for key in keys}}, path
 
 
 def begin(
@@ -108,7 +136,9 @@ def begin(
         made["ppl_bos"] = "auto"
         said.append("perplexity with BOS (ppl_bos: auto), for the tokenizer puts one before every text")
     layers = [int(layer) for layer in values["layers"]]
-    settings = {"layers": layers, **{knob: getattr(first, knob) for knob in knobs}}
+    span = max(1, min(len(layers), count // LAYERS_OF_A_SPAN))
+    settings = {"layers": _at_depth(layers, values.get("v_loss_layer"), count, own, span)}
+    settings |= _known(first, knobs)
     made["layers"] = [min(layer, count - 1) for layer in layers[-1:]]
     start = Start(
         method=method,
@@ -116,8 +146,9 @@ def begin(
         tok=pair[1],
         parts=parts,
         values=made,
-        settings=settings if own and max(layers) < count else None,
-        span=max(1, min(len(layers), count // LAYERS_OF_A_SPAN)),
+        settings=settings if settings["layers"] else None,
+        own=own and settings["layers"] == layers,
+        span=span,
         said=(*said, f"start: {path.name} of hparams/{method}"),
     )
     editor = Editor(start.hparams({}))
@@ -126,14 +157,30 @@ def begin(
 
 
 def numbers(start: Start, knobs: Sequence[str]) -> Settings:
-    """The start's values of the numbers that are searched for."""
-    hparams = start.hparams({})
-    return {knob: getattr(hparams, knob) for knob in knobs}
+    """The start's values of what is searched for; `mom2_adjustment` is, unless statistics may not be collected."""
+    return _known(start.hparams({}), knobs)
+
+
+def _known(hparams: HyperParams, knobs: Sequence[str]) -> Settings:
+    found = {knob: getattr(hparams, knob) for knob in knobs}
+    if found.get(SWITCH) is False and getattr(hparams, "collect_stats", "off") == "off":
+        del found[SWITCH]
+    return found
 
 
 def _same_model(one: str, other: str) -> bool:
     known = embedded.find(one)
-    return one == other or (known is not None and known is embedded.find(other))
+    return Path(one).name == Path(other).name or (known is not None and known is embedded.find(other))
+
+
+def _at_depth(layers: Sequence[int], last: Any, count: int, own: bool, span: int) -> list[int]:
+    """The start file's layers in a model of `count`; `last` is the last one of its own model, [] if not known."""
+    if own and max(layers) < count:
+        return list(layers)
+    if not isinstance(last, int) or last < 1:
+        return []
+    end = min(round(max(layers) / last * (count - 1)), max(0, count - 2))
+    return span_to(end, span)
 
 
 def _parts(model: PreTrainedModel, values: Mapping[str, Any], own: bool) -> tuple[Anatomy, list[str], Any]:

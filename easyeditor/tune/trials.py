@@ -1,11 +1,11 @@
-"""One trial: facts edited with some settings, and what came of it."""
+"""One trial: facts edited with some settings, a few before the others, and what came of them."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,14 @@ from easyeditor.analysis.tools.sets import starts_with_one_word
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.editor import Editor
 from easyeditor.errors import DataError, NumericalError
-from easyeditor.evaluate.registry import Evaluation, evaluate, harmonic_mean
+from easyeditor.evaluate.registry import Evaluation, harmonic_mean
 from easyeditor.records import EditRequest
 from easyeditor.results.values import mean
 from easyeditor.tune.start import Start
 
 METRICS = ("rewrite_acc", "rephrase_acc", "locality_acc")
+FIRST = 3
+"""Facts a trial begins with where each is an edit of its own; most settings are given up after them."""
 Line = dict[str, Any]
 
 
@@ -32,10 +34,8 @@ class Sample:
     sentences: Sentences
 
 
-def drawn(
-    requests: Sequence[EditRequest], edits: int, held_out: int, seed: int
-) -> tuple[list[EditRequest], list[EditRequest]]:
-    """Requests to search with, and others to judge by: no subject is in both, none twice, none a single word in first
+def drawn(requests: Sequence[EditRequest], counts: Sequence[int], seed: int) -> list[tuple[EditRequest, ...]]:
+    """So many requests for each of `counts`: no subject is in two of them, none twice, none a single word in first
     place (their edits are another question: docs/collapse.md).
 
     Raises:
@@ -44,65 +44,86 @@ def drawn(
     order = [r for r in requests if r.subject and not starts_with_one_word(r)]
     random.Random(seed).shuffle(order)
     single = list({request.subject: request for request in order}.values())
-    if len(single) < edits + held_out:
+    if len(single) < sum(counts):
         raise DataError(
-            f"the data has {len(single)} subjects that are not one word in first place; {edits} + {held_out} are asked "
-            "for; give more data, or lower --edits and --held-out"
+            f"the data has {len(single)} subjects that are not one word in first place; "
+            f"{' + '.join(map(str, counts))} are asked for; give more data, or lower --edits and --held-out"
         )
-    return single[:edits], single[edits : edits + held_out]
+    ends = [sum(counts[: n + 1]) for n in range(len(counts))]
+    return [tuple(single[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
 def sample(start: Start, name: str, requests: Sequence[EditRequest], sentences: Sentences) -> Sample:
     """Ask the unedited model."""
-    before = evaluate(start.model, start.tok, requests, METRICS)
+    editor = Editor(start.hparams({}), sentences=sentences, metrics=METRICS)
+    before = editor.measure(requests, [None] * len(requests))
     return Sample(name=name, requests=tuple(requests), before=before, sentences=sentences)
 
 
-def trial(start: Start, settings: Mapping[str, Any], on: Sample) -> Line:
+def trial(start: Start, settings: Mapping[str, Any], on: Sample, lost: Callable[[Line], bool] | None = None) -> Line:
     """Edit a sample's requests, each alone or, where the method writes several as one edit, together; measure them.
 
-    `ppl_ratio` is the worst edit's perplexity against the unedited model's, None where it is not finite; `score` the
-    harmonic mean of the mean accuracies, None where the edit could not be computed (`failed` says why).
+    With `lost` a few are edited first, and the others only if it does not say so of the line they make (`left_after`).
+    `rows` has each request's metrics and the perplexity ratio of its edit (None where that is not finite).
     """
     began = time.monotonic()
-    line: Line = {"kind": on.name, "settings": dict(settings), "requests": len(on.requests)}
-    editor = Editor(start.hparams(settings), sentences=on.sentences)
+    line: Line = {"kind": on.name, "settings": dict(settings)}
+    editor = Editor(start.hparams(settings), sentences=on.sentences, metrics=METRICS)
+    every = list(range(len(on.requests)))
+    few = len(every) if editor.method.joint or lost is None else min(FIRST, len(every))
+    rows: list[Line] = []
     try:
-        groups, ratios, collapsed, rows = _edited(editor, on)
+        for numbers in (every[:few], every[few:]):
+            rows += _edited(editor, on, numbers) if numbers else ()
+            line |= summed(rows)
+            if lost is not None and len(rows) < len(every) and lost(line):
+                line["left_after"] = len(rows)
+                break
     except NumericalError as error:
-        empty = dict.fromkeys((*METRICS, "score", "ppl_ratio", "ppl_median"))
-        return {**line, **empty, "collapsed": 0, "failed": str(error), "seconds": time.monotonic() - began}
-    means = {name: mean([v for row in rows if (v := row[name].value) is not None]) for name in METRICS}
-    worst = max(ratios)
+        line |= {**summed([]), "failed": str(error)}
+    return {**line, "rows": rows, "seconds": time.monotonic() - began}
+
+
+def summed(rows: Sequence[Line]) -> Line:
+    """Means of the accuracies and their harmonic mean (`score`), the worst and the median perplexity ratio."""
+    means = {name: mean([row[name] for row in rows if row[name] is not None]) for name in METRICS}
+    ratios = sorted(math.inf if row["ppl_ratio"] is None else row["ppl_ratio"] for row in rows)
+    ends = (ratios[-1], ratios[len(ratios) // 2]) if rows else (math.inf, math.inf)
+    worst, median = (end if math.isfinite(end) else None for end in ends)
     return {
-        **line,
-        "edits": groups,
+        "requests": len(rows),
         **means,
-        "score": harmonic_mean([value for value in means.values() if value is not None]),
-        "ppl_ratio": worst if math.isfinite(worst) else None,
-        "ppl_median": sorted(ratios)[len(ratios) // 2] if math.isfinite(worst) else None,
-        "collapsed": collapsed,
-        "seconds": time.monotonic() - began,
+        "score": harmonic_mean([value for value in means.values() if value is not None]) if rows else None,
+        "ppl_ratio": worst,
+        "ppl_median": median,
+        "collapsed": sum(row["collapsed"] for row in rows),
     }
 
 
-def _edited(editor: Editor, on: Sample) -> tuple[int, list[float], int, list[Mapping[str, Any]]]:
-    """How many edits, each one's perplexity ratio, how many collapsed, and every request's metrics."""
+def _edited(editor: Editor, on: Sample, numbers: Sequence[int]) -> Iterator[Line]:
+    """The row of each of these requests. Edits that can be are measured together, as `mass_edit.py` measures them."""
     base = editor.perplexity()
     assert base is not None
-    every = list(range(len(on.requests)))
-    groups = [every] if editor.method.joint else [[n] for n in every]
-    results = [editor.compute(on.requests)] if editor.method.joint else editor.compute_each(on.requests)
-    ratios: list[float] = []
-    rows: list[Mapping[str, Any]] = []
-    collapsed = 0
-    for numbers, result in zip(groups, results, strict=True):
-        with editor.applied(result):
-            own = [on.requests[n] for n in numbers]
-            rows += evaluate(editor.model, editor.tok, own, METRICS, before=on.before.only(numbers)).rows
-            after = editor.perplexity()
+    groups = [list(numbers)] if editor.method.joint else [[n] for n in numbers]
+    asked = [on.requests[n] for n in numbers]
+    results = [editor.compute(asked)] if editor.method.joint else editor.compute_each(asked)
+    own = [(on.requests[g[0]], r, None, on.before.only(g[:1])) for g, r in zip(groups, results, strict=True)]
+    states = [None] if editor.method.joint else editor.measure_many(own)
+    for group, result, state in zip(groups, results, states, strict=True):
+        if state is None:
+            with editor.applied(result):
+                said = editor.measure(
+                    [on.requests[n] for n in group], [None] * len(group), before=on.before.only(group)
+                )
+                after = editor.perplexity()
+        else:
+            said, after = state.evaluation, state.ppl
         assert after is not None
-        ratios.append(after.mean / base.mean)
+        ratio = after.mean / base.mean
         verdict = editor.judge(base, after)
-        collapsed += verdict is not None and verdict.collapsed
-    return len(groups), ratios, collapsed, rows
+        for row in said.rows:
+            yield {
+                **{name: row[name].value for name in METRICS},
+                "ppl_ratio": ratio if math.isfinite(ratio) else None,
+                "collapsed": verdict is not None and verdict.collapsed,
+            }

@@ -33,8 +33,10 @@ class Search:
     safety: Sequence[LayerSafety]
     trials: Sequence[Line]
     best: Line
+    check: Line
+    """The best trial's settings on facts that the search did not see, by which it was taken."""
     held_out: Sequence[Line]
-    """The best trial's settings on held-out facts, then the start file's where it is of this model."""
+    """The best trial's settings on facts that nothing went by, then the start file's where it is of this model."""
     most_ratio: float
 
     @property
@@ -64,7 +66,6 @@ def _entry(key: str, value: Any) -> str:
 
 def _notes(found: Search) -> list[str]:
     start, best = found.start, found.best
-    sizes = f"{best['requests']} facts"
     notes = [f"{start.values['model_name']}: found by {found.command}", "; ".join(start.said) + "."]
     if (effects := found.effects) is not None:
         peak = int(effects.argmax())
@@ -81,11 +82,12 @@ def _notes(found: Search) -> list[str]:
             f"docs/collapse.md), |v0| {own.bare_v0:.3g} bare, {own.mean_v0:.3g} over contexts."
         )
     notes.append(
-        f"Trials on {sizes}; score: harmonic mean of rewrite, rephrase, locality; ppl: the worst "
+        f"Trials on {best['requests']} facts; score: harmonic mean of rewrite, rephrase, locality; ppl: the worst "
         f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}:"
     )
     notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
-    if not rank(best, found.most_ratio)[0]:
+    notes.append(f"Checked on {found.check['requests']} other facts: {_told(found.check)}")
+    if not (rank(best, found.most_ratio)[1] and rank(found.check, found.most_ratio)[1]):
         notes.append(
             "No trial kept perplexity within that bound: search longer (--minutes, --kept) before you use this."
         )
@@ -99,8 +101,10 @@ def _told(line: Line) -> str:
     if line["score"] is None:
         return f"{settings}: failed ({line['failed']})"
     parts = [f"{name.removesuffix('_acc')} {short(line[name])}" for name in METRICS]
-    collapsed = f", {line['collapsed']} of {line['edits']} collapsed" if line["collapsed"] else ""
-    return f"{settings}: {', '.join(parts)}, score {line['score']:.3f}, ppl {short(line['ppl_ratio'])}{collapsed}"
+    parts += [f"score {line['score']:.3f}", f"ppl {short(line['ppl_ratio'])}"]
+    parts += [f"{line['collapsed']} of {line['requests']} collapsed"] if line["collapsed"] else []
+    parts += [f"given up after {line['left_after']}"] if "left_after" in line else []
+    return f"{settings}: {', '.join(parts)}"
 
 
 def outcome(found: Search) -> Outcome:
