@@ -69,6 +69,7 @@ def main() -> int:
 
     from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
     from easyeditor.lm.loading import load
+    from easyeditor.lm.precision import products
     from easyeditor.lm.weights import applied, fingerprint
     from easyeditor.progress import progress_bar
     from easyeditor.records import EditResult
@@ -86,7 +87,8 @@ def main() -> int:
         batch_size=args.batch_size or 1,
         add_start_token=begins_with_bos(tok, args.ppl_bos),
     )
-    with applied(model, edit.deltas if edit is not None else ()), progress_bar("perplexity", True) as bar:
+    deltas = edit.deltas if edit is not None else ()
+    with products("exact"), applied(model, deltas), progress_bar("perplexity", True) as bar:
         assert bar is not None
         report = probe.measure(lambda done, of: bar(done, of, ""))
     worst: list[dict[str, Any]] = [

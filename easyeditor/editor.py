@@ -101,7 +101,10 @@ class Editor(Measuring):
         self._check_subjects(kept)
         for note in notes:
             LOG.warning(note)
-        with progress_bar(f"{label} {self.method.title}", verbose) as show, products(self.hparams.matmul):
+        with (
+            progress_bar(f"{label} {self.method.title}", verbose) as show,
+            products(self.hparams.matmul, self.hparams.cpu_products),
+        ):
             result = self.method.edit(kept, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
@@ -109,7 +112,7 @@ class Editor(Measuring):
         """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
         self._check_subjects(requests)
         hparams, model = self.hparams.to_dict(), self.fingerprint()
-        with products(self.hparams.matmul):
+        with products(self.hparams.matmul, self.hparams.cpu_products):
             results = self.method.edit_each(requests, progress)
         return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
 

@@ -59,6 +59,9 @@ class HyperParams:
     matmul: Literal["exact", "tf32"] = "exact"
     """Float32 products on a GPU, in edits and in what measures them: `tf32` is several times faster and rounds factors
     to 10 bits. Statistics and solves stay exact; a CPU always is."""
+    cpu_products: Literal["auto", "torch", "onednn"] = "auto"
+    """Kernels of float32 products on a CPU, in edits and in what measures them: PyTorch's choice, oneDNN's, or `auto`:
+    oneDNN's where PyTorch's are known to be slow (AMD with AVX-512). Results differ in the last bits."""
     batch_tokens: int = 8192
     """Most tokens in one forward; bounds memory."""
     max_length: int = 2048

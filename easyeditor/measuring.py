@@ -67,7 +67,7 @@ class Measuring:
         with."""
         settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
         asked = chosen(self.metrics) if self.metrics and metrics else []
-        with products(self.hparams.matmul):
+        with products(self.hparams.matmul, self.hparams.cpu_products):
             return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
     def measure_many(
@@ -86,7 +86,7 @@ class Measuring:
             return [None] * len(edits)
         own = [(r, result, self._settings(r, prefix), before) for r, result, prefix, before in (edits[n] for n in fit)]
         asked = chosen(self.metrics) if self.metrics else []
-        with products(self.hparams.matmul):
+        with products(self.hparams.matmul, self.hparams.cpu_products):
             states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
         found = dict(zip(fit, states, strict=True))
         return [found.get(n) for n in range(len(edits))]
@@ -111,7 +111,7 @@ class Measuring:
         probe = self._perplexity_probe()
         if probe is None:
             return None
-        with progress_bar(title, verbose) as show, products(self.hparams.matmul):
+        with progress_bar(title, verbose) as show, products(self.hparams.matmul, self.hparams.cpu_products):
             return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
 
     def _perplexity_probe(self) -> PerplexityProbe | None:

@@ -11,6 +11,8 @@ import torch
 from conftest import build, rome_hparams, tokenizer
 
 from easyeditor import BaseEditor
+from easyeditor.errors import ConfigError
+from easyeditor.lm import precision
 from easyeditor.lm.precision import products
 from easyeditor.stats import first_token
 
@@ -61,3 +63,89 @@ def test_what_was_set_comes_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), products("tf32"):
         raise ZeroDivisionError
     assert now() == before
+
+
+# Which kernels a CPU takes
+
+
+@pytest.mark.skipif(not precision._has_onednn(), reason="this build of PyTorch has no oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("conv1d", [False, True])
+def test_onednn_gives_the_same_products_and_gradients(
+    bias: bool, conv1d: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(160, 128, generator=generator)
+    own = torch.randn(160, generator=generator)
+    given = torch.randn(3, 20, 128, generator=generator)
+
+    def run() -> list[torch.Tensor]:
+        x, w, b = (t.clone().requires_grad_() for t in (given, weight, own))
+        if conv1d:
+            y = torch.addmm(b, x.reshape(-1, 128), w.t()).reshape(3, 20, 160)
+        else:
+            y = torch.nn.functional.linear(x, w, b if bias else None)
+        y.square().sum().backward()
+        return [y.detach()] + [t.grad for t in (x, w, b) if t.grad is not None]
+
+    plain = run()
+    assert not calls
+    with products("exact", "onednn"):
+        found = run()
+    assert len(calls) == 3  # forward, the gradient of x, that of the weight
+    assert len(plain) == len(found) == 3 + (bias or conv1d)
+    for a, b in zip(plain, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+    run()
+    assert len(calls) == 3  # not outside the block
+
+
+@pytest.mark.skipif(not precision._has_onednn(), reason="this build of PyTorch has no oneDNN")
+def test_onednn_is_not_for_few_rows_small_matrices_or_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    with products("exact", "onednn"):
+        torch.nn.functional.linear(torch.ones(15, 128), torch.ones(128, 128))
+        torch.nn.functional.linear(torch.ones(16, 128), torch.ones(127, 128))
+        torch.nn.functional.linear(torch.ones(16, 128).double(), torch.ones(128, 128).double())
+        torch.nn.functional.linear(torch.ones(0, 128), torch.ones(128, 128))
+        assert not calls
+        torch.nn.functional.linear(torch.ones(16, 128), torch.ones(128, 128))
+    assert len(calls) == 1
+    with products("exact", "torch"):
+        torch.nn.functional.linear(torch.ones(16, 128), torch.ones(128, 128))
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(not precision._has_onednn(), reason="this build of PyTorch has no oneDNN")
+def test_an_edit_is_the_same_by_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "SMALLEST_MATRIX", 1)
+    calls, found = counted(monkeypatch), {}
+    for kernels in ("torch", "onednn"):
+        hparams = rome_hparams((build("llama"), tokenizer()), v_num_grad_steps=5, cpu_products=kernels)
+        found[kernels] = BaseEditor.from_hparams(hparams).compute([REQUEST])
+        assert bool(calls) == (kernels == "onednn")
+    for plain, other in zip(found["torch"].deltas, found["onednn"].deltas, strict=True):
+        torch.testing.assert_close(other.dense(), plain.dense(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_build_without_onednn_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_onednn", lambda: False)
+    line = "cpu_products: onednn: this build of PyTorch has no oneDNN"
+    with pytest.raises(ConfigError, match=line), products("exact", "onednn"):
+        pass
+    with products("exact", "auto"):
+        pass
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every product that oneDNN computes."""
+    calls: list[int] = []
+    own = precision._multiplied
+
+    def multiplied(*args: Any) -> Any:
+        calls.append(1)
+        return own(*args)
+
+    monkeypatch.setattr(precision, "_multiplied", multiplied)
+    return calls

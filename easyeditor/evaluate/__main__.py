@@ -79,6 +79,7 @@ def main() -> int:
     from easyeditor.evaluate.judge import judge_named
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen
+    from easyeditor.lm.precision import products
     from easyeditor.lm.prompting import Prompting
     from easyeditor.outputs import check_outputs
     from easyeditor.records import EditResult
@@ -103,7 +104,8 @@ def main() -> int:
     if edit is not None and edit.hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)
     quiet_transformers()
-    before, after = _measure(args, requests, names, settings, edit)
+    with products("exact"):
+        before, after = _measure(args, requests, names, settings, edit)
     record: dict[str, Any] = {
         "model": args.model,
         "edit": args.edit,
