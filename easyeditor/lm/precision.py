@@ -50,7 +50,7 @@ def _by_onednn(cpu: Kernels) -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @cache
@@ -59,7 +59,7 @@ def _mkl_is_slow() -> bool:
     cpu = Path("/proc/cpuinfo")
     return (
         _has_onednn()
-        and torch.backends.mkl.is_available()
+        and torch._C.has_mkl
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and cpu.exists()
         and "AuthenticAMD" in cpu.read_text(encoding="utf-8", errors="replace")
@@ -93,7 +93,7 @@ def _suits(x: Tensor, matrix: Tensor) -> bool:
 
 def _linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight_OI, bias_O)):
-        product: Tensor = _Linear.apply(x, weight_OI, bias_O)
+        product: Tensor = _Linear.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
         return product
     return _multiplied(x, weight_OI, bias_O)
 
