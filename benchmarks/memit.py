@@ -2,6 +2,7 @@
 
   python benchmarks/memit.py                          the embedded model, own facts: about 15 minutes
   python benchmarks/memit.py --sizes 1 8 --grow 100   shorter
+  python benchmarks/memit.py --count --sizes 8 64     no clock: passes, rows and tokens of the searches (ROME, too)
 
 Searching targets is nearly all of the cost; it is timed batched (rows of several requests in one forward) and one
 request at a time. What comes after (keys, values, the solve, a delta per layer) is timed apart, up to --grow requests,
@@ -33,6 +34,7 @@ def main() -> None:
     p.add_argument("--grow", type=int, nargs="+", default=[10, 100, 1000])
     p.add_argument("--repeats", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--count", action="store_true", help="count the searches' passes, rows and tokens, and time nothing")
     args = p.parse_args()
 
     import torch
@@ -47,6 +49,10 @@ def main() -> None:
     editor = BaseEditor(load_hparams(args.hparams).override([*args.set, "ppl_sentence_num=0"]))
     requests = distinct(read_dataset(args.data).requests[: max(*args.sizes, *args.grow) * 2])
     assert editor.method.contexts
+    if args.count:
+        for size in args.sizes:
+            count(editor, requests[:size])
+        return
     for layer in editor.method.layers:
         editor.method.moment(layer)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.hparams}, {Path(args.data).name}")
@@ -61,6 +67,31 @@ def main() -> None:
 def distinct(requests: list[Any]) -> list[Any]:
     """One request of each subject, so that none is dropped or contradicts another."""
     return list({r.subject: r for r in requests}.values())
+
+
+def count(editor: Any, requests: list[Any]) -> None:
+    """How many forwards with gradients a search of requests takes, and how full they are."""
+    import torch
+
+    from easyeditor.lm.weights import frozen
+
+    layer, sizes = editor.method.layers[-1], []
+    module = getattr(editor.method, "site", editor.method.parts.mlp(layer))
+
+    def see(_module: Any, args: Any, inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            sizes.append(tuple((args[0] if args else inputs["input_ids"]).shape))
+
+    handle = editor.model.base_model.register_forward_pre_hook(see, with_kwargs=True)
+    with frozen(editor.model):
+        found = editor.method.values(requests, module, layer)
+    handle.remove()
+    rows, tokens = sum(b for b, _ in sizes), sum(b * t for b, t in sizes)
+    print(
+        f"  {len(requests):5d} requests, {sum(len(f.losses) for f in found):6d} passes of one request: "
+        f"{len(sizes):5d} forwards, {rows / len(sizes):6.1f} rows each, {tokens:8,d} tokens, {rows:7,d} rows in all",
+        flush=True,
+    )
 
 
 def search(editor: Any, requests: list[Any], args: argparse.Namespace) -> None:

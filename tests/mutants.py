@@ -43,11 +43,12 @@ GOLDEN, OTHER, AFTER, PERPLEXITY = (
     )
 )
 MEMIT, MEND, FT, GRADIENT = "test_memit.py", "test_mend_golden.py", "test_ft.py", "test_gradient_methods.py"
+REFILL = "test_refill.py"
 MUTANTS = [
     Mutant(
         "value search: KL direction reversed",
-        "kl_logs_RV.exp() * (kl_logs_RV - self._kl_initial_RV)",
-        "self._kl_initial_RV.exp() * (self._kl_initial_RV - kl_logs_RV)",
+        "kl_logs_RV.exp() * (kl_logs_RV - self.kl_initial_RV)",
+        "self.kl_initial_RV.exp() * (self.kl_initial_RV - kl_logs_RV)",
         GOLDEN,
     ),
     Mutant(
@@ -55,12 +56,25 @@ MUTANTS = [
     ),
     Mutant("value search: decay's norm not squared", "self.norm_R**2", "self.norm_R", GOLDEN),
     Mutant("value search: long targets weigh more", "1.0 / (len(target) * len(targets))", "1.0 / len(targets)", GOLDEN),
-    Mutant("value search: no clamp", "_clamp(offset_RD, search.", "_clamp(offset_RD, 1e9 * search.", GOLDEN),
+    Mutant("value search: no clamp", "_clamp(self._offsets, self.", "_clamp(self._offsets, 1e9 * self.", GOLDEN),
     Mutant(
         "value search: one pass fewer",
-        "range(1, search.v_num_grad_steps + 1)",
-        "range(1, search.v_num_grad_steps)",
+        "len(passes) == search.v_num_grad_steps",
+        "len(passes) == search.v_num_grad_steps - 1",
         GOLDEN,
+    ),
+    Mutant("refill: Adam forgets when rows change", "known = {} if adam is None else adam", "known = {}", REFILL),
+    Mutant(
+        "refill: who joins is held to another's first distribution",
+        "made._loss.kl_initial_RV = self._loss.kl_initial_RV\n",
+        "made._loss.kl_initial_RV = self._loss.kl_initial_RV[:1].expand(len(made._running), -1)\n",
+        REFILL,
+    ),
+    Mutant(
+        "refill: nobody takes a place that is left",
+        "while self.waiting and self._fits(",
+        "while self.waiting and not self.running and self._fits(",
+        REFILL,
     ),
     Mutant("value search: stops at ten times the loss", "STOP_LOSS = 0.05", "STOP_LOSS = 0.5", OTHER),
     Mutant("ROME: always C-ROME", "if h.if_c_rome else (plain_K", "if True else (plain_K", GOLDEN),

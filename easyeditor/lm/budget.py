@@ -16,6 +16,8 @@ from easyeditor.lm.tokens import token_batches
 
 LOG = logging.getLogger(__name__)
 
+PADS = 16  # of a running batch's budget at most this part may be pads, as in `token_batches`
+
 
 @dataclass
 class Budget:
@@ -52,6 +54,25 @@ class Budget:
                 again()
                 left = list(range(len(lengths)))
 
+    def queue(self, lengths: Sequence[int], run: Callable[[Queue], None]) -> None:
+        """`run(queue)` takes its batches from a queue of rows of these lengths, and says which of them left.
+
+        Where the device's memory does not do for what runs together, that begins anew, in smaller batches.
+
+        Raises:
+            ConfigError: a row alone does not fit.
+        """
+        left = list(range(len(lengths)))
+        while left:
+            queue = Queue(lengths, left, self.tokens)
+            try:
+                run(queue)
+            except torch.OutOfMemoryError as error:
+                self._give_way(len(queue.running), max(lengths[i] for i in queue.running), error)
+            left = [*queue.running, *queue.waiting]
+            if left and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
     def _give_way(self, rows: int, longest: int, error: torch.OutOfMemoryError) -> None:
         if rows == 1:
             raise ConfigError(
@@ -60,3 +81,29 @@ class Budget:
             ) from error
         self.tokens = rows * longest // 2
         LOG.warning("out of memory with %d rows of up to %d tokens: from now on %d a batch", rows, longest, self.tokens)
+
+
+class Queue:
+    """Rows that wait for a place in a running batch, the longest first, so that none that comes makes it wider."""
+
+    def __init__(self, lengths: Sequence[int], numbers: Sequence[int], tokens: int) -> None:
+        self._lengths, self._tokens = lengths, tokens
+        self.waiting = sorted(numbers, key=lambda i: -lengths[i])
+        self.running: list[int] = []
+
+    def fill(self) -> list[int]:
+        """The next ones, as many as fit beside those that run: a row that is alone always does."""
+        new = []
+        while self.waiting and self._fits([*self.running, self.waiting[0]]):
+            new.append(self.waiting.pop(0))
+            self.running.append(new[-1])
+        return new
+
+    def leave(self, number: int) -> None:
+        """One that ran is done."""
+        self.running.remove(number)
+
+    def _fits(self, numbers: Sequence[int]) -> bool:
+        padded = len(numbers) * max(self._lengths[i] for i in numbers)
+        pads = padded - sum(self._lengths[i] for i in numbers)
+        return len(numbers) == 1 or (padded <= self._tokens and pads <= self._tokens // PADS)

@@ -52,7 +52,8 @@ class Prefixes:
         held twice."""
         lengths_B = torch.cat([part.lengths_B for part in parts])
         index = list(range(len(lengths_B))) if order is None else list(order)
-        if len(parts) == 1 and index == sorted(index):
+        as_they_are = index == sorted(index)
+        if len(parts) == 1 and as_they_are:
             return parts[0]
         width, first = int(lengths_B.max()), parts[0].first
         filled = [part for part in parts if part.width]
@@ -64,7 +65,7 @@ class Prefixes:
             for part in parts:
                 part._states[number] = _NOTHING
             keys, values = (torch.cat(both) for both in zip(*own, strict=True))
-            states.append((keys[at[keys.device]], values[at[values.device]]))
+            states.append((keys, values) if as_they_are else (keys[at[keys.device]], values[at[values.device]]))
         return Prefixes(lengths_B[index], first, states)
 
     def cut(self, rows: Sequence[int], lengths_B: Tensor) -> Prefixes:

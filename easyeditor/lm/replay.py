@@ -17,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.attention import short_attention
 from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, tapped
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prefixes import Prefixes
 from easyeditor.lm.recording import Recorder, SharedStarts, continued, picked
 from easyeditor.lm.tokens import Row, model_inputs
 
@@ -44,8 +45,12 @@ class RowForward(Protocol):
         """Logits (N, V) at the scored positions: requests, their rows, and each row's positions in order."""
         ...
 
-    def narrowed(self, kept: Sequence[int]) -> RowForward:
+    def narrowed(self, kept: Sequence[int]) -> Self:
         """The same for some of the requests."""
+        ...
+
+    def joined(self, other: Self) -> Self:
+        """The same for these requests and another's, in this order. Both are used up."""
         ...
 
 
@@ -74,6 +79,10 @@ class PlainForward:
     def narrowed(self, kept: Sequence[int]) -> PlainForward:
         """The same for some of the requests."""
         return PlainForward(self._parts, self._module, self._layer, [self._requests[r] for r in kept])
+
+    def joined(self, other: PlainForward) -> PlainForward:
+        """The same for these requests and another's, in this order."""
+        return PlainForward(self._parts, self._module, self._layer, [*self._requests, *other._requests])
 
     def _read_initial(self) -> Tensor:
         with torch.no_grad(), captured(self._module, stop=True) as found:
@@ -121,6 +130,18 @@ class ReplayForward:
         fewer._passage = Passage(self._passage.hidden_BTD[index, :width], self._passage.tuple_output)
         fewer._prepare()
         return fewer
+
+    def joined(self, other: ReplayForward) -> ReplayForward:
+        """The same for these requests and another's, in this order; what was recorded is moved, so both are used up."""
+        both = copy.copy(self)
+        both._requests = [*self._requests, *other._requests]
+        both._prefix = Prefixes.joined([self._prefix, other._prefix])
+        hidden = [self._passage.hidden_BTD, other._passage.hidden_BTD]
+        width = max(own.shape[1] for own in hidden)
+        wide = [torch.cat([own, own[:, -1:].expand(-1, width - own.shape[1], -1)], dim=1) for own in hidden]
+        both._passage = Passage(torch.cat(wide), self._passage.tuple_output)
+        both._prepare()
+        return both
 
     def _prepare(self) -> None:
         # All that a call indexes by lies where it is used: a copy from the host would wait in every pass.

@@ -6,7 +6,7 @@ Axes: K key width, D model width, r rank.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +29,7 @@ from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.rows import kl_row, target_rows
 from easyeditor.methods.locate.search_cache import SearchCache
 from easyeditor.methods.locate.statistics import Statistics
-from easyeditor.methods.locate.value_search import Found, RowLabels, Search, Watch, search_values
+from easyeditor.methods.locate.value_search import Begun, Found, RowLabels, Search, Watch, search_values
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.factored import Factored
@@ -163,7 +163,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         steps: Mapping[str, Any] | None = None,
         read: int | None = None,
     ) -> list[Found]:
-        """The value searches of `requests`, batched under the token budget; the answers are those of one at a time.
+        """The value searches of `requests`, batched under the token budget; where one ends, the next takes its place.
+        The answers are those of one at a time.
 
         They bring the keys at layer `read` along, which costs no forward; not with `targets_dir`, so that a search that
         is read and one that is made give the same bits.
@@ -180,34 +181,25 @@ class LocateMethod(EditMethod[L], Generic[L]):
             self._check_reach(requests[n], layer, made[n][0][:-1])
         longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
 
-        def search(batch: list[int]) -> None:
-            members = [todo[i] for i in batch]
-            forward = row_forward(
-                self.parts,
-                module,
-                layer,
-                [made[n][0] for n in members],
-                replay=bool(self.hparams.replay),
-                read=None if read is None or store is not None else self.parts.rewrite(read),
-                starts=self._shared_starts(),
-            )
-            watch, settings = _watch(progress, len(members), len(found), len(requests)), self.search_settings()
-            settings = replace(settings, **(steps or {}))
-            labels = RowLabels.of([made[n][1] for n in members])
-            results = search_values(
-                forward,
-                labels,
-                settings,
-                watch,
-                mean_initial=self.starts_from_mean and not bare,
-                norms=None if norms is None else [norms[n] for n in members],
-            )
-            for n, result in zip(members, results, strict=True):
-                found[n] = result
-                if store is not None:
-                    store.write(requests[n], result)
+        read_at = None if read is None or store is not None else self.parts.rewrite(read)
 
-        self._search_budget.each(longest, search)
+        def begin(batch: list[int]) -> Begun:
+            members = [todo[i] for i in batch]
+            rows, replay, starts = [made[n][0] for n in members], bool(self.hparams.replay), self._shared_starts()
+            forward = row_forward(self.parts, module, layer, rows, replay=replay, read=read_at, starts=starts)
+            labels = RowLabels.of([made[n][1] for n in members])
+            return Begun(forward, labels, None if norms is None else [norms[n] for n in members])
+
+        def keep(place: int, result: Found) -> None:
+            found[todo[place]] = result
+            if store is not None:
+                store.write(requests[todo[place]], result)
+
+        settings = replace(self.search_settings(), **(steps or {}))
+        watch, mean = _watch(progress, found, len(requests)), self.starts_from_mean and not bare
+        self._search_budget.queue(
+            longest, lambda queue: search_values(queue, begin, settings, keep, watch, mean_initial=mean)
+        )
         return [found[n] for n in range(len(requests))]
 
     def _shared_starts(self) -> SharedStarts:
@@ -278,15 +270,15 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
 
 
-def _watch(progress: Progress | None, together: int, done: int, of: int) -> Watch | None:
+def _watch(progress: Progress | None, done: Sized, of: int) -> Watch | None:
     """The search's passes as progress: of the passes for one request, of the requests for many."""
     if progress is None:
         return None
 
-    def watch(step: int, steps: int, loss: float) -> None:
+    def watch(together: int, step: int, steps: int, loss: float) -> None:
         if of == 1:
             progress(step, steps, f"loss {loss:.3f}")
         else:
-            progress(done, of, f"{together} together, pass {step}/{steps}, loss {loss:.3f}")
+            progress(len(done), of, f"{together} together, pass {step}/{steps}, loss {loss:.3f}")
 
     return watch

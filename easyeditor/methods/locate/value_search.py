@@ -8,20 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from easyeditor.errors import NumericalError
+from easyeditor.lm.budget import Queue
 from easyeditor.lm.replay import RowForward
 from easyeditor.lm.scored import row_sums
 
 SEARCH_LOSSES = ("total", "nll", "kl", "weight_decay")
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
 
-Watch = Callable[[int, int, float], None]
-"""Called after each pass with (pass number, most passes, mean loss)."""
+Watch = Callable[[int, int, int, float], None]
+"""Called after each pass with (requests in it, the pass of the one that is furthest, most passes, mean loss)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,15 @@ class RowLabels:
         return [list(range(first, first + len(own))) for first, own in zip(self.first, self.ids, strict=True)]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Requests whose rows are ready to be searched; clamp and decay go by `norms`, one for each, where given."""
+
+    forward: RowForward
+    labels: RowLabels
+    norms: Sequence[float] | None = None
+
+
 @dataclass
 class Found:
     """Result of the search for one request; `losses` rows are `SEARCH_LOSSES`, in nats."""
@@ -85,81 +95,155 @@ class Found:
 
 
 def search_values(
-    forward: RowForward,
-    labels: RowLabels,
+    queue: Queue,
+    begin: Callable[[list[int]], Begun],
     search: Search,
+    keep: Callable[[int, Found], None],
     watch: Watch | None = None,
     *,
     mean_initial: bool = False,
-    norms: Sequence[float] | None = None,
-) -> list[Found]:
+) -> None:
     """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
 
     The offset is added at the lookup token of every row, the KL row included, and clamped after each step to
-    `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05, and its rows leave the batch.
+    `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05.
     With `early_stop: mpes` (ENCORE, Gupta et al. 2025, arXiv 2502.01636) it also stops, without a step, at the
     |prob_cutoff|-th pass in which every target token is the model's first choice. The last pass only measures.
-    Requests do not see each other: the answers are those of one at a time.
+    Where a request stops, `keep` is given its number and result, its rows leave the batch, and those that `begin`
+    records of the next in the queue take their place. Requests do not see each other, and each has its own Adam, passes
+    and first distribution: the answers are those of one at a time.
     The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
     contexts. Clamp and decay refer to its norm, or to `norms`, one for each request.
     """
-    initial_RD = _wide(forward.initial_BD[labels.first])
-    if mean_initial:
-        initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
-    found = [Found(initial_D=value, offset_D=torch.zeros_like(value)) for value in initial_RD]
-    for result, at in zip(found, labels.targets, strict=True):
-        result.read = None if forward.read is None else (forward.read[0][at], forward.read[1][at])
-    active = list(range(len(labels.ids)))
-    offset_RD = torch.zeros_like(initial_RD, requires_grad=True)
-    optimiser = torch.optim.Adam([offset_RD], lr=search.v_lr)
-    norm_R = initial_RD.norm(dim=1) if norms is None else initial_RD.new_tensor(list(norms))
-    loss_of = _Loss(labels, norm_R, search, None)
-    grown_R = torch.zeros_like(norm_R)  # the offsets' norms before the last clamp, read with the next pass's losses
-    probable = [0] * len(found)  # passes in which a request's whole target was the first choice
+    batch: _Batch | None = None
     with torch.enable_grad():
-        for step in range(1, search.v_num_grad_steps + 1):
-            parts_4R = loss_of(forward(offset_RD), offset_RD)
-            read_6R = torch.cat([parts_4R.detach(), torch.stack([loss_of.missed_R, grown_R])]).cpu()  # the one wait
-            measured_4R, missed_R = read_6R[:4], read_6R[4]
-            if not bool(torch.isfinite(read_6R[5]).all()):  # infinity would scale the offset to 0: an edit of nothing
-                raise NumericalError(
-                    "the value search's offset has a norm beyond the dtype; lower v_lr; nothing was changed"
-                )
-            for r, request in enumerate(active):
-                found[request].losses.append(tuple(measured_4R[:, r].tolist()))
-                found[request].offset_D = offset_RD.detach()[r].clone()
-                probable[request] += float(missed_R[r]) == 0
-            if not bool(torch.isfinite(measured_4R).all()):
-                raise NumericalError(f"the value search's loss is not finite at pass {step}; nothing was changed")
-            if watch is not None:
-                watch(step, search.v_num_grad_steps, float(measured_4R[0].mean()))
-            enough = abs(search.prob_cutoff) if search.early_stop == "mpes" and search.prob_cutoff else math.inf
-            going = [
-                r
-                for r, request in enumerate(active)
-                if float(measured_4R[0, r]) >= STOP_LOSS and probable[request] < enough
-            ]
-            if not going or step == search.v_num_grad_steps:
-                break
-            optimiser.zero_grad()
+        while True:
+            if new := queue.fill():
+                begun = _Batch.first(new, begin(new), search, mean_initial=mean_initial)
+                batch = begun if batch is None else batch.joined(begun)
+            if batch is None:
+                return
+            batch, ended = batch.passed(watch)
+            for one in ended:
+                queue.leave(one.number)
+                keep(one.number, one.found)
+
+
+@dataclass
+class _One:
+    """A request that is searched; Adam steps `found.offset_D`."""
+
+    number: int
+    found: Found
+    targets: tuple[tuple[int, ...], ...]
+    probable: int = 0
+    """Passes in which its whole target was the first choice."""
+
+    def ends(self, search: Search) -> bool:
+        """Was its last pass the last one?"""
+        enough = abs(search.prob_cutoff) if search.early_stop == "mpes" and search.prob_cutoff else math.inf
+        passes = self.found.losses
+        return passes[-1][0] < STOP_LOSS or self.probable >= enough or len(passes) == search.v_num_grad_steps
+
+
+class _Batch:
+    """Requests that are searched together."""
+
+    def __init__(
+        self,
+        running: list[_One],
+        forward: RowForward,
+        search: Search,
+        norm_R: Tensor,
+        grown_R: Tensor,
+        adam: Any = None,
+    ) -> None:
+        """`grown_R` are the offsets' norms before the last clamp, read with the next pass's losses; `adam` is what Adam
+        knows of offsets, by offset."""
+        self._running, self._forward, self._search, self._grown_R = running, forward, search, grown_R
+        self._loss = _Loss(RowLabels(ids=tuple(one.targets for one in running)), norm_R, search)
+        self._offsets = [one.found.offset_D for one in running]
+        self._adam = torch.optim.Adam(self._offsets, lr=search.v_lr)
+        known = {} if adam is None else adam
+        self._adam.state.update({offset_D: known[offset_D] for offset_D in self._offsets if offset_D in known})
+
+    @staticmethod
+    def first(numbers: Sequence[int], begun: Begun, search: Search, *, mean_initial: bool) -> _Batch:
+        """Requests before their first pass."""
+        forward, labels = begun.forward, begun.labels
+        initial_RD = _wide(forward.initial_BD[labels.first])
+        if mean_initial:
+            initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
+        running = []
+        for number, initial_D, at, targets in zip(numbers, initial_RD, labels.targets, labels.ids, strict=True):
+            found = Found(initial_D=initial_D, offset_D=torch.zeros_like(initial_D, requires_grad=True))
+            found.read = None if forward.read is None else (forward.read[0][at], forward.read[1][at])
+            running.append(_One(number, found, targets))
+        norm_R = initial_RD.norm(dim=1) if begun.norms is None else initial_RD.new_tensor(list(begun.norms))
+        return _Batch(running, forward, search, norm_R, torch.zeros_like(norm_R))
+
+    def joined(self, other: _Batch) -> _Batch:
+        """These requests and others, in this order. Both batches are used up."""
+        norm_R, grown_R = torch.cat([self._loss.norm_R, other._loss.norm_R]), torch.cat([self._grown_R, other._grown_R])
+        both = self._forward.joined(other._forward)
+        made = _Batch([*self._running, *other._running], both, self._search, norm_R, grown_R, self._adam.state)
+        made._loss.kl_initial_RV = self._loss.kl_initial_RV
+        return made
+
+    def _narrowed(self, kept: list[int]) -> _Batch:
+        """Some of the requests."""
+        if len(kept) == len(self._running):
+            return self
+        running, forward = [self._running[r] for r in kept], self._forward.narrowed(kept)
+        norm_R, grown_R = self._loss.norm_R[kept], self._grown_R[kept]
+        made = _Batch(running, forward, self._search, norm_R, grown_R, self._adam.state)
+        assert self._loss.kl_initial_RV is not None
+        made._loss.kl_initial_RV = self._loss.kl_initial_RV[kept]
+        return made
+
+    def passed(self, watch: Watch | None) -> tuple[_Batch | None, list[_One]]:
+        """One pass and, for those that go on, one step: the batch without those that end, and these."""
+        offset_RD = torch.stack(self._offsets)
+        parts_4R = self._loss(self._forward(offset_RD), offset_RD)
+        both_2R = torch.stack([self._loss.missed_R, self._grown_R])
+        read_6R = torch.cat([parts_4R.detach(), both_2R]).cpu()  # the one wait
+        measured_4R, missed_R, grown_R = read_6R[:4], read_6R[4], read_6R[5]
+        if not bool(torch.isfinite(grown_R).all()):  # infinity would scale the offset to 0: an edit of nothing
+            raise NumericalError(
+                "the value search's offset has a norm beyond the dtype; lower v_lr; nothing was changed"
+            )
+        for one, losses, missed in zip(self._running, measured_4R.T.tolist(), missed_R.tolist(), strict=True):
+            one.found.losses.append(tuple(losses))
+            one.probable += missed == 0
+        furthest = max(len(one.found.losses) for one in self._running)
+        if not bool(torch.isfinite(measured_4R).all()):
+            raise NumericalError(f"the value search's loss is not finite at pass {furthest}; nothing was changed")
+        if watch is not None:
+            watch(len(self._running), furthest, self._search.v_num_grad_steps, float(measured_4R[0].mean()))
+        going = [r for r, one in enumerate(self._running) if not one.ends(self._search)]
+        ended = [one for one in self._running if one.ends(self._search)]
+        rest = None
+        if going:
+            self._adam.zero_grad()
             torch.autograd.backward(parts_4R[0].sum())
-            optimiser.step()
-            grown_R = _clamp(offset_RD, search.clamp_norm_factor * loss_of.norm_R)
-            if len(going) < len(active):
-                forward, loss_of = forward.narrowed(going), loss_of.narrowed(going)
-                offset_RD, optimiser = _narrowed_adam(offset_RD, optimiser, going, search.v_lr)
-                grown_R = grown_R[going]
-                labels = RowLabels(ids=tuple(labels.ids[r] for r in going))
-                active = [active[r] for r in going]
-    return found
+            rest = self._narrowed(going)
+            rest._step()
+        for one in ended:
+            one.found.offset_D = one.found.offset_D.detach()
+        return rest, ended
+
+    def _step(self) -> None:
+        self._adam.step()
+        self._grown_R = _clamp(self._offsets, self._search.clamp_norm_factor * self._loss.norm_R)
 
 
 class _Loss:
     """The search's loss per request: rows total, nll, kl, weight decay (4, R)."""
 
-    def __init__(self, labels: RowLabels, norm_R: Tensor, search: Search, kl_initial_RV: Tensor | None) -> None:
-        self._labels, self._search, self.norm_R = labels, search, norm_R
-        self._kl_initial_RV = kl_initial_RV
+    def __init__(self, labels: RowLabels, norm_R: Tensor, search: Search) -> None:
+        self._search, self.norm_R = search, norm_R
+        self.kl_initial_RV: Tensor | None = None
+        """Each request's first distribution; those that are not known yet are the last ones."""
         self.missed_R = torch.ones_like(norm_R)
         """Of the last call: how many target tokens of a request (its bare prompt's left out if the rule says so) are
         not the model's first choice. Known only for `early_stop: mpes`."""
@@ -191,30 +275,14 @@ class _Loss:
             self.missed_R = row_sums(missed_L.to(self.norm_R), self._owner_L, len(self.norm_R))
         nll_R = row_sums(nll_L, self._owner_L, len(self.norm_R))
         kl_logs_RV = logs_NV[self._kl_at_R]
-        if self._kl_initial_RV is None:
-            self._kl_initial_RV = kl_logs_RV.detach().clone()
-        drift_RV = kl_logs_RV.exp() * (kl_logs_RV - self._kl_initial_RV)  # KL(now || before)
+        known = 0 if self.kl_initial_RV is None else len(self.kl_initial_RV)
+        if known < len(kl_logs_RV):
+            new_RV = kl_logs_RV[known:].detach().clone()
+            self.kl_initial_RV = new_RV if self.kl_initial_RV is None else torch.cat([self.kl_initial_RV, new_RV])
+        drift_RV = kl_logs_RV.exp() * (kl_logs_RV - self.kl_initial_RV)  # KL(now || before)
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
         decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
-
-    def narrowed(self, kept: Sequence[int]) -> _Loss:
-        """The loss of some of the requests."""
-        assert self._kl_initial_RV is not None
-        labels = RowLabels(ids=tuple(self._labels.ids[r] for r in kept))
-        return _Loss(labels, self.norm_R[list(kept)], self._search, self._kl_initial_RV[list(kept)])
-
-
-def _narrowed_adam(
-    offset_RD: Tensor, optimiser: torch.optim.Adam, kept: Sequence[int], lr: float
-) -> tuple[Tensor, torch.optim.Adam]:
-    """The offsets of some requests with an Adam that remembers their moments."""
-    index = list(kept)
-    narrowed = offset_RD.detach()[index].clone().requires_grad_()
-    fresh = torch.optim.Adam([narrowed], lr=lr)
-    state = optimiser.state[offset_RD]
-    fresh.state[narrowed] = {key: value[index] if value.ndim == 2 else value for key, value in state.items()}
-    return narrowed, fresh
 
 
 def _mean_initial(outputs_BD: Tensor) -> Tensor:
@@ -227,9 +295,10 @@ def _wide(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _clamp(offset_RD: Tensor, most_R: Tensor) -> Tensor:
+def _clamp(offsets: Sequence[Tensor], most_R: Tensor) -> Tensor:
     """Shorten offsets in place to at most `most_R`; returns the norms they had."""
-    norm_R = offset_RD.norm(dim=1)
+    norm_R = torch.stack(list(offsets)).norm(dim=1)
     factor_R = torch.where(norm_R > most_R, most_R / norm_R, torch.ones_like(norm_R))
-    offset_RD.mul_(factor_R.unsqueeze(1))
+    for offset_D, factor in zip(offsets, factor_R, strict=True):
+        offset_D.mul_(factor)
     return norm_R
