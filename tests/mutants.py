@@ -47,8 +47,8 @@ REFILL = "test_refill.py"
 MUTANTS = [
     Mutant(
         "value search: KL direction reversed",
-        "kl_logs_RV.exp() * (kl_logs_RV - self.kl_initial_RV)",
-        "self.kl_initial_RV.exp() * (self.kl_initial_RV - kl_logs_RV)",
+        "kl_logs_RV.exp() * (kl_logs_RV - known_RV)",
+        "known_RV.exp() * (known_RV - kl_logs_RV)",
         GOLDEN,
     ),
     Mutant(

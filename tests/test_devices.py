@@ -17,6 +17,8 @@ import torch
 from accelerate.hooks import attach_execution_device_hook
 from conftest import CONTEXTS, ROOT, build, tokenizer
 from pretend import DeviceMix, Seen, moved, pretended
+from test_refill import longest, rows_run, searched, stops_apart
+from test_refill import method as refilled
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
@@ -356,6 +358,22 @@ def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, 
         waits.append(seen.syncs)
     more = {place: count for place in waits[1] if (count := waits[1][place] - waits[0][place])}
     assert sum(more.values()) <= 4 * most, more
+
+
+def test_a_pass_of_the_search_waits_once_also_where_requests_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops_apart(monkeypatch, refilled((build("llama"), tokenizer())))
+    counts = []
+    for most in (5, 9):
+        with pretended() as seen:
+            pair = moved(build("llama"), ["gpu:0"]), tokenizer()
+            rome = refilled(pair, v_num_grad_steps=most)
+            with rows_run(pair[0]) as ran:
+                searched(rome, 3 * longest(rome))
+        waits = sum(count for (_, where), count in seen.syncs.items() if where.endswith(" passed"))
+        counts.append((waits, len(ran)))
+        assert len(set(ran)) > 1
+    assert counts == [(passes, passes) for _, passes in counts]
+    assert counts[0] < counts[1]
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:

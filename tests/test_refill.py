@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, relative, rome_hparams, tokenizer
-from pretend import moved, pretended
 
 from easyeditor import EditRequest
 from easyeditor.lm.budget import Budget, Queue
@@ -224,32 +223,18 @@ def test_out_of_memory_begins_only_those_anew_that_run(
     assert max(whole) == max(ran)
 
 
-def test_a_pass_waits_once_also_where_requests_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a pretended device: waits beyond one a pass are those of beginning and of a change of rows."""
-    stops_apart(monkeypatch, method((build("llama"), tokenizer())))
-    counts = []
-    for most in (5, MOST):
-        with pretended() as seen:
-            pair = moved(build("llama"), ["gpu:0"]), tokenizer()
-            rome = method(pair, v_num_grad_steps=most)
-            with rows_run(pair[0]) as ran:
-                searched(rome, TOGETHER * longest(rome))
-            place = next(where for where in seen.syncs if "value_search" in where[1] and "passed" in where[1])
-            counts.append((seen.syncs[place], len(ran)))
-    assert all(waits == passes for waits, passes in counts), counts
-    assert counts[0] != counts[1]
-
-
 def test_the_queue_hands_out_what_fits() -> None:
-    queue = Queue([4, 10, 9, 4, 30], [0, 1, 2, 3, 4], 20)
-    assert queue.fill() == [4]  # alone it is too long, and runs
-    assert queue.fill() == []
-    queue.leave(4)
-    assert queue.fill() == [1, 2]
-    queue.leave(1)
-    assert queue.fill() == []  # 4 beside 9: too many pads
+    queue = Queue([30, 7, 5, 9, 5, 6], range(6), 24)
+    assert queue.fill() == [2, 4, 5]  # a fourth would be over the budget
+    queue.leave(5)
+    assert queue.fill() == []  # 7 beside 5 and 5: four pads, and three are an eighth
     queue.leave(2)
-    assert queue.fill() == [0, 3]
-    queue.leave(0)
+    assert queue.fill() == [1]
+    queue.leave(4)
+    assert queue.fill() == [3]
+    queue.leave(1)
+    assert queue.fill() == []
     queue.leave(3)
+    assert queue.fill() == [0]  # alone it is too long, and runs
+    queue.leave(0)
     assert (queue.fill(), queue.running, queue.waiting) == ([], [], [])

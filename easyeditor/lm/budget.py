@@ -16,7 +16,7 @@ from easyeditor.lm.tokens import token_batches
 
 LOG = logging.getLogger(__name__)
 
-PADS = 16  # of a running batch's budget at most this part may be pads, as in `token_batches`
+PADS = 8  # of the budget of a running batch at most this part may be pads
 
 
 @dataclass
@@ -84,11 +84,11 @@ class Budget:
 
 
 class Queue:
-    """Rows that wait for a place in a running batch, the longest first, so that none that comes makes it wider."""
+    """Rows that wait for a place in a running batch, by length, so that those that run together hardly pad each other."""
 
     def __init__(self, lengths: Sequence[int], numbers: Sequence[int], tokens: int) -> None:
         self._lengths, self._tokens = lengths, tokens
-        self.waiting = sorted(numbers, key=lambda i: -lengths[i])
+        self.waiting = sorted(numbers, key=lambda i: lengths[i])
         self.running: list[int] = []
 
     def fill(self) -> list[int]:

@@ -275,11 +275,11 @@ class _Loss:
             self.missed_R = row_sums(missed_L.to(self.norm_R), self._owner_L, len(self.norm_R))
         nll_R = row_sums(nll_L, self._owner_L, len(self.norm_R))
         kl_logs_RV = logs_NV[self._kl_at_R]
-        known = 0 if self.kl_initial_RV is None else len(self.kl_initial_RV)
-        if known < len(kl_logs_RV):
-            new_RV = kl_logs_RV[known:].detach().clone()
-            self.kl_initial_RV = new_RV if self.kl_initial_RV is None else torch.cat([self.kl_initial_RV, new_RV])
-        drift_RV = kl_logs_RV.exp() * (kl_logs_RV - self.kl_initial_RV)  # KL(now || before)
+        known_RV = kl_logs_RV[:0].detach() if self.kl_initial_RV is None else self.kl_initial_RV
+        if len(known_RV) < len(kl_logs_RV):
+            known_RV = torch.cat([known_RV, kl_logs_RV[len(known_RV) :].detach()])
+        self.kl_initial_RV = known_RV
+        drift_RV = kl_logs_RV.exp() * (kl_logs_RV - known_RV)  # KL(now || before)
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
         decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
