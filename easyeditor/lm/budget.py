@@ -84,7 +84,7 @@ class Budget:
 
 
 class Queue:
-    """Rows that wait for a place in a running batch, by length, so that those that run together hardly pad each other."""
+    """Rows that wait for a place in a running batch, by length: those that run together hardly pad each other."""
 
     def __init__(self, lengths: Sequence[int], numbers: Sequence[int], tokens: int) -> None:
         self._lengths, self._tokens = lengths, tokens
