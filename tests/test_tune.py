@@ -141,7 +141,7 @@ def test_a_search_goes_on_where_it_was(go: Any, tmp_path: Path) -> None:
     cases = json.loads(lines[0])
     assert len({*cases["searched"], *cases["checked"], *cases["held_out"]}) == 6
     result = json.loads((tmp_path / "two/result.json").read_text())
-    assert [row["whose"] for row in result["tables"]["held_out"]] == ["found"]
+    assert [row["set"] for row in result["tables"]["held_out"]] == ["check", "held out"]
     (tmp_path / "o.yaml").unlink()
     ran = go("--model", "model", "--kept", "kept.jsonl", "--run", "three", "--seed", 1)
     assert (ran.code, "it is of another search" in ran.err or "is of another search" in ran.err) == (2, True)
@@ -311,6 +311,17 @@ def test_a_trial_s_rows_are_those_of_each_edit_by_itself(replay: bool, tmp_path:
         assert row["rewrite_acc"] == record.after("rewrite_acc")
         assert row["ppl_ratio"] == pytest.approx(record.post.ppl / record.pre.ppl, rel=1e-4)
     assert trial(start, settings_of_one, on, lambda part: True)["left_after"] == 3
+
+
+def test_a_page_shows_what_was_found(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    assert go("--model", "model", "--run", "run").code == 0
+    page = (tmp_path / "run/index.html").read_text()
+    for said in ("Verdict", "2 held-out facts", "By layer: causal trace, collapse safety, trials", "what was tried"):
+        assert said in page
+    assert "python single_case_edit.py --hparams o.yaml" in page
+    assert page.count("<img") == 1
+    assert "http" not in page.replace("http-equiv", "")  # it opens from disk
 
 
 def test_statistics_are_tried_where_the_start_has_none(go: Any, tmp_path: Path) -> None:

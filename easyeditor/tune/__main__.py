@@ -79,7 +79,9 @@ def main() -> int:
     from easyeditor.errors import OutputError
     from easyeditor.files import write_text
     from easyeditor.outputs import check_outputs
+    from easyeditor.report.build import PAGE
     from easyeditor.runs.folder import run_folder
+    from easyeditor.tune.page import page
     from easyeditor.tune.running import run_search
     from easyeditor.tune.written import outcome, yaml_text
 
@@ -95,7 +97,8 @@ def main() -> int:
             found = run_search(plan, kept, deadline)
         write_text(Path(args.output), yaml_text(found))
         made = outcome(found)
-        written = made.write(folder)
+        written = [PAGE, *made.write(folder)]
+        write_text(folder / PAGE, page(found, made.tables, args.output))
     made.show(Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten: {args.output}; in {folder}: {', '.join([*written, 'result.json'])}")
     return 0

@@ -28,6 +28,7 @@ from easyeditor.tune.trials import Sample, sample, trial
 from easyeditor.tune.written import Search
 
 Line = dict[str, Any]
+TRACING = 0.2  # of the time, from when on no other fact is traced
 SAMPLES = 3  # draws of noise for each fact
 ASKED = 512  # facts, for those that the model knows
 SUBJECTS = 16  # in first place, for the safety of layers
@@ -62,11 +63,14 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     Raises:
         ConfigError: `kept` holds another search.
     """
+    until = time.monotonic() + TRACING * (deadline - time.monotonic())
     knobs = knobs_of(hparams_class(plan.method))
     start = begin(plan.method, plan.model, plan.values, plan.start, plan.device, knobs)
     journal = _Kept(kept, _identity(plan, start))
     held = {request.subject for request in (*plan.checked, *plan.held_out)}
-    traced, asked = _traced(plan, start, [request for request in plan.requests if request.subject not in held], kept)
+    traced, asked = _traced(
+        plan, start, [request for request in plan.requests if request.subject not in held], kept, until
+    )
     safety = _safety(plan, start)
     effects = average(traced, "mlp", LAST) if traced else None
     layers = candidates(effects, safety, len(start.parts.blocks), plan.candidates)
@@ -104,7 +108,9 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     )
 
 
-def _traced(plan: Plan, start: Start, requests: Sequence[EditRequest], kept: Path) -> tuple[list[Line], int]:
+def _traced(
+    plan: Plan, start: Start, requests: Sequence[EditRequest], kept: Path, until: float
+) -> tuple[list[Line], int]:
     """Facts traced at the subject's last token; none where the model knows none."""
     facts, asked = known_facts(start.parts, start.tok, requests, plan.facts, plan.seed, ASKED)
     if not facts:
@@ -112,7 +118,7 @@ def _traced(plan: Plan, start: Start, requests: Sequence[EditRequest], kept: Pat
     noise = noise_of(start.parts, start.tok, requests)
     tracer = Tracer(start.parts, noise, samples=SAMPLES, seed=plan.seed)
     same = {"noise": noise, "samples": SAMPLES, "window": tracer.window, "seed": plan.seed}
-    return traced_lines(tracer, facts, kept, same, ("state", "mlp"), last=True), asked
+    return traced_lines(tracer, facts, kept, same, ("state", "mlp"), last=True, until=until), asked
 
 
 def _safety(plan: Plan, start: Start) -> list[LayerSafety]:

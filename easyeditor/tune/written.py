@@ -45,6 +45,11 @@ class Search:
         return average(self.traced, "mlp", LAST)
 
 
+def settled(found: Search) -> bool:
+    """Did what was taken keep perplexity within the bound, on the facts of the trials and on those of the check?"""
+    return all(rank(line, found.most_ratio)[1] for line in (found.best, found.check))
+
+
 def yaml_text(found: Search) -> str:
     """The YAML: comments that say what was tried and measured, then the keys."""
     values = {**found.start.values, **found.best["settings"]}
@@ -87,7 +92,7 @@ def _notes(found: Search) -> list[str]:
     )
     notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
     notes.append(f"Checked on {found.check['requests']} other facts: {_told(found.check)}")
-    if not (rank(best, found.most_ratio)[1] and rank(found.check, found.most_ratio)[1]):
+    if not settled(found):
         notes.append(
             "No trial kept perplexity within that bound: search longer (--minutes, --kept) before you use this."
         )
@@ -126,17 +131,23 @@ def outcome(found: Search) -> Outcome:
 
 def _trial_table(found: Search) -> ResultTable:
     knobs = [key for key in found.best["settings"] if key != "layers"]
-    columns = ["layers", *knobs, *COLUMNS[1:]]
-    return ResultTable(
-        name="trials", title="what was tried", columns=columns, rows=[_row(line, columns) for line in found.trials]
-    )
+    columns = [*COLUMNS, *knobs]
+    how = ["taken" if line is found.best else "given up" if "left_after" in line else "" for line in found.trials]
+    rows = [[said, *_row(line, columns)] for said, line in zip(how, found.trials, strict=True)]
+    return ResultTable(name="trials", title="what was tried, in this order", columns=["verdict", *columns], rows=rows)
 
 
 def _held_out_table(found: Search) -> ResultTable:
-    columns = ["whose", *COLUMNS]
-    whose = ("found", "start file")
-    rows = [[name, *_row(line, COLUMNS)] for name, line in zip(whose, found.held_out, strict=False)]
-    return ResultTable(name="held_out", title="on held-out facts", columns=columns, rows=rows)
+    columns = ["whose", "set", *COLUMNS]
+    names = (("found", "check"), ("found", "held out"), ("start file", "held out"))
+    lines = zip(names, (found.check, *found.held_out), strict=False)
+    rows = [[*name, *_row(line, COLUMNS)] for name, line in lines]
+    return ResultTable(
+        name="held_out",
+        title="on facts the search did not see; the check chose among the best trials, held-out facts chose nothing",
+        columns=columns,
+        rows=rows,
+    )
 
 
 def _row(line: Line, columns: Sequence[str]) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,22 @@ from easyeditor.results.journal import Journal, read_journal
 Line = dict[str, Any]
 Array = np.ndarray[Any, np.dtype[Any]]
 NAMES = {"state": "one hidden state", "mlp": "MLP outputs", "attention": "attention outputs"}
+FEWEST = 3  # facts that are traced however long it takes
 LOOKS = {"state": (VERMILLION, "o", "-"), "mlp": (BLUE, "s", "--"), "attention": (ORANGE, "^", ":")}
 
 
 def traced_lines(
-    tracer: Tracer, facts: Sequence[Fact], kept: Path, same: Line, kinds: Sequence[str] = KINDS, *, last: bool = False
+    tracer: Tracer,
+    facts: Sequence[Fact],
+    kept: Path,
+    same: Line,
+    kinds: Sequence[str] = KINDS,
+    *,
+    last: bool = False,
+    until: float = math.inf,
 ) -> list[Line]:
     """One line for each fact, from the file `kept` or traced now and added to it; with `last` only the subject's last
-    token is traced. `same` is what all lines of a file must share.
+    token is traced. `same` is what all lines of a file must share. `until` (time.monotonic) ends it early, with FEWEST.
 
     Raises:
         ConfigError: the file's lines are of another model or other settings.
@@ -50,11 +60,13 @@ def traced_lines(
     with Journal(kept) as journal, steps("trace") as show:
         for number, fact in enumerate(facts, 1):
             if str(fact.request.case_id) not in known:
+                if number > FEWEST and time.monotonic() > until:
+                    break
                 line = {**same, **_line(tracer, fact, kinds, last)}
                 journal.append(line)
                 known[str(fact.request.case_id)] = line
             show(number, len(facts), fact.request.subject)
-    return [known[str(fact.request.case_id)] for fact in facts]
+    return [known[case] for fact in facts if (case := str(fact.request.case_id)) in known]
 
 
 def _line(tracer: Tracer, fact: Fact, kinds: Sequence[str], last: bool) -> Line:
