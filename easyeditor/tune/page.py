@@ -32,7 +32,7 @@ def page(found: Search, tables: Sequence[ResultTable], output: str) -> str:
     """The whole page, of the outcome's tables; `output` is the YAML that was written."""
     with styled():
         figure = _figure(found)
-    by_name = {table.name: _table(table) for table in tables}
+    by_name = {table.name: table for table in tables}
     model, method = found.start.values["model_name"], found.start.method
     return html_page(
         f"{method} for {model}",
