@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from easyeditor.analysis.tools.outcome import ResultTable, short
 from easyeditor.analysis.tools.traced import LOOKS, NAMES, average, kinds_of
 from easyeditor.analysis.tools.tracing import LAST
@@ -85,8 +83,9 @@ def _figure(found: Search) -> Drawn:
         panel(axes, found)
         legend_above(axes, 3)
     rows[-1].set_xlabel("layer")
-    rows[-1].set_xlim(-0.6, len(found.start.parts.blocks) - 0.4)
-    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    count = len(found.start.parts.blocks)
+    rows[-1].set_xlim(-0.6, count - 0.4)
+    rows[-1].set_xticks(range(0, count, -(-count // 20)))
     title = "By layer: causal trace, collapse safety, trials"
     heading(figure, title, f"{found.start.method}, {found.start.values['model_name']}")
     caption = (
