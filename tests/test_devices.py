@@ -345,11 +345,20 @@ def training_anew(pair: Any, folder: Path, passes: int) -> None:
     training(pair, folder, passes, requests=8)
 
 
+def collecting(pair: Any, folder: Path, passes: int) -> None:
+    """Batches of 16 rows of 16 tokens."""
+    longest = max(SENTENCES, key=len)
+    corpus = Corpus(name="own", identity="1", documents=[longest] * 16 * passes)
+    settings = Settings(layers=(0, 1, 3), samples=16 * passes, max_length=16, batch_tokens=256, sums="float64")
+    collect(anatomy(pair[0]), pair[1], corpus, settings)
+
+
 @pytest.mark.parametrize(
-    ("loop", "most"), [(searching, 1), (tuning, 1), (adapting, 1), (training, 1), (training_anew, 2)]
+    ("loop", "most"), [(searching, 1), (tuning, 1), (adapting, 1), (training, 1), (training_anew, 2), (collecting, 1)]
 )
 def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
-    """Waits in eight passes less those in four; for training a pass is a step."""
+    """Waits in eight passes less those in four; for training a pass is a step, for statistics a batch, whose one wait
+    is transformers', which looks whether a mask has pads."""
     waits = []
     for passes in (4, 8):
         model = build("llama")
