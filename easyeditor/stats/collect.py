@@ -217,22 +217,24 @@ def _add_batch(
     parts: Anatomy, rows: Sequence[Sequence[int]], settings: Settings, window: dict[int, Tensor], skipped: int
 ) -> None:
     inputs = model_inputs(rows, input_device(parts.model))
-    real_BT = inputs["attention_mask"].bool()
-    real_BT[:, :skipped] = False
+    width = inputs["input_ids"].shape[1]
+    places = [i * width + t for i, row in enumerate(rows) for t in range(skipped, len(row))]
+    place_N = torch.tensor(places, dtype=torch.long)  # of a mask, the host would wait for how many it holds
     deepest = max(settings.layers)
     with ExitStack() as taps:
         taps.enter_context(stopping())
         for layer in settings.layers:
-            taps.enter_context(_summing(parts, layer, real_BT, settings, window, last=layer == deepest))
+            taps.enter_context(_summing(parts, layer, place_N, settings, window, last=layer == deepest))
         parts.model(**inputs, use_cache=False)
 
 
 @contextmanager
 def _summing(
-    parts: Anatomy, layer: int, real_BT: Tensor, settings: Settings, window: dict[int, Tensor], *, last: bool
+    parts: Anatomy, layer: int, place_N: Tensor, settings: Settings, window: dict[int, Tensor], *, last: bool
 ) -> Iterator[None]:
     def add(keys_BTK: Tensor) -> None:
-        keys_NK = keys_BTK[real_BT.to(keys_BTK.device)].to(getattr(torch, settings.sums))
+        keys_NK = keys_BTK.flatten(0, 1)[place_N.to(keys_BTK.device, non_blocking=True)]
+        keys_NK = keys_NK.to(getattr(torch, settings.sums))
         if layer not in window:
             window[layer] = keys_NK.new_zeros(keys_NK.shape[1], keys_NK.shape[1])
         add_products(window[layer], keys_NK)
