@@ -1,7 +1,7 @@
 """The solves of locate-then-edit against plain elimination: processor seconds, and how far the answers are apart.
 
-  python benchmarks/solves.py                                        15 seconds
-  python benchmarks/solves.py --widths 1536 3072 6400               keys of SmolLM2, GPT-2 and GPT-2-XL: 3 minutes
+  python benchmarks/solves.py                                      6 processor seconds
+  python benchmarks/solves.py --widths 1536 3072 6400   keys of SmolLM2, GPT-2, GPT-2-XL: two minutes of processor time
 
 ROME's C^-1 k: C factored once a layer and one pair of triangular solves a request, against an elimination of C for each
 request. MEMIT's (lambda C + K K^T)^-1 K: C factored once and a system of the smaller of N and K, against an elimination

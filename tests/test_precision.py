@@ -3,18 +3,25 @@ is set is what is looked at.)"""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import build, rome_hparams, tokenizer
+from conftest import CONTEXTS, ROOT, build, rome_hparams, tokenizer
 
 from easyeditor import BaseEditor
 from easyeditor.errors import ConfigError
 from easyeditor.lm import precision
+from easyeditor.lm.loading import save
 from easyeditor.lm.precision import products
 from easyeditor.stats import first_token
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import dtypes
 
 REQUEST = {"prompt": "Bay, which is located in", "target_new": "Italy", "subject": "Bay"}
 
@@ -149,3 +156,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(precision, "_multiplied", multiplied)
     return calls
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_benchmark_edits_in_both_dtypes(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same search in the narrow dtype: another v*, but near."""
+    save(build("llama"), tokenizer(), tmp_path / "model")
+    values = {"alg_name": "ROME", "model_name": str(tmp_path / "model"), "device": "cpu", "layers": [1], "v_lr": 0.1}
+    values |= {"v_loss_layer": 3, "v_num_grad_steps": 3, "context_templates": CONTEXTS[:2], "mom2_adjustment": False}
+    values |= {"v_weight_decay": 1e-3, "clamp_norm_factor": 4, "kl_factor": 0.0625, "ppl_sentence_num": 3}
+    (tmp_path / "h.yaml").write_text(json.dumps(values), encoding="utf-8")
+    rows = dtypes.main(["--hparams", str(tmp_path / "h.yaml"), "--dtype", dtype, "--requests", "2"])
+    assert len(rows) == 2
+    assert all(0 < row["apart"] < 1 for row in rows)
+    assert all(row["narrow_ppl"] == pytest.approx(row["ppl"], rel=0.05) for row in rows)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| median |")
