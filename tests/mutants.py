@@ -135,7 +135,7 @@ MUTANTS = [
     Mutant("LoRA: no dropout", "layer.lora_dropout[NAME].train()", "layer.lora_dropout[NAME].eval()", GRADIENT),
     Mutant(
         "statistics: pads counted",
-        "keys_BTK[real_BT.to(keys_BTK.device)]",
+        "keys_BTK.flatten(0, 1)[place_N.to(keys_BTK.device, non_blocking=True)]",
         "keys_BTK.flatten(0, 1)",
         "test_first_token.py::test_the_moments_are_the_plain_means_over_tokens",
     ),
