@@ -75,8 +75,8 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     effects = average(traced, "mlp", LAST) if traced else None
     layers = candidates(effects, safety, len(start.parts.blocks), plan.candidates)
     first = start.settings or {"layers": start.layers(layers[0]), **numbers(start, knobs)}
-    if first.get(SWITCH) is False:
-        start.collect([*layers, *first["layers"]])
+    if SWITCH in first and start.values.get("collect_stats") == "auto":
+        start.collect([*first["layers"], *(layer for end in layers for layer in start.layers(end))])
     with progress_bar(f"tune {plan.method}", True) as show:
         assert show is not None
         clock = _Clock(deadline, show)
