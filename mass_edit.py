@@ -68,7 +68,8 @@ def arguments() -> argparse.Namespace:
     guard += "or go back to the last batch that stood and say which (rollback; not in mode single)"
     allowed = ("keep", "revert", "remedy", "rollback", "c-rome")  # c-rome: the old spelling of remedy
     p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy,rollback}", help=guard)
-    p.add_argument("--together", **n, help="edits computed together in mode single (default: 8)")
+    many = "edits computed together in mode single, or auto (the default): 8 on a CPU, on a GPU what its memory holds"
+    p.add_argument("--together", metavar="N", help=many)
     shared = "whether their edited models share forwards (default: auto, not on a CPU)"
     p.add_argument("--measure", choices=("auto", "together", "alone"), help=shared)
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=METRICS_HELP)

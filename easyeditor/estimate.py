@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.budget import GRADIENT_COST, USUAL_TOKENS, block_values
 from easyeditor.lm.checks import check_config
-from easyeditor.methods.locate.method import GRADIENT_COST
 
 GIB = 2**30
 SOLVE = 3  # matrices (K, K) beside the statistics while one is factored: itself, its factor, both packed in one
@@ -58,8 +58,8 @@ def estimate(config: PretrainedConfig, hparams: HyperParams, *, training: bool =
     trained = values.get("num_steps") is not None  # fine-tuned: value, start, gradient, two moments in float32
     moments = bool(values.get("mom2_adjustment") or values.get("mom2_update_weight"))
     tokens = TOKENS_PER_FORWARD["cuda" if gpu else "cpu"]
-    per_token = 8 * d + 4 * k  # values that one block keeps of a token for the way back
-    search = values["batch_tokens"] // GRADIENT_COST * count * per_token
+    per_token = block_values(d, k)
+    search = (values["batch_tokens"] or USUAL_TOKENS) // GRADIENT_COST * count * per_token
     return Estimate(
         weights=sum(p.numel() for p in model.parameters()) * size,
         edited=edited * (size + (20 if trained else 4)),

@@ -62,8 +62,9 @@ class HyperParams:
     cpu_products: Literal["auto", "torch", "onednn"] = "auto"
     """Kernels of float32 products on a CPU, in edits and in what measures them: PyTorch's choice, oneDNN's, or `auto`:
     oneDNN's where PyTorch's are known to be slow (AMD with AVX-512). Results differ in the last bits."""
-    batch_tokens: int = 8192
-    """Most tokens in one forward; bounds memory."""
+    batch_tokens: int | None = None
+    """Most tokens in one forward (a value search takes a sixteenth of it); bounds memory. Null: 8192 on a CPU; on a GPU
+    what its free memory holds, of both (`lm/budget.py`)."""
     max_length: int = 2048
     """Longest text in tokens that is accepted for a prompt or a perplexity sentence."""
     ppl_sentence_num: int = 50
@@ -161,7 +162,8 @@ class HyperParams:
         check_seed_size(self.seed, where)
         require(self.ppl_sentence_num >= 0, where, "ppl_sentence_num", self.ppl_sentence_num, "0 or more")
         require(self.ppl_batch_size > 0, where, "ppl_batch_size", self.ppl_batch_size, "1 or more")
-        require(self.batch_tokens > 0, where, "batch_tokens", self.batch_tokens, "1 or more")
+        tokens = self.batch_tokens
+        require(tokens is None or tokens > 0, where, "batch_tokens", tokens, "1 or more, or null")
         require(self.max_length > 0, where, "max_length", self.max_length, "1 or more")
         require(self.collapse_threshold > 0, where, "collapse_threshold", self.collapse_threshold, "a number above 0")
         require(self.collapse_ratio >= 1, where, "collapse_ratio", self.collapse_ratio, "a number of at least 1")

@@ -97,7 +97,7 @@ class Measuring:
             prefix_rephrase=self.method.prefixes == "all",
             seed=self.hparams.seed,
             idf_texts=request.reference_texts,
-            batch_tokens=self.hparams.batch_tokens,
+            batch_tokens=self.method.batch_tokens,
             prompting=self.method.scoring,
             judge=judge_named(),
         )

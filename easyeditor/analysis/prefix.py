@@ -75,7 +75,7 @@ def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
             request,
             prefix=None if way == "no prefix" else prefix,
             prefix_rephrase=way == WAYS[2],
-            batch_tokens=lab.hparams.batch_tokens,
+            batch_tokens=lab.editor.method.batch_tokens,
         )
 
     before = {way: scores(way) for way in WAYS}

@@ -68,7 +68,7 @@ def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
         window=args.window,
         seed=seed,
         replay=bool(hparams.replay),
-        batch_tokens=hparams.batch_tokens,
+        batch_tokens=editor.method.batch_tokens,
     )
     settings = {"model": model, "noise": noise, "samples": args.samples, "window": tracer.window, "seed": seed}
     lines = traced_lines(tracer, facts, Path(args.kept), settings)

@@ -1,6 +1,7 @@
-"""A token budget that gives way: rows that do not fit in a device's memory together are tried again in smaller batches.
+"""How many tokens run together: a budget from the device's memory, which gives way where that does not do.
 
-Running out of memory is an event, not an end. No number depends on how rows are batched, beyond the last bits.
+Rows that do not fit together are tried again in smaller batches. Running out of memory is an event, not an end. No
+number depends on how rows are batched, beyond the last bits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from easyeditor.errors import ConfigError
+from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.tokens import token_batches
 
 LOG = logging.getLogger(__name__)
 
+USUAL_TOKENS = 8192  # in a forward on a CPU
+GRADIENT_COST = 16  # a token with gradients through all blocks takes this many times the memory of one without: a rule
+PLANNED = 0.5  # of a GPU's free memory: the rest is for what `tokens_for` does not count
 PADS = 8  # of the budget of a running batch at most this part may be pads
 
 
@@ -81,6 +86,43 @@ class Budget:
             ) from error
         self.tokens = rows * longest // 2
         LOG.warning("out of memory with %d rows of up to %d tokens: from now on %d a batch", rows, longest, self.tokens)
+
+
+def tokens_for(parts: Anatomy, given: int | None, *, gradients: bool = False, free: int | None = None) -> int:
+    """Most tokens in one forward of a model, or in one with `gradients` through all blocks.
+
+    That is `given`, or of that the sixteenth part; on a CPU without it 8,192 and 512. On a GPU without it, half of the
+    `free` bytes over those of a token, of s bytes a value:
+
+        s (8 D + 4 K) + (s + 4) V        what one block makes; logits, and their copy in float32
+        s (8 D + 4 K) L + (s + 8) V      what all blocks keep; logits, their logarithms and the gradient in float32
+
+    D is the model's width, K that of a key, L the blocks, V the vocabulary. The other half is for the keys and values
+    of prefixes, attention, and what the allocator rounds up.
+    """
+    free = free_bytes(parts) if free is None else free
+    if given is not None or free is None:
+        tokens = USUAL_TOKENS if given is None else given
+        return max(1, tokens // GRADIENT_COST if gradients else tokens)
+    head = parts.model.get_output_embeddings().weight
+    size, (vocabulary, width) = head.element_size(), head.shape
+    blocks = size * block_values(width, parts.key_width(0)) * (len(parts.blocks) if gradients else 1)
+    return max(1, int(PLANNED * free) // (blocks + (size + (8 if gradients else 4)) * vocabulary))
+
+
+def block_values(width: int, key_width: int) -> int:
+    """Values that one block makes of a token, and keeps for the way back."""
+    return 8 * width + 4 * key_width
+
+
+def free_bytes(parts: Anatomy) -> int | None:
+    """What is free for a model's values on its GPUs, each of which has its share of the blocks; None on a CPU."""
+    cards = {weight.device for weight in parts.model.parameters() if weight.device.type == "cuda"}
+    free = [
+        torch.cuda.mem_get_info(card)[0] + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+        for card in cards
+    ]
+    return len(free) * min(free) if free else None
 
 
 class Queue:

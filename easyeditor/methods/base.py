@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -13,10 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.budget import tokens_for
 from easyeditor.lm.prompting import Prompting
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, EditTrace, WeightDelta
+
+TOGETHER = 8  # requests of mode single that are computed at once
 
 H = TypeVar("H", bound=HyperParams)
 
@@ -50,6 +54,15 @@ class EditMethod(ABC, Generic[H]):
     def title(self) -> str:
         """The method's name as a reader knows it, variant included; by default its row's."""
         return METHODS[self.hparams.alg_name].title
+
+    @cached_property
+    def batch_tokens(self) -> int:
+        """Most tokens in one forward."""
+        return tokens_for(self.parts, self.hparams.batch_tokens)
+
+    def together(self, requests: Sequence[EditRequest]) -> int:
+        """How many requests mode single computes at once where nobody says it."""
+        return TOGETHER
 
     @property
     @abstractmethod

@@ -15,7 +15,7 @@ Parse = Callable[[Any], Any]
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest as JSON has it. Raises DataError: not readable, or damaged."""
-    raw = read_object(path)
+    raw = {"together": 8, **read_object(path)}  # earlier versions did not write it, and it was their default
     try:
         for key, parse in PARTS.items():
             parse(raw[key])
@@ -23,7 +23,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: not the manifest of a run ({type(error).__name__}: {error}); start a new run"
         ) from error
-    return dict(raw)
+    return raw
 
 
 def _texts(values: Any) -> None:
@@ -39,11 +39,17 @@ def _data(raw: Any) -> None:
     len(raw["bad"])
 
 
+def _count(value: Any) -> None:
+    if not integer(value):
+        raise ValueError("expected 1 or more, found 0")
+
+
 PARTS: dict[str, Parse] = {
     "data": _data,
     "selected": integer,
     "method": text,
     "model_fingerprint": text,
+    "together": _count,
     "context_templates": _texts,
     "sentences": lambda raw: None if raw is None else text(raw["sha256"]),
     "config_sha256": text,

@@ -34,6 +34,9 @@ from easyeditor.runs.work import Watch, Work
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
 
+EARLIER = {"run.together": (8, "auto"), "hparams.batch_tokens": (8192, None)}
+"""Defaults of earlier versions, and what takes their place: a run that was begun with one may go on with the other."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -114,7 +117,9 @@ def check_same(folder: Path, now: Plan) -> None:
     differing = [
         f"{key.partition('.')[2]} was {then.get(key)!r}, now {wanted.get(key)!r}"
         for key in sorted(then.keys() | wanted.keys())
-        if then.get(key) != wanted.get(key) and key not in MAY_DIFFER
+        if then.get(key) != wanted.get(key)
+        and key not in MAY_DIFFER
+        and (then.get(key), wanted.get(key)) != EARLIER.get(key)
     ]
     manifest = folder / MANIFEST
     if not differing and manifest.exists():
@@ -178,7 +183,7 @@ def execute(
         raise ConfigError(f"on_collapse remedy: {editor.method.title} has no remedy that is not on already")
     if not rank.first:  # the first rank makes contexts, statistics and the manifest; the others take them
         wait_for(folder / MANIFEST)
-    settle_model(folder, what, editor, rank)
+    together = settle_model(folder, what, editor, rank)
     sequence = settings.mode != "single"
     done: dict[int, RunLine] = {}
     evaluated: set[int] = set()
@@ -204,6 +209,7 @@ def execute(
         work = Work(
             editor=editor,
             settings=settings,
+            together=together,
             requests=what.requests,
             numbers=numbers,
             journal=journal,
@@ -228,8 +234,9 @@ def finish(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
-    """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new."""
+def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> int:
+    """Contexts and statistics on the unedited model, the same for all ranks and resumptions; the manifest when new.
+    Returns how many edits are computed together, the same for all, too."""
     path = folder / MANIFEST
     if path.exists():
         before = read_manifest(path)
@@ -239,11 +246,13 @@ def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
             raise ConfigError(f"{folder}: was begun with other perplexity sentences than are found now")
         editor.method.use_contexts(before["context_templates"])
         editor.method.prepare()
-        return
+        return int(before["together"] if what.settings.together == "auto" else what.settings.together)
     if next(run_lines(folder), None) is not None:
         raise ConfigError(f"{folder}: not a whole run ({MANIFEST} is missing, but there are results)")
     editor.method.prepare()
-    config = what.config()
+    config, together = what.config(), what.settings.together
+    if together == "auto":
+        together = editor.method.together(what.requests)
     manifest = {
         **environment(),
         "data": what.dataset.to_json(),
@@ -252,11 +261,13 @@ def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> None:
         "model_fingerprint": editor.fingerprint(),
         "context_templates": list(editor.method.contexts),
         "seed": what.hparams.seed,
+        "together": together,
         "sentences": None if editor.sentences is None else editor.sentences.to_json(),
         "world_size": rank.world,
         "config_sha256": _sha256(config),
     }
     write_json(path, manifest)
+    return together
 
 
 def _texts(sentences: Mapping[str, Any] | None) -> tuple[Any, ...] | None:

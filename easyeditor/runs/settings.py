@@ -57,8 +57,9 @@ class RunSettings:
     back to the last step whose perplexity stood and records which (not in mode `single`)."""
     metrics: list[str] = dataclasses.field(default_factory=list)
     """Metrics or groups of the registry, measured around every edit beside EasyEdit's."""
-    together: int = 8
-    """Edits computed together in mode `single` (the numbers are those of one at a time)."""
+    together: int | Literal["auto"] = "auto"
+    """Edits computed together in mode `single` (the numbers are those of one at a time); `auto`: 8 on a CPU, on a GPU
+    twice what a batch of value searches holds. The manifest has the number."""
     measure: Literal["auto", "together", "alone"] = "auto"
     """Whether the edited models of such a group share forwards where their deltas are of low rank (equal up to float32
     rounding); `auto`: not on a CPU."""
@@ -89,7 +90,8 @@ class RunSettings:
         require(self.eval_every >= 0, where, "eval_every", self.eval_every, "0 or more")
         require(self.start >= 0, where, "start", self.start, "0 or more")
         require(self.limit is None or self.limit > 0, where, "limit", self.limit, "1 or more")
-        require(self.together > 0, where, "together", self.together, "1 or more")
+        together = self.together
+        require(together == "auto" or together > 0, where, "together", together, "1 or more, or auto")
         require(
             0 < self.screen_threshold < math.inf, where, "screen_threshold", self.screen_threshold, "a number above 0"
         )

@@ -27,7 +27,7 @@ def run_single(work: Work) -> None:
     a kill repeats a group at most.
     """
     base = None
-    for group in _groups(work.numbers, work.settings.together):
+    for group in _groups(work.numbers, work.together):
         todo = [n for n in group if n not in work.done]
         if not todo:
             continue

@@ -175,6 +175,7 @@ def session(
         work = Work(
             editor=editor,
             settings=settings,
+            together=1,
             requests=(),
             numbers=(),
             journal=Journal(folder / RESULTS),

@@ -29,6 +29,8 @@ class Work:
 
     editor: Editor
     settings: RunSettings
+    together: int
+    """Edits computed together in mode single: what the settings say, or what `auto` came to when the run began."""
     requests: Sequence[EditRequest]
     numbers: Sequence[int]
     journal: Journal

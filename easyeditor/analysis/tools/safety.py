@@ -121,5 +121,5 @@ def _all_layers(method: LocateMethod[Any], rows: Sequence[Row]) -> tuple[list[Te
             parts.model.base_model(**inputs, use_cache=False)
 
     with frozen(parts.model):
-        Budget(method.hparams.batch_tokens).each([row.lookup + 1 for row in rows], read)
+        Budget(method.batch_tokens).each([row.lookup + 1 for row in rows], read)
     return [torch.stack(own) for own in keys], [torch.stack(own) for own in values]

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError
+from easyeditor.errors import ConfigError, DataError
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
-from easyeditor.lm.budget import Budget
+from easyeditor.lm.budget import Budget, free_bytes, tokens_for
 from easyeditor.lm.discover import replay_checked
 from easyeditor.lm.recording import SharedStarts
 from easyeditor.lm.replay import row_forward
@@ -36,7 +38,8 @@ from easyeditor.stats.factored import Factored
 
 LOG = logging.getLogger(__name__)
 
-GRADIENT_COST = 16  # a token with gradients through all blocks takes about this many times the memory of one without
+TURNS = 2  # batches of a search that a group of mode single fills on a GPU, so that some wait for places
+LOOKED_AT = 64  # requests whose rows say how many a batch holds
 
 L = TypeVar("L", bound=LocateHyperParams)
 
@@ -57,9 +60,23 @@ class LocateMethod(EditMethod[L], Generic[L]):
         self.statistics = Statistics(self.parts, tok, hparams)
         self._unfiltered: dict[int, float] = {}
         self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
-        self._search_budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
         self._starts: tuple[tuple[str, ...], SharedStarts] | None = None
         self._warned = False
+
+    @cached_property
+    def _search_budget(self) -> Budget:
+        return Budget(tokens_for(self.parts, self.hparams.batch_tokens, gradients=True))
+
+    def together(self, requests: Sequence[EditRequest]) -> int:
+        """On a GPU twice what a batch of value searches holds: those that wait take the places of those that end."""
+        if free_bytes(self.parts) is None:
+            return super().together(requests)
+        sizes = []
+        for request in requests[:LOOKED_AT]:
+            with suppress(DataError):  # said where its turn comes
+                sizes.append(_tokens(self.search_rows(request)[0]))
+        held = self._search_budget.tokens * len(sizes) // max(1, sum(sizes))
+        return max(super().together(requests), TURNS * held)
 
     def find_parts(self) -> Anatomy:
         h = self.hparams
@@ -179,7 +196,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         made = {n: self.search_rows(requests[n], [SLOT] if bare else None) for n in todo}
         for n in todo:
             self._check_reach(requests[n], layer, made[n][0][:-1])
-        longest = [max(len(row.ids) - row.lookup for row in made[n][0]) * len(made[n][0]) for n in todo]
+        longest = [_tokens(made[n][0]) for n in todo]
 
         read_at = None if read is None or store is not None else self.parts.rewrite(read)
 
@@ -268,6 +285,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
         if transposed:
             return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
         return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
+
+
+def _tokens(rows: Sequence[Row]) -> int:
+    """Tokens of a request's rows in a search: each from its lookup token on, padded to the longest."""
+    return len(rows) * max(len(row.ids) - row.lookup for row in rows)
 
 
 def _watch(progress: Progress | None, done: Sized, of: int) -> Watch | None:

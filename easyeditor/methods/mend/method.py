@@ -63,7 +63,7 @@ class MEND(EditMethod[MENDHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
-        self._budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
+        self._budget = Budget(max(1, self.batch_tokens // GRADIENT_COST))
 
     def find_parts(self) -> Anatomy:
         return anatomy(self.model)

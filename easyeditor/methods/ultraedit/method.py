@@ -67,7 +67,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
-        self._budget = Budget(max(1, hparams.batch_tokens // GRADIENT_COST))
+        self._budget = Budget(max(1, self.batch_tokens // GRADIENT_COST))
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
     def find_parts(self) -> Anatomy:
@@ -191,7 +191,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
                 losses[i] = loss
 
         with applied(self.model, deltas):
-            Budget(self.hparams.batch_tokens).each([len(x.ids) for x in lines], read)
+            Budget(self.batch_tokens).each([len(x.ids) for x in lines], read)
         return losses
 
     def _trace(self, deltas: Sequence[WeightDelta], before: float, after: float) -> dict[int, LayerTrace]:
