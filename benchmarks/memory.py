@@ -34,6 +34,15 @@ def methods(kind: str, layers: int) -> dict[str, tuple[dict[str, Any], bool]]:
             },
             False,
         ),
+        "AlphaEdit, 5 layers": (
+            {
+                "alg_name": "AlphaEdit",
+                "layers": [3, 4, 5, 6, 7],
+                "mom2_adjustment": True,
+                **search,
+            },
+            False,
+        ),
         "FT, 1 layer": ({"alg_name": "FT", "layers": [5], "num_steps": 25, "lr": 5e-4}, False),
         "MEND, 6 weights: editing": ({"alg_name": "MEND", "inner_params": inner, "archive": "x"}, False),
         "MEND, 6 weights: training": ({"alg_name": "MEND", "inner_params": inner}, True),

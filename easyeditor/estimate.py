@@ -33,6 +33,7 @@ class Estimate:
     edited: int
     """Copies of the edited weights and their updates; for trained weights also gradient and Adam's moments."""
     statistics: int
+    """Matrices (K, K) in float64: those that live on at every layer of a sequence (`_matrices`), and three at work."""
     batch: int
     """The larger of a forward (logits and one block) and a value search (all blocks, with what gradients need)."""
     hypernetwork: int
@@ -56,14 +57,14 @@ def estimate(config: PretrainedConfig, hparams: HyperParams, *, training: bool =
     names = values.get("inner_params") or [parts.weight_name(layer) for layer in layers]
     edited = sum(model.get_parameter(name.removesuffix(".weight") + ".weight").numel() for name in names)
     trained = values.get("num_steps") is not None  # fine-tuned: value, start, gradient, two moments in float32
-    moments = bool(values.get("mom2_adjustment") or values.get("mom2_update_weight"))
+    matrices = _matrices(values)
     tokens = TOKENS_PER_FORWARD["cuda" if gpu else "cpu"]
     per_token = block_values(d, k)
     search = (values["batch_tokens"] or USUAL_TOKENS) // GRADIENT_COST * count * per_token
     return Estimate(
         weights=sum(p.numel() for p in model.parameters()) * size,
         edited=edited * (size + (20 if trained else 4)),
-        statistics=(len(layers) + SOLVE) * k * k * 8 if moments else 0,
+        statistics=(len(layers) * matrices + SOLVE) * k * k * 8 if matrices else 0,
         batch=size * max(tokens * (v + per_token), search),
         hypernetwork=_hypernetwork(values, model, names, training=training) if "mlp_class" in values else 0,
     )
@@ -102,6 +103,19 @@ def advice(made: Estimate) -> str:
     }
     most = sorted(said, key=lambda key: -int(getattr(made, key)))[:2]
     return "it may not fit: " + "; ".join(said[key] for key in most)
+
+
+def _matrices(values: Mapping[str, Any]) -> int:
+    """How many matrices (K, K) a method holds at every layer once a sequence goes on."""
+    projects = "nullspace_threshold" in values
+    held = {
+        "C, factored": values.get("mom2_adjustment") or values.get("mom2_update_weight"),
+        "C and first tokens' moment, factored": values.get("protect_first_tokens"),
+        "C + gamma I, factored": values.get("update_norm_lambda"),
+        "AlphaEdit's P": projects,
+        "the inverse with earlier keys": projects or values.get("earlier_keys", "forgotten") != "forgotten",
+    }
+    return sum(map(bool, held.values()))
 
 
 def _bytes(values: Mapping[str, Any], config: PretrainedConfig) -> int:
