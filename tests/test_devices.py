@@ -370,12 +370,15 @@ def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, 
     assert sum(more.values()) <= 4 * most, more
 
 
-def test_a_pass_of_the_search_waits_once_also_where_requests_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pass_of_the_search_waits_once_also_where_requests_come_and_go(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stops_apart(monkeypatch, refilled((build("llama"), tokenizer())))
     counts = []
     for most in (5, 9):
         with pretended() as seen:
-            pair = moved(build("llama"), ["gpu:0"]), tokenizer()
+            pair = moved(build("llama"), LAYOUTS[layout]), tokenizer()
             rome = refilled(pair, v_num_grad_steps=most)
             with rows_run(pair[0]) as ran:
                 searched(rome, 3 * longest(rome))
