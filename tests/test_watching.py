@@ -8,11 +8,12 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import states
+from conftest import ROOT, states
 from fake_runs import edit, write_run
 from safetensors.torch import save_file
 from script_runs import LOUD
@@ -266,6 +267,25 @@ def test_how_often_a_forecast_was_right(kind: str, least: float, most: float) ->
     right, made = (sum(column) for column in zip(*counts, strict=True))
     assert made > 500
     assert least <= right / made <= most
+
+
+def test_the_table_of_forecasts_of_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that rises by 5 % an edit crosses twice its beginning at edit 15; every forecast on the way says so."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import forecast as script
+
+    runs = {"rises": [(n, 100 * 1.05**n) for n in range(40)], "stays": [(n, 100.0) for n in range(40)]}
+    monkeypatch.setattr("easyeditor.results.run.load_run", lambda name: SimpleNamespace(label=name, edits=runs[name]))
+    monkeypatch.setattr("easyeditor.results.forecast.points_of", lambda edits: edits)
+    assert script.table(["rises", "stays"], [2, 50])[2:] == [
+        "| rises | 100.0 → 670.5 in 39 | 2 × | 15 | 11 | 11 (100%) | 1.00 |",
+        "| rises | 100.0 → 670.5 in 39 | 50 × | — | 0 |  |  |",
+        "| stays | 100.0 → 100.0 in 39 | 2 × | — | 0 |  |  |",
+        "| stays | 100.0 → 100.0 in 39 | 50 × | — | 0 |  |  |",
+        "| all |  | 2 × |  | 11 | 11 (100%) | 1.00 |",
+        "| all |  | 50 × |  | 0 |  |  |",
+        "| all |  |  |  | 11 | 11 (100%) | 1.00 |",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["flat", "jump"])
