@@ -129,6 +129,15 @@ def test_square_brackets_are_printed_as_they_are(edit: Any, text: str) -> None:
         assert said in ran.out
 
 
+def test_a_long_answer_is_cut_in_the_table_alone(edit: Any) -> None:
+    answer = " ".join(["a country in the south"] * 6)
+    ran = edit(*FAST, "--prompt", "Bay is in", "--subject", "Bay", "--target-new", answer)
+    assert ran.code == 0
+    (line,) = [line for line in ran.out.splitlines() if "P(a country" in line]
+    assert "…)" in line
+    assert f"Bay is in → {answer}" in " ".join(ran.out.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "read"),
     [
