@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from easyeditor.report.render import cut
 from easyeditor.results.collapse import cause, first_place_cure, remedy
 from easyeditor.results.record import EditRecord, LayerNumbers
 from easyeditor.results.shown import shown_ppl, shown_share, shown_size
 
+LONGEST_ANSWER = 32  # characters of an answer in the table; the line above it has all
 LONGEST_ID = 16  # characters of a case id shown
 MOST_LISTED = 20  # collapses and lowest denominators shown; all are in summary.json
 
@@ -82,9 +84,15 @@ def _before_after(record: EditRecord) -> Table:
     for name, value in record.metrics.get("after", {}).items():
         table.add_row(escape(name), shown_share(before[name].value), shown_share(value.value))
     new, old = record.probabilities["target_new"], record.probabilities["ground_truth"]
-    table.add_row(escape(f"P({request.target_new})"), shown_share(new["before"]), shown_share(new["after"]))
+    table.add_row(
+        escape(f"P({cut(request.target_new, LONGEST_ANSWER)})"), shown_share(new["before"]), shown_share(new["after"])
+    )
     if request.ground_truth is not None:
-        table.add_row(escape(f"P({request.ground_truth})"), shown_share(old["before"]), shown_share(old["after"]))
+        table.add_row(
+            escape(f"P({cut(request.ground_truth, LONGEST_ANSWER)})"),
+            shown_share(old["before"]),
+            shown_share(old["after"]),
+        )
     sentences = record.perplexity.get("sentences")
     if sentences is not None:
         begun = ", with BOS" if record.bos else ""
