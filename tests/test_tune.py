@@ -236,6 +236,13 @@ def test_perplexity_is_a_bound_and_not_a_trade() -> None:
     assert best_of([line({}, 0.5), line({}, 0.5)], 1.2)["settings"] == {}
 
 
+def test_edits_that_take_come_before_edits_that_spare() -> None:
+    takes, spares = line({"a": 1}, 0.7), line({"a": 2}, 0.9)
+    takes["rewrite_acc"] = 0.96
+    assert best_of([spares, takes], 1.2) is takes
+    assert best_of([spares, {**takes, "ppl_ratio": 1.3}], 1.2) is spares  # not at the price of the bound
+
+
 def test_the_search_climbs_and_ends() -> None:
     """On a known landscape: best at layer 3, clamp 8, step 0.5."""
 

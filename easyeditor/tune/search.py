@@ -24,6 +24,7 @@ KNOBS: dict[str, tuple[float, float]] = {
 }
 """Hyper-parameters that are searched where a method has them, and by what the best value so far is multiplied: for a
 bolder edit, and for a gentler one."""
+TAKES = 0.95  # rewrite accuracy below which settings rank lower, however much they leave in place
 MATTERS = 0.5  # share of the greatest effect from which on a layer's effect counts as large
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,13 +62,13 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(dict(sorted(settings.items())))
 
 
-def rank(line: Line, most_ratio: float) -> tuple[bool, bool, float, float]:
-    """What a better trial has more of: all its facts edited, perplexity within the bound, score, low perplexity. Beyond
-    the bound a score counts the less the further beyond it is."""
+def rank(line: Line, most_ratio: float) -> tuple[bool, bool, bool, float, float]:
+    """What a better trial has more of: all its facts edited, perplexity within the bound, edits that take, score, low
+    perplexity. Beyond the bound a score counts the less the further beyond it is."""
     ratio = math.inf if line["ppl_ratio"] is None else line["ppl_ratio"]
     within = ratio <= most_ratio
     score = (line["score"] or 0.0) * (1.0 if within else most_ratio / ratio)
-    return ("left_after" not in line, within, score, -ratio)
+    return ("left_after" not in line, within, (line["rewrite_acc"] or 0.0) >= TAKES, score, -ratio)
 
 
 def best_of(lines: Sequence[Line], most_ratio: float) -> Line:
@@ -79,7 +80,7 @@ def lost(line: Line, best: Line, most_ratio: float) -> bool:
     """Has a trial that edited some of its facts fallen behind the best one? Beyond the bound it only gets further; else
     the scores on the same facts are compared."""
     same = {**summed(best["rows"][: line["requests"]]), "ppl_ratio": best["ppl_ratio"]}
-    return rank(line, most_ratio)[1:3] < rank(same, most_ratio)[1:3]
+    return rank(line, most_ratio)[1:4] < rank(same, most_ratio)[1:4]
 
 
 def search(start: Start, first: Settings, layers: Sequence[int], tried: Try, most_ratio: float) -> list[Line]:
