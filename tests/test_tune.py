@@ -233,6 +233,7 @@ def test_perplexity_is_a_bound_and_not_a_trade() -> None:
     lines = [line({"a": 1}, 0.9, 1.3), line({"a": 2}, 0.5, 1.1), line({"a": 3}, 0.9, None)]
     assert best_of(lines, 1.2) is lines[1]
     assert best_of(lines, 1.5) is lines[0]
+    assert best_of([line({}, 0.66, 1.18), line({"a": 1}, 0.65, 1.0)], 1.2)["settings"] == {"a": 1}
     assert rank(lines[2], 1.2) < rank(lines[0], 1.2)
     assert best_of([line({"a": 1}, 0.9, 60.0), line({"a": 2}, 0.6, 1.3)], 1.2)["settings"] == {"a": 2}  # nearer to it
     assert best_of([{**line({"a": 1}, 0.9), "left_after": 3}, line({"a": 2}, 0.1)], 1.2)["settings"] == {"a": 2}

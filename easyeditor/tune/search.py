@@ -63,12 +63,11 @@ def name_of(settings: Mapping[str, Any]) -> str:
 
 
 def rank(line: Line, most_ratio: float) -> tuple[bool, bool, bool, float, float]:
-    """What a better trial has more of: all its facts edited, perplexity within the bound, edits that take, score, low
-    perplexity. Beyond the bound a score counts the less the further beyond it is."""
+    """What a better trial has more of: all its facts edited, perplexity within the bound, edits that take, score for
+    each time the worst perplexity grew, low perplexity."""
     ratio = math.inf if line["ppl_ratio"] is None else line["ppl_ratio"]
-    within = ratio <= most_ratio
-    score = (line["score"] or 0.0) * (1.0 if within else most_ratio / ratio)
-    return ("left_after" not in line, within, (line["rewrite_acc"] or 0.0) >= TAKES, score, -ratio)
+    score = (line["score"] or 0.0) / max(1.0, ratio)
+    return ("left_after" not in line, ratio <= most_ratio, (line["rewrite_acc"] or 0.0) >= TAKES, score, -ratio)
 
 
 def best_of(lines: Sequence[Line], most_ratio: float) -> Line:
@@ -78,9 +77,9 @@ def best_of(lines: Sequence[Line], most_ratio: float) -> Line:
 
 def lost(line: Line, best: Line, most_ratio: float) -> bool:
     """Has a trial that edited some of its facts fallen behind the best one? Beyond the bound it only gets further; else
-    the scores on the same facts are compared."""
-    same = {**summed(best["rows"][: line["requests"]]), "ppl_ratio": best["ppl_ratio"]}
-    return rank(line, most_ratio)[1:4] < rank(same, most_ratio)[1:4]
+    both are compared on the same facts."""
+    same = summed(best["rows"][: line["requests"]])
+    return rank(line, most_ratio)[1:4] < (rank(best, most_ratio)[1], *rank(same, most_ratio)[2:4])
 
 
 def search(start: Start, first: Settings, layers: Sequence[int], tried: Try, most_ratio: float) -> list[Line]:

@@ -88,7 +88,7 @@ def _notes(found: Search) -> list[str]:
         )
     notes.append(
         f"Trials on {best['requests']} facts; score: harmonic mean of rewrite, rephrase, locality; ppl: the worst "
-        f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}:"
+        f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}; taken by score / ppl:"
     )
     notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
     notes.append(f"Checked on {found.check['requests']} other facts: {_told(found.check)}")
