@@ -51,16 +51,20 @@ def main() -> int:
     from rich.console import Console
 
     from easyeditor.analysis.tools.lab import hparams_of
+    from easyeditor.lm.precision import products
     from easyeditor.outputs import check_outputs
     from easyeditor.runs.folder import run_folder
 
     names = ("run", "hparams", "collapse", "normal", "encoder_decoder")
     reads = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
+    ways = products("exact")
     if hasattr(args, "hparams"):
-        reads |= hparams_of(args).reads()
+        hparams = hparams_of(args)
+        reads |= hparams.reads()
+        ways = products(hparams.matmul, hparams.cpu_products)
     check_outputs(shared={"--output": args.output, "--values": getattr(args, "values", None)}, reads=reads)
     quiet_transformers()
-    with run_folder(args.output, name) as folder:
+    with run_folder(args.output, name) as folder, ways:
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
     outcome.show(Console(width=None if sys.stdout.isatty() else WIDTH))

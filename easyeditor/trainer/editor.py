@@ -19,6 +19,7 @@ from easyeditor.errors import ConfigError, NumericalError
 from easyeditor.files import to_json
 from easyeditor.lm.architectures import anatomy, max_positions
 from easyeditor.lm.loading import load
+from easyeditor.lm.precision import products
 from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.mend.archive import read_archive, write_archive
@@ -129,7 +130,8 @@ class EditTrainer:
         h, now = self.config, self.progressed
         started, first, clock = time.perf_counter() - now.seconds, now.step, time.perf_counter()
         reason = "max_iters reached"
-        with frozen(self.model), progress_bar("training MEND", self.rank == 0 and not h.silent) as show:
+        bar = progress_bar("training MEND", self.rank == 0 and not h.silent)
+        with frozen(self.model), products(h.matmul, h.cpu_products), bar as show:
             if h.eval_only:
                 self._validate()
                 return self._ended("validation only")
