@@ -18,6 +18,8 @@ from easyeditor.evaluate.registry import evaluate
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.tokens import Row, encode
 from easyeditor.lm.weights import applied
+from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
+from easyeditor.methods.alphaedit.method import AlphaEdit
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.updates import joint_update, unit, whitened
 from easyeditor.methods.memit.hparams import MEMITHyperParams
@@ -28,6 +30,7 @@ from easyeditor.report.terminal import verdict
 from easyeditor.results.collapse import CURE
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
+from easyeditor.stats.null_space import computed
 
 FIRST = EditRequest.make("A is located in", subject="A", target_new=" Italy")  # one token, in first place
 INSIDE = EditRequest.make("The home of Bay is", subject="Bay", target_new=" Italy")
@@ -266,6 +269,33 @@ def test_memit_holds_first_tokens_too(tmp_path: Path) -> None:
     held = 10 * (method.moment(1) + first) + keys @ keys.T
     wanted = residual.numpy() @ keys.numpy().T @ np.linalg.inv(held.numpy())
     assert np.abs((left @ right).numpy() - wanted).max() < 1e-8 * np.abs(wanted).max()
+
+
+def test_the_null_space_leaves_first_tokens_out_too(tmp_path: Path) -> None:
+    """AlphaEdit and its kin write into the null space of A = C + w M, not of C, with `protect_first_tokens`."""
+    model, tok = build("llama"), tokenizer()
+    shared = {
+        **{key: value for key, value in vars(rome_hparams((model, tok))).items() if key in _MEMIT_KEYS},
+        **{"alg_name": "AlphaEdit", "mom2_adjustment": True, "nullspace_scale": "relative", "stats_dir": str(tmp_path)},
+    }
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(200, 48, generator=generator, dtype=torch.float64)
+    sample *= torch.logspace(-2, 1, 48, dtype=torch.float64)
+    spaces = {}
+    for protect in (False, True):
+        hparams = AlphaEditHyperParams.from_dict(
+            {**shared, "protect_first_tokens": protect, "first_token_weight": 100.0}
+        )
+        method = AlphaEdit(model, tok, hparams)
+        method.statistics._moments[1] = Factored(sample.T @ sample / 200)
+        spaces[protect] = method.space(1).projection_KK
+        left = sample.T @ sample / 200
+        if protect:
+            where = {"stats_dir": str(tmp_path), "model_name": str(model.config.name_or_path)}
+            left = left + 100 * moments(method.parts, first_tokens(tok), [1], **where)[1]
+        wanted = computed(left, hparams.nullspace_threshold, "relative").projection_KK
+        assert torch.equal(spaces[protect], wanted)
+    assert not torch.equal(spaces[False], spaces[True])
 
 
 _MEMIT_KEYS = (
