@@ -23,7 +23,8 @@ NEARLY_ALL = 0.99  # of the directions: a projection that keeps more protects no
 class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
     """AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2024, arXiv 2410.02355).
 
-    dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1.
+    dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1. P is the null
+    space of C, or with `protect_first_tokens` of C + w M.
     """
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: AlphaEditHyperParams) -> None:
@@ -43,7 +44,8 @@ class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
         """
         if layer not in self._spaces:
             h = self.hparams
-            made = null_space(self.moment(layer), h.nullspace_threshold, h.nullspace_scale, self.statistics.key(layer))
+            left_KK = self.statistics.raised(layer, 0.0).matrix_KK
+            made = null_space(left_KK, h.nullspace_threshold, h.nullspace_scale, self.statistics.key(layer))
             share = made.rank / len(made.projection_KK)
             if share in (0.0, 1.0):
                 raise StatsError(
