@@ -3,6 +3,7 @@
   python benchmarks/rome_edit.py                            the embedded model, 3 requests, 3 repeats: about 9 minutes
   python benchmarks/rome_edit.py --repeats 1 --requests 1
   python benchmarks/rome_edit.py --count                    no clock: what blocks run over in edits of one pass
+  python benchmarks/rome_edit.py --rates                    float32 products by PyTorch's kernels and by oneDNN's
 
 Plain and replay take turns, so that a machine that drifts slows both; figures are medians, ratios are of one run.
 The floor is the matrix products that remain, at the matmul rate measured for their shapes on this machine.
@@ -37,6 +38,7 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--count", action="store_true", help="count what blocks run over instead of timing")
+    p.add_argument("--rates", action="store_true", help="time products alone, by number of rows")
     p.add_argument("--memory-of", choices=("plain", "replay", "ppl-plain", "ppl-fast"), help=argparse.SUPPRESS)
     args = p.parse_args()
 
@@ -47,6 +49,11 @@ def main() -> None:
         print(json.dumps(peak_memory(args)))
         return
     print(f"torch {torch.__version__}, {args.threads} threads, {args.hparams}")
+    if args.rates:
+        for tokens in (22, 44, 132, 440):
+            of = {kernels: rate(tokens, kernels) / 1e9 for kernels in ("torch", "onednn")}
+            print(f"{tokens:4d} rows   torch {of['torch']:4.0f} GFLOP/s   oneDNN {of['onednn']:4.0f}")
+        return
     editor = make_editor(args.hparams)
     if args.count:
         count_tokens(editor, args)
@@ -142,17 +149,17 @@ def count_work(editor: Any, made: Any, passes: int, replay: bool) -> tuple[int, 
     return tokens * passes, in_blocks + in_head, (in_blocks + in_head) / rate(tokens)
 
 
-_RATES: dict[tuple[int, bool], float] = {}
+_RATES: dict[tuple[int, str, bool], float] = {}
 
 
-def rate(tokens: int, *, head: bool = False) -> float:
+def rate(tokens: int, kernels: str = "auto", *, head: bool = False) -> float:
     """Measured float32 FLOP/s of x @ W^T for `tokens` rows, by the kernels that an edit takes: MLP-shaped weights, more
     than a cache holds, or a head."""
     import torch
 
     from easyeditor.lm.precision import products
 
-    key = (tokens, head)
+    key = (tokens, kernels, head)
     if key not in _RATES:
         shapes = [(49152, 576)] if head else [(1536, 576)] * 40
         weights = [torch.randn(*shape) for shape in shapes]
@@ -160,7 +167,7 @@ def rate(tokens: int, *, head: bool = False) -> float:
         times = []
         for _ in range(9):
             started = time.perf_counter()
-            with products("exact"):
+            with products("exact", kernels):  # type: ignore[arg-type]
                 for weight in weights:
                     torch.nn.functional.linear(x, weight)
             times.append(time.perf_counter() - started)
