@@ -175,6 +175,13 @@ def test_dry_run_prints_hparams_and_request_and_loads_no_model(edit: Any, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("archive", ["/nowhere", "null"])
+def test_dry_run_sees_that_mends_archive_is_missing(edit: Any, archive: str) -> None:
+    ran = edit("--hparams", str(ROOT / "hparams/MEND/gemma3-270m.yaml"), "--dry-run", "--set", f"archive={archive}")
+    assert ran.code == 2
+    assert "pretrain_mend.py" in ran.err
+
+
 def test_dry_run_does_not_even_import_torch(models: Path) -> None:
     """Where there is no model yet; where there is one, its memory is estimated."""
     command = [sys.executable, "-X", "importtime", ROOT / "single_case_edit.py", "--hparams", models / "llama.yaml"]
