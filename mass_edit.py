@@ -116,7 +116,9 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     local = rank.local if rank.world > 1 and str(hparams.device).isdigit() else None
     device = local if args.device is None else args.device
     flags = overrides(args.set, device=device, dtype=args.dtype, matmul=args.matmul)
-    return hparams.override(flags), RunSettings.from_dict(given, "flags")
+    hparams = hparams.override(flags)
+    hparams.check_files()
+    return hparams, RunSettings.from_dict(given, "flags")
 
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings) -> None:

@@ -103,9 +103,11 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     """The YAML with --set, --device and --dtype applied."""
     from easyeditor.methods.registry import load_hparams
 
-    return load_hparams(args.hparams or str(DEFAULT_HPARAMS)).override(
+    hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS)).override(
         overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
     )
+    hparams.check_files()
+    return hparams
 
 
 def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:

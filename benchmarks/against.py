@@ -122,10 +122,15 @@ def facts(count: int) -> list[dict[str, Any]]:
 
 def mass(count: int) -> Callable[[], Any]:
     """mass_edit.py's own command, the loading of the model and its own one-off work included."""
-    output = Path(tempfile.mkdtemp()) / "run"
-    flags = ["--data", "data/facts.json", "--limit", str(count), "--output", str(output)]
+    folder = tempfile.TemporaryDirectory()
+    flags = ["--data", "data/facts.json", "--limit", str(count), "--output", str(Path(folder.name) / "run")]
     command = [sys.executable, "mass_edit.py", "--hparams", "hparams/ROME/smollm2-135m.yaml", *flags]
-    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    def run() -> None:
+        with folder:
+            subprocess.run(command, check=True, capture_output=True)
+
+    return run
 
 
 def mend() -> Callable[[], Any]:
@@ -139,8 +144,8 @@ def mend() -> Callable[[], Any]:
     values = {"model_name": "smollm2-135m", "device": "cpu", "inner_params": INNER, "rank": 1920, "lr": 1e-6}
     values |= {"outer_prompts": 1, "locality_prompts": 1, "accumulate_bs": 5}
     data = CounterFactDataset(HERE / "data" / "facts.json", 10, split="train")
-    folder = tempfile.mkdtemp()
-    trainer = EditTrainer(MENDTrainingHparams.from_dict(values), data, folder=Path(folder) / "run")
+    folder = tempfile.TemporaryDirectory()
+    trainer = EditTrainer(MENDTrainingHparams.from_dict(values), data, folder=Path(folder.name) / "run")
 
     try:
         from easyeditor.lm.precision import products  # as the trainer's `run` does; older checkouts have none
@@ -148,7 +153,7 @@ def mend() -> Callable[[], Any]:
         products = nullcontext  # type: ignore[assignment]
 
     def steps() -> None:
-        with frozen(trainer.model), products("exact"):
+        with folder, frozen(trainer.model), products("exact"):
             for first in (0, 5):
                 trainer._steps(range(first, first + 5))
 

@@ -50,6 +50,7 @@ def timed(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams
+    from easyeditor.lm.precision import products
     from easyeditor.lm.weights import frozen
 
     torch.set_num_threads(args.threads)
@@ -61,7 +62,7 @@ def timed(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = EditTrainer(hparams, data, folder=Path(folder) / "run")
         rates, cpu_s = [], []
-        with frozen(trainer.model):
+        with frozen(trainer.model), products(hparams.matmul, hparams.cpu_products):
             for epoch in range(2):
                 started, cpu_started = time.perf_counter(), time.process_time()
                 for step in range(0, args.steps, args.accumulate):

@@ -25,7 +25,6 @@ from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.ledger import Ledger
 from easyeditor.lm.loading import load
-from easyeditor.lm.precision import products
 from easyeditor.measuring import Measuring
 from easyeditor.methods.registry import method_class
 from easyeditor.progress import Progress, Stopwatch, progress_bar
@@ -64,6 +63,7 @@ class Editor(Measuring):
                 f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
             )
         self.hparams = hparams.checked()
+        self.hparams.check_files()
         self.metrics = tuple(metric.name for metric in chosen(metrics)) if metrics else ()
         self.model, self.tok = load(
             self.hparams.model_name,
@@ -101,10 +101,7 @@ class Editor(Measuring):
         self._check_subjects(kept)
         for note in notes:
             LOG.warning(note)
-        with (
-            progress_bar(f"{label} {self.method.title}", verbose) as show,
-            products(self.hparams.matmul, self.hparams.cpu_products),
-        ):
+        with progress_bar(f"{label} {self.method.title}", verbose) as show, self._products():
             result = self.method.edit(kept, show)
         return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
@@ -112,7 +109,7 @@ class Editor(Measuring):
         """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
         self._check_subjects(requests)
         hparams, model = self.hparams.to_dict(), self.fingerprint()
-        with products(self.hparams.matmul, self.hparams.cpu_products):
+        with self._products():
             results = self.method.edit_each(requests, progress)
         return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
 

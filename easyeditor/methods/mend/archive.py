@@ -18,18 +18,12 @@ from easyeditor.files import read_json, write_json, write_tensors
 from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import alike, sample
-from easyeditor.methods.mend.hparams import MENDHyperParams
+from easyeditor.methods.mend.hparams import HOW, JSON, MENDHyperParams, find_archive
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 
 FORMAT = 1
-JSON = "archive.json"
-ROOT = Path(__file__).resolve().parents[3]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-HOW = (
-    "train one with `python pretrain_mend.py --hparams hparams/TRAINING/MEND/<model>.yaml`, or convert one of "
-    "upstream's with `python -m easyeditor.trainer convert`"
-)
 
 
 def write_archive(
@@ -98,23 +92,6 @@ def read_archive(name: str | None, parts: Anatomy, *, inner_params: list[str] | 
         raise DataError(f"{folder}: not a whole MEND archive ({type(error).__name__}: {error}); {HOW}") from error
     device = parts.model.get_parameter(weights[0].name).device
     return hypernet.to(device).eval()
-
-
-def find_archive(name: str | None) -> Path:
-    """The archive's folder. Raises ConfigError that says what to run."""
-    if name is None:
-        raise ConfigError(
-            f"archive is null: MEND edits with a trained hypernetwork; {HOW}, and set archive to its folder"
-        )
-    for folder in (Path(name), ROOT / name):
-        if (folder / JSON).is_file():
-            return folder
-    if Path(name).is_file():
-        raise ConfigError(
-            f"archive: {name} is a file, perhaps one of upstream's; convert it with `python -m easyeditor.trainer "
-            f"convert --archive {name} --hparams <its YAML> --output DIR` and set archive to DIR"
-        )
-    raise ConfigError(f"archive: {name} holds no {JSON}; {HOW}")
 
 
 def fill(hypernet: Hypernetwork, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from easyeditor.errors import ConfigError
@@ -11,6 +12,13 @@ from easyeditor.methods.hparams import MethodHyperParams
 
 STOP_KEYS = {"loss/total_edit_val": "total_loss", "edit/acc_val": "edit_acc"}
 """Upstream's name of what early stopping watches -> the name in the log."""
+
+JSON = "archive.json"
+ROOT = Path(__file__).resolve().parents[3]
+HOW = (
+    "train one with `python pretrain_mend.py --hparams hparams/TRAINING/MEND/<model>.yaml`, or convert one of "
+    "upstream's with `python -m easyeditor.trainer convert`"
+)
 
 
 @dataclass(kw_only=True)
@@ -129,6 +137,10 @@ class MENDHyperParams(MethodHyperParams):
     def reads(self) -> dict[str, Any]:
         return {**super().reads(), "archive": self.archive}
 
+    def check_files(self) -> None:
+        super().check_files()
+        find_archive(self.archive)
+
     def validate(self, where: str) -> None:
         super().validate(where)
         sides = [key for key in ("one_sided", "x_only", "delta_only") if getattr(self, key)]
@@ -171,3 +183,20 @@ class MENDTrainingHparams(MENDHyperParams):
         require(self.inner_params is not None, where, "inner_params", None, "the names of the weights to edit")
         for key in ("outer_prompts", "locality_prompts", "cache_mb"):
             require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
+
+
+def find_archive(name: str | None) -> Path:
+    """The archive's folder. Raises ConfigError that says what to run."""
+    if name is None:
+        raise ConfigError(
+            f"archive is null: MEND edits with a trained hypernetwork; {HOW}, and set archive to its folder"
+        )
+    for folder in (Path(name), ROOT / name):
+        if (folder / JSON).is_file():
+            return folder
+    if Path(name).is_file():
+        raise ConfigError(
+            f"archive: {name} is a file, perhaps one of upstream's; convert it with `python -m easyeditor.trainer "
+            f"convert --archive {name} --hparams <its YAML> --output DIR` and set archive to DIR"
+        )
+    raise ConfigError(f"archive: {name} holds no {JSON}; {HOW}")
