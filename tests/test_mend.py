@@ -478,3 +478,8 @@ def test_a_file_that_is_no_upstream_archive_is_refused(tmp_path: Path) -> None:
         read_upstream(path, hparams(inner_params=names_of(parts), rank=5), parts)
     with pytest.raises(ConfigError, match="must name them"):
         read_upstream(path, hparams(), parts)
+
+
+def test_a_missing_archive_is_found_before_the_model_is_loaded() -> None:
+    with pytest.raises(ConfigError, match=r"archive: /nowhere holds no archive\.json"):
+        BaseEditor(hparams(model_name="/no/model", archive="/nowhere"))
