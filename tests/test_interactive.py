@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rome_hparams, same, states
+from conftest import ROOT, rome_hparams, same, states
 from script_runs import Ran, call, save_tiny, write_yaml
 
 import easyeditor.report.__main__ as report_main
@@ -21,6 +21,7 @@ from easyeditor import BaseEditor
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.errors import DataError, OutputError
 from easyeditor.interactive import reader
+from easyeditor.methods.registry import load_hparams
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine
@@ -134,6 +135,16 @@ def test_it_goes_on_where_it_was(typed: Any, place: Path, tmp_path: Path, monkey
     finally:
         save_tiny(place / "m")
     assert (changed.code, "was begun with other weights" in changed.err) == (2, True)
+
+
+def test_a_dry_run_that_goes_on_sees_that_mends_archive_is_missing(typed: Any, tmp_path: Path) -> None:
+    typed([FRANCE, "y"])
+    path = tmp_path / "run/config.json"
+    mend = load_hparams(ROOT / "hparams/MEND/smollm2-135m.yaml").override({"archive": "/nowhere"}).to_dict()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hparams": mend}))
+    ran = typed([], "--resume", "run", "--dry-run")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "archive: /nowhere holds no archive.json" in ran.err
 
 
 def test_an_edit_that_was_kept_and_is_not_there_ends_it_in_one_line(typed: Any, tmp_path: Path) -> None:

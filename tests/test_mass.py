@@ -461,6 +461,10 @@ def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memi
         (["--union", "a.json"], "--union needs --collect-collapsed"),
         (["--set", "v_lrr=1"], "unknown key 'v_lrr'"),
         (["--hparams", "nowhere"], "nowhere.yaml: no such file"),
+        (
+            ["--hparams", str(ROOT / "hparams/MEND/smollm2-135m"), "--set", "archive=/nowhere", "--dry-run"],
+            "holds no archive.json",
+        ),
     ],
 )
 def test_refused_in_one_line_before_anything_is_made(flags: list[str], part: str, mass: Any, tmp_path: Path) -> None:
