@@ -173,6 +173,7 @@ def interactive(args: argparse.Namespace) -> int:
         if settings.data != TYPED:
             raise ConfigError(f"{args.resume}: not a session of --interactive; go on with mass_edit.py --resume")
         hparams, resume = hparams.override(overrides([], device=args.device)), (Path(args.resume), settings)
+        hparams.check_files()
     if args.dry_run:
         print(to_json({"hparams": hparams.to_dict(), "memory": memory(hparams)}, indent=1))
         return 0

@@ -140,7 +140,7 @@ def test_it_goes_on_where_it_was(typed: Any, place: Path, tmp_path: Path, monkey
 def test_a_dry_run_that_goes_on_sees_that_mends_archive_is_missing(typed: Any, tmp_path: Path) -> None:
     typed([FRANCE, "y"])
     path = tmp_path / "run/config.json"
-    mend = load_hparams(ROOT / "hparams/MEND/smollm2-135m.yaml").override({"archive": "/nowhere"}).to_dict()
+    mend = load_hparams(ROOT / "hparams/MEND/smollm2-135m.yaml").override(["archive=/nowhere"]).to_dict()
     path.write_text(json.dumps({**json.loads(path.read_text()), "hparams": mend}))
     ran = typed([], "--resume", "run", "--dry-run")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
