@@ -16,7 +16,6 @@ has a model card (README.md) and edit.json.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +24,11 @@ from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import DataError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from easyeditor.export.sources import Source
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
-LOG = logging.getLogger("easyeditor.export")
 
 
 def arguments() -> argparse.Namespace:
@@ -63,14 +63,9 @@ def main() -> int:
     check_outputs(folders={"--output": args.output}, reads={"EDIT": args.edits, "--model": name})
 
     from easyeditor.export.write import export
-    from easyeditor.lm.loading import load
-    from easyeditor.lm.weights import fingerprint
 
     quiet_transformers()
-    model, tok = load(name, device=args.device, dtype=args.dtype or dtype_of(sources[0]))
-    for place, source in zip(args.edits, sources, strict=True):
-        if source.fingerprint not in (None, fingerprint(model)):
-            LOG.warning("%s was computed on other weights than %s has; exporting it all the same", place, name)
+    model, tok = checked_base(name, sources, args)
     adapter = export(
         model,
         tok,
@@ -97,6 +92,31 @@ def base_of(sources: Sequence[Source]) -> str:
         found = ", ".join(name or "a model that Python had loaded" for name in names)
         raise DataError(f"the edits name no one base model, but {found}; give it with --model")
     return names[0]
+
+
+def checked_base(
+    name: str, sources: Sequence[Source], args: argparse.Namespace
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base in the dtype that is asked for, compared with what each edit was computed on in the edit's own dtype.
+
+    Raises:
+        DataError: an edit of other weights.
+    """
+    from easyeditor.lm.loading import load
+    from easyeditor.lm.weights import applied, fingerprint
+
+    asked = args.dtype or dtype_of(sources[0])
+    pair = None
+    for dtype in (*({*map(dtype_of, sources)} - {asked}), asked):
+        pair = None  # its memory is for the next
+        pair = load(name, device=args.device, dtype=dtype)
+        for place, source in zip(args.edits, sources, strict=True):
+            if dtype_of(source) == dtype and source.fingerprint not in (None, fingerprint(pair[0])):
+                with applied(pair[0], [delta for edit in source.edits for delta in edit.deltas]):
+                    pass  # of another architecture or shape: this says which weight
+                raise DataError(f"{place} was computed on other weights than {name} has; --model names its own base")
+    assert pair is not None
+    return pair
 
 
 def dtype_of(source: Source) -> str:

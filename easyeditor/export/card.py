@@ -10,6 +10,7 @@ import yaml
 
 from easyeditor.export.sources import Measured
 from easyeditor.files import to_json
+from easyeditor.lm.embedded import Embedded
 from easyeditor.records import EditResult
 from easyeditor.runs.folder import environment
 
@@ -17,20 +18,24 @@ Kind = Literal["adapter", "checkpoint", "merged"]
 FORMAT = 1  # version of edit.json beside an adapter or checkpoint
 MOST_LISTED = 50  # edits and tables shown on the card; edit.json has all
 README, EDIT = "README.md", "edit.json"
+COPIED = (
+    "It was made and measured on a 4-bit copy of {}, made wide again. The hub's own weights differ a little; on them "
+    "nothing was measured."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What an export is: the base by its hub name, its fingerprint, the edits in order, what was measured of them
-    (None for a part that was not), the base's licence where it is known (the hub's word for it), and of an adapter its
-    rank and what was cut, by module."""
+    (None for a part that was not), the embedded model that the base is, if any, and of an adapter its rank and what was
+    cut, by module."""
 
     kind: Kind
     base: str
     fingerprint: str
     edits: Sequence[EditResult]
     measured: Sequence[Measured | None]
-    licence: str | None = None
+    embedded: Embedded | None = None
     rank: int | None = None
     lost: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,6 +93,7 @@ def card(about: About) -> str:
         f"# {_cell(about.base)} with {facts}",
         f"{_what(about)} The change was computed by {', '.join(about.methods)} and touches {len(_weights(about))} "
         f"weight{'' if len(_weights(about)) == 1 else 's'}: {', '.join(f'`{name}`' for name in _weights(about))}.",
+        *([] if about.embedded is None else [COPIED.format(about.embedded.hub_name)]),
         "## What was edited",
         _table(("prompt", "subject", "new answer", "old answer"), rows),
         *([f"… and {more} more in `{EDIT}`."] if more > 0 else []),
@@ -104,7 +110,7 @@ def card(about: About) -> str:
 def _metadata(about: About) -> dict[str, Any]:
     adapter = about.kind == "adapter"
     return {
-        **({} if about.licence is None else {"license": about.licence}),
+        **({} if about.embedded is None else {"license": about.embedded.licence_id}),
         "base_model": about.base,
         "base_model_relation": "adapter" if adapter else "finetune",
         "library_name": "peft" if adapter else "transformers",

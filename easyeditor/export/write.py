@@ -40,13 +40,14 @@ def export(
     with applied(model, deltas):
         pass  # an edit of another model is refused before anything is written
     adapter = None if kind == "checkpoint" else adapter_of(model, deltas, rank)
+    known = embedded.find(model.name_or_path) or embedded.find(base)  # `base` may be a name given by hand
     about = About(
         kind=kind,
         base=hub_name(base),
         fingerprint=fingerprint(model),
         edits=edits,
         measured=measured,
-        licence=None if (known := embedded.find(base)) is None else known.licence_id,
+        embedded=known,
         rank=None if adapter is None else adapter.rank,
         lost={} if adapter is None else lost_by_module(adapter),
     )
