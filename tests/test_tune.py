@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from easyeditor.easyedit import BaseEditor
 from easyeditor.methods.registry import load_hparams
 from easyeditor.tune import __main__ as tune
 from easyeditor.tune import running
+from easyeditor.tune import start as start_module
 from easyeditor.tune.search import best_of, candidates, chosen, gentler, lost, rank, search
 from easyeditor.tune.start import SWITCH, begin, start_values
 from easyeditor.tune.trials import drawn, sample, summed, trial
@@ -199,6 +201,52 @@ def test_a_yaml_that_breaks_the_bound_says_so(go: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(running, "trial", lambda *given: {**before(*given), "ppl_ratio": 6.4})
     assert go("--model", "model").code == 0
     assert "No trial kept perplexity within that bound" in (tmp_path / "o.yaml").read_text()
+
+
+def test_a_yaml_whose_held_out_facts_break_the_bound_says_so(go: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    save_tiny(tmp_path / "model")
+    before = running.trial
+    broken = {"trial": 1.0, "check": 1.1, "held-out": 1.3}
+    monkeypatch.setattr(running, "trial", lambda *given: {**before(*given), "ppl_ratio": broken[given[2].name]})
+    assert go("--model", "model", "--run", "run").code == 0
+    text = (tmp_path / "o.yaml").read_text()
+    assert "On held-out facts perplexity went beyond that bound" in text
+    assert "No trial kept" not in text
+    assert "That is beyond the bound of 1.2." in (tmp_path / "run/index.html").read_text()
+
+
+def test_a_yaml_names_the_command_that_found_it(go: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    assert go("--model", "model", "--seed", 3).code == 0
+    first = " ".join(line.removeprefix("#").strip() for line in (tmp_path / "o.yaml").read_text().splitlines()[:6])
+    told = f"python -m easyeditor.tune --model model --minutes 0.001 --set {' '.join(map(shlex.quote, (*FEW, *OFF)))} "
+    told += f"--data {FACTS} --edits 2 --held-out 2 --facts 2 --candidates 2 --sentences 2 --seed 3"
+    assert told in first
+
+
+def test_what_set_says_is_left_as_it_is(go: Any, tmp_path: Path) -> None:
+    """Also layers, of which others are at another depth in another model, and the modules of an unknown type."""
+    save_tiny(tmp_path / "model")
+    ran = go("--model", "model", "--run", "run", settings=(*FEW, *OFF, "layers=[1]", "v_loss_layer=2"))
+    assert ran.code == 0, ran.err
+    values = yaml.safe_load((tmp_path / "o.yaml").read_text())
+    assert (values["layers"], values["v_loss_layer"]) == ([1], 2)
+    assert "type llama: known" in ran.err
+    ran = go("--model", "model", "--output", "p.yaml", settings=(*FEW, *OFF, "layers=[4]"))
+    assert (ran.code, "layers is [4], and the model has 4" in ran.err) == (2, True)
+
+
+def test_modules_named_by_hand_are_taken(go: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    stranger(Stranger).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(start_module, "discover", lambda model: pytest.fail("asked, though all is named"))
+    named = (
+        "layer_module_tmp=trunk.tiers.{}",
+        *(f"{key}_module_tmp=trunk.tiers.{{}}.narrow" for key in ("mlp", "rewrite")),
+    )
+    ran = go("--model", "model", settings=(*FEW, *OFF, *named))
+    assert ran.code == 0, ran.err
+    assert yaml.safe_load((tmp_path / "o.yaml").read_text())["rewrite_module_tmp"] == "trunk.tiers.{}.narrow"
 
 
 # What is tried
