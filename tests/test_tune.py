@@ -224,16 +224,20 @@ def test_a_yaml_names_the_command_that_found_it(go: Any, tmp_path: Path) -> None
     assert told in first
 
 
-def test_what_set_says_is_left_as_it_is(go: Any, tmp_path: Path) -> None:
+def test_what_set_says_is_left_as_it_is(go: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also layers, of which others are at another depth in another model, and the modules of an unknown type."""
     save_tiny(tmp_path / "model")
-    ran = go("--model", "model", "--run", "run", settings=(*FEW, *OFF, "layers=[1]", "v_loss_layer=2"))
+    with caplog.at_level("INFO"):
+        ran = go("--model", "model", "--run", "run", settings=(*FEW, *OFF, "layers=[1]"))
     assert ran.code == 0, ran.err
-    values = yaml.safe_load((tmp_path / "o.yaml").read_text())
-    assert (values["layers"], values["v_loss_layer"]) == ([1], 2)
-    assert "type llama: known" in ran.err
-    ran = go("--model", "model", "--output", "p.yaml", settings=(*FEW, *OFF, "layers=[4]"))
-    assert (ran.code, "layers is [4], and the model has 4" in ran.err) == (2, True)
+    assert yaml.safe_load((tmp_path / "o.yaml").read_text())["layers"] == [1]
+    assert "type llama: known" in caplog.text
+    for setting, said in (
+        ("layers=[4]", "layers is [4], and the model has 4"),
+        ("v_loss_layer=2", "v_loss_layer is 2;"),
+    ):
+        ran = go("--model", "model", "--output", "p.yaml", settings=(*FEW, *OFF, setting))
+        assert (ran.code, said in ran.err) == (2, True)
 
 
 def test_modules_named_by_hand_are_taken(go: Any, tmp_path: Path, monkeypatch: Any) -> None:

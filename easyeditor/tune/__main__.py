@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from easyeditor.errors import ConfigError
 if TYPE_CHECKING:
     from easyeditor.tune.running import Plan
 
+UNTOLD = ("output", "run", "kept", "device")  # flags that change nothing that is found
 WIDTH = 140  # of tables that go into a file or a pipe
 
 
@@ -67,6 +69,9 @@ def arguments() -> argparse.Namespace:
             raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
     if not args.ppl_ratio >= 1:
         raise ConfigError(f"--ppl-ratio is {args.ppl_ratio:g}; allowed: 1 or more")
+    told = {name: value for name, value in vars(args).items() if name not in UNTOLD and value != p.get_default(name)}
+    words = [[f"--{name.replace('_', '-')}", *(v if isinstance(v, list) else [f"{v}"])] for name, v in told.items()]
+    args.command = shlex.join(["python", "-m", "easyeditor.tune", *(word for flag in words for word in flag)])
     return args
 
 
@@ -109,7 +114,7 @@ def planned(args: argparse.Namespace) -> Plan:
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.dataset.sentences import load_sentences
     from easyeditor.tune.running import FACTS, Plan
-    from easyeditor.tune.start import start_values, tunable
+    from easyeditor.tune.start import keys_of, start_values, tunable
     from easyeditor.tune.trials import drawn
 
     method = tunable(args.method)
@@ -131,7 +136,8 @@ def planned(args: argparse.Namespace) -> Plan:
         candidates=args.candidates,
         most_ratio=args.ppl_ratio,
         seed=args.seed,
-        command=f"python -m easyeditor.tune --model {args.model} --method {method} --minutes {args.minutes:g}",
+        fixed=keys_of(args.set),
+        command=args.command,
     )
 
 

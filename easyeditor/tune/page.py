@@ -14,7 +14,7 @@ from easyeditor.report.page import html_page
 from easyeditor.report.tables import Column, Table
 from easyeditor.tune.search import rank
 from easyeditor.tune.trials import METRICS
-from easyeditor.tune.written import Search, settled
+from easyeditor.tune.written import Search, held_within, settled
 
 HEADINGS = {"held_out": "Held-out facts", "trials": "Trials", "layers": "Layers"}
 KINDS = {
@@ -47,7 +47,9 @@ def _verdict(found: Search) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in found.best["settings"].items())
     if held["score"] is None:
         return [f"Taken: {settings}.", f"The held-out facts could not be edited: {held['failed']}"]
-    bound = "" if settled(found) else f" No trial kept perplexity within {found.most_ratio:g} times the unedited."
+    bound = "" if held_within(found) else f" That is beyond the bound of {found.most_ratio:g}."
+    if not settled(found):
+        bound = f" No trial kept perplexity within {found.most_ratio:g} times the unedited."
     told = f"rewrite {held['rewrite_acc']:.1%}, {held['collapsed'] or 'none'} collapsed, "
     told += f"worst perplexity {short(held['ppl_ratio'])} times the unedited"
     return [

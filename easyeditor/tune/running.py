@@ -43,6 +43,8 @@ class Plan:
     model: str
     values: Mapping[str, Any]
     start: Path
+    fixed: frozenset[str]
+    """Keys of the values that the caller set himself."""
     device: str | None
     requests: Sequence[EditRequest]
     searched: tuple[EditRequest, ...]
@@ -65,7 +67,7 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     """
     until = time.monotonic() + TRACING * (deadline - time.monotonic())
     knobs = knobs_of(hparams_class(plan.method))
-    start = begin(plan.method, plan.model, plan.values, plan.start, plan.device, knobs)
+    start = begin(plan.method, plan.model, plan.values, plan.start, plan.device, knobs, plan.fixed)
     journal = _Kept(kept, _identity(plan, start))
     held = {request.subject for request in (*plan.checked, *plan.held_out)}
     traced, asked = _traced(

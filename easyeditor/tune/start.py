@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS_OF_A_SPAN = 3  # at most every third layer of a model is in one span
+
+MODULES = {"layer_module_tmp", "mlp_module_tmp", "rewrite_module_tmp"}
+"""What a type that is not known needs named, if it is not found."""
 
 SWITCH = "mom2_adjustment"
 """Tried on where a method can and the start does not: an update that spares other keys is gentler."""
@@ -111,33 +114,50 @@ def start_values(method: str, model: str, file: str | None, settings: Sequence[s
     if canonical(values.get("alg_name")) != method:
         raise ConfigError(f"--start {path}: it is of {values.get('alg_name')!r}, and --method is {method}")
     hparams = hparams_class(method).from_dict(values, where=str(path)).override(settings)
-    keys = [setting.partition("=")[0].strip() for setting in settings]
     quick = QUICK_STATISTICS if values.get("mom2_adjustment") is False else {}
-    return {**values, **quick, "alg_name": method, **{key: getattr(hparams, key) for key in keys}}, path
+    return {**values, **quick, "alg_name": method, **{key: getattr(hparams, key) for key in keys_of(settings)}}, path
+
+
+def keys_of(settings: Sequence[str]) -> frozenset[str]:
+    """The keys of KEY=VALUE settings."""
+    return frozenset(setting.partition("=")[0].strip() for setting in settings)
 
 
 def begin(
-    method: str, model_name: str, values: Mapping[str, Any], path: Path, device: str | None, knobs: Sequence[str]
+    method: str,
+    model_name: str,
+    values: Mapping[str, Any],
+    path: Path,
+    device: str | None,
+    knobs: Sequence[str],
+    fixed: Collection[str] = (),
 ) -> Start:
-    """Load the model, find its parts, and put what is its own in the place of the start file's."""
+    """Load the model, find its parts, and put what is its own in the place of the start file's, but for keys that are
+    `fixed`: the caller set them.
+
+    Raises:
+        ConfigError: a fixed layer that the model does not have. ModelError: its parts are not found.
+    """
     cls = hparams_class(method)
     made: dict[str, Any] = {**values, "model_name": model_name, **({} if device is None else {"device": device})}
     own = _same_model(str(values.get("model_name")), model_name)
     first = cls.from_dict(made, where=str(path))
     pair = load(model_name, device=first.device, dtype=first.dtype, fp16=first.fp16)
-    parts, said, replay = _parts(pair[0], made, own)
+    parts, said, replay = _parts(pair[0], made, own or set(fixed) >= MODULES)
     count = len(parts.blocks)
-    made |= _modules(parts, made)
+    made |= {key: value for key, value in _modules(parts, made).items() if key not in fixed}
     if replay is not None:
         made["replay"] = replay
-    if "v_loss_layer" in field_types(cls):
+    if "v_loss_layer" in field_types(cls) and "v_loss_layer" not in fixed:
         made["v_loss_layer"] = count - 1
     if "ppl_bos" not in made and begins_with_bos(pair[1], "auto"):
         made["ppl_bos"] = "auto"
         said.append("perplexity with BOS (ppl_bos: auto), for the tokenizer puts one before every text")
     layers = [int(layer) for layer in values["layers"]]
+    if "layers" in fixed and max(layers) >= count:
+        raise ConfigError(f"layers is {layers}, and the model has {count}, counted from 0")
     span = max(1, min(len(layers), count // LAYERS_OF_A_SPAN))
-    settings = {"layers": _at_depth(layers, values.get("v_loss_layer"), count, own, span)}
+    settings = {"layers": _at_depth(layers, values.get("v_loss_layer"), count, own or "layers" in fixed, span)}
     settings |= _known(first, knobs)
     made["layers"] = [min(layer, count - 1) for layer in layers[-1:]]
     start = Start(
@@ -151,6 +171,7 @@ def begin(
         span=span,
         said=(*said, f"start: {path.name} of hparams/{method}"),
     )
+    LOG.info("%s", "; ".join(start.said))
     editor = Editor(start.hparams({}))
     contexts = editor.method.contexts if isinstance(editor.method, LocateMethod) else ()
     return dataclasses.replace(start, contexts=contexts)

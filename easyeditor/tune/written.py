@@ -50,6 +50,11 @@ def settled(found: Search) -> bool:
     return all(rank(line, found.most_ratio)[1] for line in (found.best, found.check))
 
 
+def held_within(found: Search) -> bool:
+    """Did it keep perplexity within the bound on the held-out facts too?"""
+    return bool(rank(found.held_out[0], found.most_ratio)[1])
+
+
 def yaml_text(found: Search) -> str:
     """The YAML: comments that say what was tried and measured, then the keys."""
     values = {**found.start.values, **found.best["settings"]}
@@ -96,6 +101,8 @@ def _notes(found: Search) -> list[str]:
         notes.append(
             "No trial kept perplexity within that bound: search longer (--minutes, --kept) before you use this."
         )
+    elif not held_within(found):
+        notes.append("On held-out facts perplexity went beyond that bound: search longer (--minutes, --kept).")
     for line, whose in zip(found.held_out, ("these values", "the file there was before"), strict=False):
         notes.append(f"Held out, {line['requests']} other facts, {whose}: {_told(line)}")
     return notes
