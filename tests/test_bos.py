@@ -18,6 +18,7 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
+from easyeditor.export.sources import of_record
 
 SENTENCES = ["The mother tongue of Danielle Darrieux is French.", "Paris is the capital of France."]
 PROBED = Sentences(name="two", path="none", sha256="none", texts=tuple(SENTENCES))
@@ -67,6 +68,14 @@ def test_a_bos_left_out_is_one_warning(tiny: Any, caplog: pytest.LogCaptureFixtu
         "perplexity is measured without BOS, as in the papers, and this tokenizer begins every text with one (<s>); "
         "ppl_bos: auto measures with it"
     ]
+
+
+def test_a_card_says_where_perplexity_is_with_bos(tiny: Any) -> None:
+    for bos in (False, True):
+        editor = BaseEditor(rome_hparams(tiny("llama", bos=bos), ppl_bos="auto"), sentences=PROBED)
+        record = editor.examine(parse(EDIT, "request", 0)).record
+        names = [name for name, *_ in of_record(record).rows]
+        assert ("perplexity (with BOS)" in names, "perplexity" in names) == (bos, not bos)
 
 
 def test_an_unedited_model_above_the_threshold_is_one_warning(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -228,6 +228,15 @@ def test_absent_subjects_are_counted_in_one_line(tmp_path: Path, caplog: pytest.
         read_dataset(write(tmp_path / "one.json", [there, absent(7)]))
 
 
+def test_other_bad_records_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    there = {"src": "Where is Bay?", "alt": "Italy", "subject": "Bay"}
+    path = write(tmp_path / "zsre.json", [there, {**there, "alt": ""}, {**there, "alt": 3}])
+    with caplog.at_level(logging.WARNING):
+        assert len(read_dataset(path, skip_bad=True).requests) == 1
+    (line,) = caplog.messages
+    assert "bad records left out: 2; the first: record 1: " in line
+
+
 def test_another_bad_record_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="record 1: a record must be a JSON object"):
         read_dataset(write(tmp_path / "a.json", [absent(1), 5, absent(2)]))

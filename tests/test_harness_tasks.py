@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, build, tokenizer
+from conftest import ROOT, build, rome_hparams, tokenizer
 from script_runs import save_tiny
 
-from easyeditor import EditRequest
+from easyeditor import BaseEditor, EditRequest
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.export.harness import tasks
+from easyeditor.export.write import export
+from easyeditor.lm.weights import applied
+from easyeditor.records import WeightDelta
 
 HARNESS = ROOT / "easyeditor" / "export" / "harness"
 OURS = {"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"}
@@ -75,10 +78,12 @@ def test_files_are_named_by_the_metadata_or_the_environment(tmp_path: Path, monk
     assert tasks.counterfact(**named, counterfact=str(tmp_path / "b.json"))["test"][0]["query"] == SEA.prompt
 
 
+@pytest.mark.parametrize("kind", ["model", "checkpoint", "adapter"])
 @pytest.mark.parametrize("name", ["easyeditor_counterfact", "easyeditor_zsre"])
 def test_the_harness_finds_the_tasks_and_its_numbers_are_ours(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a model in memory, and of an edit that was exported."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is optional: pip install -r requirements-eval.txt")
     from lm_eval import evaluate as run
     from lm_eval.models.huggingface import HFLM
@@ -94,14 +99,23 @@ def test_the_harness_finds_the_tasks_and_its_numbers_are_ours(
     )
     assert manager.all_tasks == ["easyeditor_counterfact", "easyeditor_zsre"]
     model, tok = build("llama"), tokenizer()
+    requests = read_dataset(str(source)).requests
+    deltas: tuple[WeightDelta, ...] = ()
+    loaded: dict[str, Any] = {"pretrained": model, "tokenizer": tok, "backend": "causal"}
+    if kind != "model":
+        edit = BaseEditor(rome_hparams((model, tok))).compute(requests[0])
+        export(model, tok, [edit], tmp_path / "made", kind=kind, base=str(tmp_path / "m"))  # type: ignore[arg-type]
+        adapter = {"pretrained": str(tmp_path / "m"), "peft": str(tmp_path / "made")}
+        loaded = {**(adapter if kind == "adapter" else {"pretrained": str(tmp_path / "made")}), "dtype": "float32"}
+        deltas = edit.deltas
     found: Any = run(
-        lm=HFLM(pretrained=model, tokenizer=tok, backend="causal", batch_size=4, device="cpu"),
+        lm=HFLM(**loaded, batch_size=4, device="cpu"),
         task_dict=manager.load([name]),
         bootstrap_iters=0,
         log_samples=False,
     )
     numbers = {key.removesuffix(",none"): v for key, v in found["results"][name].items() if key.endswith(",none")}
-    requests = read_dataset(str(source)).requests
-    ours = evaluate(model, tok, requests, OURS.values()).summary()
+    with applied(model, deltas):
+        ours = evaluate(model, tok, requests, list(OURS.values())).summary()
     assert {key: numbers[key] for key in OURS} == pytest.approx({key: ours[own]["mean"] for key, own in OURS.items()})
     assert {f"{key}_greedy" for key in OURS} <= numbers.keys()

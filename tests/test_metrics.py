@@ -237,6 +237,17 @@ def test_essence_is_a_perplexity_of_the_first_100_tokens() -> None:
     assert found.value == pytest.approx(math.exp(-logs[range(99), ids[1:]].mean().item()), rel=1e-4)
 
 
+def test_essence_begins_with_bos_where_the_tokenizer_does() -> None:
+    lm, tok = model("llama"), tokenizer(bos=True)
+    request = parse({**FULL.to_json(), "essence_texts": ["The Bridge is a bridge."]}, "r")
+    found = evaluate(lm, tok, [request], ["essence"]).rows[0]["essence"]
+    ids = tok("The Bridge is a bridge.")["input_ids"]
+    assert ids[0] == tok.bos_token_id
+    with torch.no_grad():
+        logs = lm(torch.tensor([ids])).logits[0, :-1].log_softmax(1)
+    assert found.value == pytest.approx(math.exp(-logs[range(len(ids) - 1), ids[1:]].mean().item()), rel=1e-4)
+
+
 # Fields and names
 
 
@@ -527,6 +538,15 @@ def test_the_table_says_what_is_missing(call: Any) -> None:
     lines = {line.split()[0]: line for line in out.splitlines()[2:]}
     assert lines.keys() == {m.name for m in GROUPS["counterfact"]}
     assert lines["GE"].endswith("1   1 without: the record has no generation_prompts")
+
+
+def test_bad_records_are_left_out_where_that_is_asked_for(call: Any, tmp_path: Path) -> None:
+    there = {"src": "Where is Bay?", "alt": "Italy", "subject": "Bay"}
+    (tmp_path / "zsre.json").write_text(json.dumps([there, {**there, "subject": "Ohio"}, {**there, "alt": ""}]))
+    code, _, err = call("--model", "base", "--data", str(tmp_path / "zsre.json"))
+    assert (code, "--skip-bad leaves such records out" in err) == (2, True)
+    code, out, _ = call("--model", "base", "--data", str(tmp_path / "zsre.json"), "--skip-bad", "--json")
+    assert (code, len(json.loads(out)["requests"])) == (0, 1)
 
 
 def test_the_list_names_every_metric(call: Any) -> None:

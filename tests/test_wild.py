@@ -144,6 +144,14 @@ def test_what_cannot_be_had_has_a_reason_and_asks_nothing(monkeypatch: pytest.Mo
 # The judge
 
 
+def test_a_judge_that_nobody_asks_may_be_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL, "not an address")
+    model, tok = build("llama"), tokenizer()
+    assert evaluate(model, tok, [HERE], ["rewrite_acc"]).rows[0]["rewrite_acc"].value is not None
+    with pytest.raises(ConfigError, match=URL):
+        evaluate(model, tok, [HERE], ["wild_judge"])
+
+
 class Server:
     """An OpenAI-compatible endpoint: `answers` says what it replies to a request's body, and with which status."""
 
