@@ -23,7 +23,7 @@ from easyeditor.lm.generate import Decoding, generate
 from easyeditor.records import EditRequest
 from easyeditor.report.terminal import print_record
 from easyeditor.request import is_text
-from easyeditor.results.shown import shown_ppl, shown_share
+from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.typed import Session, session, typed_settings
 
@@ -187,7 +187,7 @@ class Talk:
             state = "kept" if line.stands else "taken back"
             self._say(
                 f"{line.step:>3}  {state:<10}  {request.prompt} → {request.target_new}  (rewrite "
-                f"{shown_share(post.rewrite[0])}, perplexity {shown_ppl(post.ppl)})"
+                f"{shown_share(post.rewrite[0])}, {ppl_name(line.standing.bos)} {shown_ppl(post.ppl)})"
             )
         if not self._session.lines:
             self._say("no edit yet")
@@ -201,7 +201,8 @@ class Talk:
         means = {name: value for name, value in found.means().items() if value is not None}
         told = ", ".join(f"{name} {shown_share(value)}" for name, value in means.items())
         collapsed = "COLLAPSED; " if found.collapsed else ""
-        self._say(f"{collapsed}{self._standing()}: perplexity {shown_ppl(found.ppl)}, {told}")
+        name = ppl_name(any(line.standing.bos for line in self._session.lines))
+        self._say(f"{collapsed}{self._standing()}: {name} {shown_ppl(found.ppl)}, {told}")
 
     def _export(self, rest: str) -> None:
         kind, _, folder = rest.partition(" ")

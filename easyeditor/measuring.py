@@ -14,12 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.examined import State
-from easyeditor.evaluate.judge import judge_named
 from easyeditor.evaluate.many import measure_many
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
-from easyeditor.evaluate.registry import Evaluation, chosen, measure
+from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
@@ -103,7 +102,7 @@ class Measuring:
             idf_texts=request.reference_texts,
             batch_tokens=self.method.batch_tokens,
             prompting=self.method.scoring,
-            judge=judge_named(),
+            judge=judge_for(self.metrics),
         )
 
     @property

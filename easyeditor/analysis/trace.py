@@ -38,6 +38,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
     """Which facts, how much noise, where the facts' lines are kept."""
     common_flags(p)
     p.add_argument("--facts", metavar="FILE", default=str(FACTS), help="requests with true answers (default: ours)")
+    p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--limit", type=int, default=20, help="most facts that are traced (default: %(default)s)")
     p.add_argument("--samples", type=int, default=10, help="draws of noise (default: %(default)s, as in the paper)")
     p.add_argument(
@@ -53,7 +54,7 @@ def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
         if (value := getattr(args, flag)) is not None and value < 1:
             raise ConfigError(f"--{flag} is {value}; allowed: 1 or more")
     hparams = hparams_of(args)
-    requests = read_dataset(args.facts).requests
+    requests = read_dataset(args.facts, skip_bad=args.skip_bad).requests
     editor = Editor(hparams)
     assert isinstance(editor.method, LocateMethod)
     parts, seed, model = editor.method.parts, hparams.seed, editor.fingerprint()

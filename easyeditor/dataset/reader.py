@@ -145,6 +145,14 @@ def _requests(
         name = name or found
         requests += made
     _tell_absent(source, absent, skip_bad)
+    if others := [record for record in bad if not any(told.startswith(f"record {record.number}:") for told in absent)]:
+        LOG.warning(
+            "%s: bad records left out: %d; the first: record %d: %s",
+            source,
+            len(others),
+            others[0].number,
+            others[0].reason,
+        )
     return requests, bad, name
 
 

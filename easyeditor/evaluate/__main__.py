@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--base-model", metavar="NAME", help="the unedited model of an edited --model: measured as `before`")
     p.add_argument("--data", metavar="FILE", help="records of any format, JSON or JSONL (default: the edit's requests)")
     p.add_argument("--metrics", default="easyedit", help="names or groups, comma-separated (default: %(default)s)")
+    p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--limit", type=int, help="only the first so many records")
     p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
     p.add_argument("--stop", nargs="*", choices=("newline", "period"), default=["newline"], help="what ends them too")
@@ -76,9 +77,8 @@ def main() -> int:
     names = [name.strip() for name in args.metrics.split(",") if name.strip()]
 
     from easyeditor.dataset.reader import read_dataset
-    from easyeditor.evaluate.judge import judge_named
     from easyeditor.evaluate.metric import Settings
-    from easyeditor.evaluate.registry import chosen
+    from easyeditor.evaluate.registry import chosen, judge_for
     from easyeditor.lm.precision import products
     from easyeditor.lm.prompting import Prompting
     from easyeditor.outputs import check_outputs
@@ -89,7 +89,7 @@ def main() -> int:
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:
-        requests = list(read_dataset(args.data).requests[: args.limit])
+        requests = list(read_dataset(args.data, skip_bad=args.skip_bad).requests[: args.limit])
     else:
         assert edit is not None
         requests = list(edit.requests[: args.limit])
@@ -99,7 +99,7 @@ def main() -> int:
         seed=args.seed,
         batch_tokens=args.batch_tokens,
         prompting=Prompting(chat=args.chat_template, eos=args.target_eos),
-        judge=judge_named(),
+        judge=judge_for(names),
     )
     if edit is not None and edit.hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)

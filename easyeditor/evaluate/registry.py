@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.endpoint import Endpoint
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
 from easyeditor.evaluate.counterfact import COUNTERFACT
@@ -23,6 +24,7 @@ from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.evaluate.wild import WILD
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.prompting import has_template
+from easyeditor.lm.tokens import begins_texts_with_bos
 from easyeditor.lm.weights import frozen
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest
@@ -127,7 +129,7 @@ def evaluate(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
-    names: Iterable[str],
+    names: Sequence[str],
     *,
     settings: Settings | None = None,
     before: Evaluation | None = None,
@@ -143,7 +145,7 @@ def evaluate(
     """
     if not requests:
         raise DataError("no requests to evaluate")
-    settings = settings or Settings(judge=judge_named())
+    settings = settings or Settings(judge=judge_for(names))
     references = settings.idf_texts or tuple(text for r in requests for text in r.reference_texts)
     same = [replace(settings, idf_texts=references)] * len(requests)
     return measure(model, tok, requests, chosen(names), same, before=before, progress=progress)
@@ -221,6 +223,11 @@ def _asking(
     ]
 
 
+def judge_for(names: Sequence[str]) -> Endpoint | None:
+    """The judge that the environment names, if one of these metrics asks it."""
+    return judge_named() if names and any(metric.judged for metric in chosen(names)) else None
+
+
 def _unable(metric: Metric, tok: PreTrainedTokenizerBase, settings: Settings) -> str | None:
     """Why a metric cannot be had of any request."""
     if metric.judged is not None and settings.judge is None:
@@ -259,7 +266,8 @@ def _generated(
 def _perplexities(model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float]:
     if not texts:
         return {}
-    report = PerplexityProbe(model, tok, texts, max_length=ESSENCE_TOKENS).measure()
+    begun = begins_texts_with_bos(tok)  # as the reference's tokenizer does by itself
+    report = PerplexityProbe(model, tok, texts, max_length=ESSENCE_TOKENS, add_start_token=begun).measure()
     return dict(zip(texts, report.perplexities, strict=True))
 
 

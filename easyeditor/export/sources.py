@@ -15,7 +15,7 @@ from easyeditor.results.collapse import Collapse
 from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.record import EditRecord
 from easyeditor.results.run import RESULT, Run, journals, load_run
-from easyeditor.results.shown import shown_ppl, shown_share
+from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
 from easyeditor.results.values import mean
 from easyeditor.runs.sequence import saved_edit
 
@@ -86,7 +86,7 @@ def of_record(record: EditRecord) -> Measured:
             pair = record.probabilities[key]
             rows.append(_row(f"P({answer})", pair["before"], pair["after"]))
     if record.collapse is not None:
-        rows.append(("perplexity", shown_ppl(record.collapse.ppl_before), shown_ppl(record.collapse.ppl_after)))
+        rows.append((ppl_name(record.bos), shown_ppl(record.collapse.ppl_before), shown_ppl(record.collapse.ppl_after)))
     return Measured(what=f"this edit alone{behind}", rows=tuple(rows), verdict=_verdict(record.collapse))
 
 
@@ -140,7 +140,7 @@ def _of_sequence(run: Run, lines: Sequence[EditLine]) -> Measured | None:
     rows = [
         _row(name, mean(row[name][0] for row in before if name in row), after) for name, after in last.means().items()
     ]
-    rows.append(("perplexity", shown_ppl(run.base), shown_ppl(last.ppl)))
+    rows.append((ppl_name(any(line.standing.bos for line in lines)), shown_ppl(run.base), shown_ppl(last.ppl)))
     said = "Perplexity was not measured, so there is no verdict on collapse."
     if last.collapsed is not None:
         change = f"perplexity {shown_ppl(run.base)} → {shown_ppl(last.ppl)}, threshold {shown_ppl(run.threshold)}"

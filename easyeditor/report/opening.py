@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from easyeditor.results.collapse import remedy
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
-from easyeditor.results.shown import shown_ppl
+from easyeditor.results.shown import ppl_name, shown_ppl
 
 
 def opening(run: Run) -> tuple[str, ...]:
@@ -52,8 +52,8 @@ def _perplexities(run: Run, judged: Sequence[EditLine]) -> str:
     middle = statistics.median(_ppl(edit) for edit in judged)
     base = "" if run.base is None else f"unedited {shown_ppl(run.base)}, "
     return (
-        f"Perplexity: {base}median after an edit {shown_ppl(middle)}, worst {shown_ppl(_ppl(worst))} "
-        f"({worst.request.subject or worst.request.prompt}, #{worst.index})."
+        f"P{ppl_name(run.bos)[1:]}: {base}median after an edit {shown_ppl(middle)}, worst "
+        f"{shown_ppl(_ppl(worst))} ({worst.request.subject or worst.request.prompt}, #{worst.index})."
     )
 
 

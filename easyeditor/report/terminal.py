@@ -13,7 +13,7 @@ from rich.text import Text
 from easyeditor.report.render import cut
 from easyeditor.results.collapse import cause, first_place_cure, remedy
 from easyeditor.results.record import EditRecord, LayerNumbers
-from easyeditor.results.shown import shown_ppl, shown_share, shown_size
+from easyeditor.results.shown import ppl_name, shown_ppl, shown_share, shown_size
 
 LONGEST_ANSWER = 32  # characters of an answer in the table; the line above it has all
 LONGEST_ID = 16  # characters of a case id shown
@@ -129,7 +129,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     last = summary["last_evaluation"]
     if last is not None:
         rates = ", ".join(f"{key} {shown_share(last[key])}" for key in ("rewrite_acc", "rephrase_acc", "locality_acc"))
-        line = f"after {last['after']} edits: perplexity {shown_ppl(last['ppl'])}; {last['edits']} in the model:"
+        name = ppl_name(bool((summary["ppl"] or {}).get("bos")))
+        line = f"after {last['after']} edits: {name} {shown_ppl(last['ppl'])}; {last['edits']} in the model:"
         console.print(f"{line} {rates}", highlight=False)
     if summary.get("forecast") is not None:
         console.print(summary["forecast"]["words"], highlight=False)
@@ -145,9 +146,9 @@ def _metrics(summary: Mapping[str, Any]) -> Table:
     ppl = summary["ppl"]
     if ppl is not None:
         count = str(summary["counts"]["edits"])
-        begun = " (with BOS)" if ppl["bos"] else ""
-        table.add_row(f"perplexity{begun}, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
-        table.add_row(f"perplexity{begun}, worst", "", shown_ppl(ppl["max"]), count)
+        name = ppl_name(ppl["bos"])
+        table.add_row(f"{name}, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
+        table.add_row(f"{name}, worst", "", shown_ppl(ppl["max"]), count)
     return table
 
 

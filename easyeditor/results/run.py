@@ -113,6 +113,11 @@ class Run:
         return self.edits[0].record.pre.ppl
 
     @property
+    def bos(self) -> bool:
+        """Did the perplexity sentences begin with BOS?"""
+        return any(edit.standing.bos for edit in self.edits[:1])
+
+    @property
     def screen_threshold(self) -> float:
         """The |denominator| below which a collapse is foretold: the run's own, else the usual one."""
         found = self.setting("screen_threshold")

@@ -14,6 +14,11 @@ def shown_ppl(value: float | None) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
 
 
+def ppl_name(bos: bool) -> str:
+    """What perplexity is called: where every sentence began with BOS (`ppl_bos`) it says so; the papers' had none."""
+    return "perplexity (with BOS)" if bos else "perplexity"
+
+
 def shown_share(value: float | None) -> str:
     """A metric's value or a probability: three decimals, or two digits where those would be zeros."""
     if value is None:

@@ -100,9 +100,15 @@ def survey_table(outcomes: Sequence[Outcome]) -> Table:
         rows=tuple(rows),
         note=f"In brackets: 95 % of the values of {DRAWS:,} resamples of the requests (for seconds: of the batches), "
         "seed 0. Sequences are measured at their last evaluation, over all edits in the model; single edits right "
-        "after each. Perplexity: of the last model of a sequence; the median over single edits. docs/survey.md "
-        "explains each column.",
+        "after each. Perplexity: of the last model of a sequence; the median over single edits"
+        f"{_begun(outcomes)}. docs/survey.md explains each column.",
     )
+
+
+def _begun(outcomes: Sequence[Outcome]) -> str:
+    """The models whose perplexity is with BOS."""
+    models = dict.fromkeys(o.run.model for o in outcomes if o.run is not None and o.run.bos)
+    return f"; with BOS for {', '.join(models)}" if models else ""
 
 
 def brief_table(outcomes: Sequence[Outcome]) -> Table:

@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the start")
     p.add_argument("--data", metavar="FILE", help="requests with paraphrases and neighbours (default: ours)")
+    p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--edits", type=int, default=8, help="facts in each trial, and in the check (default: %(default)s)")
     p.add_argument("--held-out", type=int, default=20, help="facts the result is judged by (default: %(default)s)")
     p.add_argument("--facts", type=int, default=12, help="known facts that are traced (default: %(default)s)")
@@ -70,7 +71,10 @@ def arguments() -> argparse.Namespace:
     if not args.ppl_ratio >= 1:
         raise ConfigError(f"--ppl-ratio is {args.ppl_ratio:g}; allowed: 1 or more")
     told = {name: value for name, value in vars(args).items() if name not in UNTOLD and value != p.get_default(name)}
-    words = [[f"--{name.replace('_', '-')}", *(v if isinstance(v, list) else [f"{v}"])] for name, v in told.items()]
+    words = [
+        [f"--{name.replace('_', '-')}", *(v if isinstance(v, list) else [] if v is True else [f"{v}"])]
+        for name, v in told.items()
+    ]
     args.command = shlex.join(["python", "-m", "easyeditor.tune", *(word for flag in words for word in flag)])
     return args
 
@@ -119,7 +123,7 @@ def planned(args: argparse.Namespace) -> Plan:
 
     method = tunable(args.method)
     values, path = start_values(method, args.model, args.start, args.set)
-    requests = read_dataset(str(FACTS) if args.data is None else args.data).requests
+    requests = read_dataset(str(FACTS) if args.data is None else args.data, skip_bad=args.skip_bad).requests
     searched, checked, held_out = drawn(requests, (args.edits, args.edits, args.held_out), args.seed)
     return Plan(
         method=method,
