@@ -258,7 +258,7 @@ def test_modules_named_by_hand_are_taken(go: Any, tmp_path: Path, monkeypatch: A
 
 def layer(number: int, reach: float) -> LayerSafety:
     return LayerSafety(
-        layer=number, reach=reach, most_reach=reach, least_reach=reach, bare_v0=1, mean_v0=1, denominator=1
+        layer=number, reach=reach, most_reach=reach, least_reach=reach, bare_v0=1, mean_v0=1, denominators=(1, 1, 1)
     )
 
 

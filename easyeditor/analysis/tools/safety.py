@@ -26,7 +26,8 @@ from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.records import EditRequest
 
-SAFETY = ("layer", "reach", "most reach", "least reach", "|v0| bare", "|v0| mean", "smallest |denominator|")
+SAFETY = ("layer", "reach", "most reach", "least reach", "|v0| bare", "|v0| mean")
+SAFETY += ("smallest |denominator|", "median", "largest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,13 @@ class LayerSafety:
     least_reach: float
     bare_v0: float
     mean_v0: float
-    denominator: float
+    denominators: tuple[float, float, float]
+    """|k^u.u|: the smallest, the median, the largest."""
 
     def row(self) -> list[Any]:
         """The values of the columns `SAFETY`."""
         ends = [self.reach, self.most_reach, self.least_reach]
-        return [self.layer, *ends, self.bare_v0, self.mean_v0, self.denominator]
+        return [self.layer, *ends, self.bare_v0, self.mean_v0, *self.denominators]
 
 
 def first_place(
@@ -90,7 +92,7 @@ def safety_of(method: LocateMethod[Any], requests: Sequence[EditRequest]) -> lis
                 least_reach=min(reach),
                 bare_v0=statistics.median(own_D[:, 0].norm(dim=1).tolist()),
                 mean_v0=statistics.median(own_D[:, 1:].mean(1).norm(dim=1).tolist()),
-                denominator=float(bare.min()),
+                denominators=(float(bare.min()), statistics.median(bare.tolist()), float(bare.max())),
             )
         )
     return made
