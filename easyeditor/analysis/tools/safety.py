@@ -26,8 +26,10 @@ from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.records import EditRequest
 
-SAFETY = ("layer", "reach", "most reach", "least reach", "|v0| bare", "|v0| mean")
-SAFETY += ("smallest |denominator|", "median", "largest")
+SAFETY = (
+    *("layer", "reach", "most reach", "least reach", "|v0| bare", "|v0| mean"),
+    *("smallest |denominator|", "median", "largest"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
