@@ -307,12 +307,13 @@ def test_a_memory_of_another_model_is_refused() -> None:
 
 def test_easyedits_ultraedit_file_loads(caplog: pytest.LogCaptureFixture) -> None:
     values = {"alg_name": "ULTRAEDIT", "device": 0, "model_name": "m", "model_class": "A", "tokenizer_class": "B"}
+    values |= {"class_name": "A"}  # phi-4.yaml's name for it
     values |= {"tokenizer_name": "m", "inner_params": ["model.layers.18.mlp.gate_proj"], "dropout": 0.0, "lr": "1e-6"}
     values |= {"no_grad_layers": None, "token": "mask", "batch_size": 100, "batch_size_once": 10, "half": True}
     values |= {"editor_batch_size": 1024, "silent": False, "model_parallel": False, "results_dir": "./results"}
     h = load_hparams(values)
     assert (h.alg_name, h.lr, h.together) == ("UltraEdit", 1e-6, 10)  # type: ignore[attr-defined]
-    assert "read and not used: dropout, editor_batch_size, half" in caplog.text
+    assert "read and not used: class_name, dropout, editor_batch_size, half" in caplog.text
 
 
 # LoRA

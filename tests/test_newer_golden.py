@@ -337,6 +337,16 @@ def test_easyedits_files_load_with_their_values(method: str, caplog: pytest.LogC
             assert found == (float(value) if isinstance(found, float) else value), key
 
 
+@pytest.mark.parametrize("strength", ["suppression_strength", "suppression strength"])  # gpt2-xl, qwen2.5-7b; llama3-8b
+def test_easyedits_sphere_files_load(strength: str, caplog: pytest.LogCaptureFixture) -> None:
+    values = read("hparams_upstream.json")["AlphaEdit"]["llama3-8b"]["easyedit"]
+    made = load_hparams({**values, "alg_name": "SPHERE", "cumulative_ratio": 0.6, strength: 0.7})
+    assert (made.sphere_ratio, made.sphere_strength) == (0.6, 0.7)  # type: ignore[attr-defined]
+    assert "read and not used: P_loc" in caplog.text
+    with pytest.raises(ConfigError, match=f"{strength} and sphere_strength are the same setting; give one"):
+        load_hparams({**values, "alg_name": "SPHERE", strength: 0.7, "sphere_strength": 0.5})
+
+
 def test_their_hyper_parameter_classes_are_public() -> None:
     from easyeditor import AlphaEditHyperParams, EMMETHyperParams
 

@@ -22,6 +22,7 @@ import mass_edit
 import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult, load_hparams
 from easyeditor.errors import ConfigError
+from easyeditor.methods.registry import canonical
 from easyeditor.methods.table import METHODS, MethodRow
 from easyeditor.report import __main__ as report
 
@@ -49,6 +50,11 @@ def test_a_variant_is_a_row() -> None:
     made = [editor.compute(FACTS[0]).deltas[0].dense() for editor in editors]
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+def test_memit_seq_is_known_as_the_field_writes_it() -> None:
+    for spelling in ("MEMIT_Seq", "MEMIT_seq", "memit_seq"):
+        assert canonical(spelling) == "MEMIT-Seq"
 
 
 def test_a_default_of_a_row_gives_way_and_a_preset_does_not() -> None:
