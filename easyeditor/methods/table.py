@@ -79,7 +79,7 @@ METHODS: dict[str, MethodRow] = {
         paper="https://arxiv.org/abs/2605.26670",
         preset={"earlier_keys": "edited"},
         unused=("cov_matrix_weight", "lambda_reg"),
-        spellings=("MEMIT_Seq", "MEMIT_seq", "MEMIT_SEQ"),
+        spellings=("MEMIT_Seq", "MEMIT_seq", "MEMIT_SEQ", "memit_seq"),
     ),
     "ENCORE": MethodRow(
         title="ENCORE",
@@ -123,6 +123,11 @@ METHODS: dict[str, MethodRow] = {
         paper="https://arxiv.org/abs/2510.01172",
         preset={"filters": ["sphere"]},
         unused=("P_loc",),
+        renamed={
+            "cumulative_ratio": "sphere_ratio",
+            "suppression_strength": "sphere_strength",
+            "suppression strength": "sphere_strength",  # EasyEdit's llama3-8b
+        },
     ),
     "MEND": MethodRow(
         title="MEND",
@@ -161,8 +166,8 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.ultraedit.method:UltraEdit",
         paper="https://arxiv.org/abs/2505.14679",
         unused=(
-            *("alg", "dropout", "editor_batch_size", "half", "model_class", "n_edits", "no_grad_layers", "results_dir"),
-            *("silent", "token", "tokenizer_class", "tokenizer_name"),
+            *("alg", "class_name", "dropout", "editor_batch_size", "half", "model_class", "n_edits", "no_grad_layers"),
+            *("results_dir", "silent", "token", "tokenizer_class", "tokenizer_name"),
         ),
         renamed={"modules": "inner_params"},
         spellings=("ULTRAEDIT", "Ultraedit", "UltraEDIT"),
