@@ -42,9 +42,21 @@ def prune(total_DK: Tensor, original_DK: Tensor, base: float = math.e) -> Tensor
     limit = float(torch.linalg.matrix_norm(original_DK, 2))
     if limit * math.log(base) < 1:
         LOG.warning("prune: base %g makes singular values above %.3g larger, not smaller; take a larger", base, limit)
-    left_DR, values_R, right_RK = torch.linalg.svd(total_DK, full_matrices=False)
-    logs_R = (values_R / limit).log() / math.log(base) + limit
-    return (left_DR * torch.where(values_R >= limit, logs_R, values_R)) @ right_RK
+    return _above_limit(total_DK, limit, lambda values_R: (values_R / limit).log() / math.log(base) + limit)
+
+
+def unpruned(change_DK: Tensor, original_DK: Tensor, base: float = math.e) -> Tensor:
+    """The total update that `prune` made this change of: the map of singular values grows everywhere, so it has an
+    inverse, s0 base^(s - s0) above s0. The sum of earlier updates is thus read from the weights and kept nowhere."""
+    limit = float(torch.linalg.matrix_norm(original_DK, 2))
+    return _above_limit(change_DK, limit, lambda values_R: limit * base ** (values_R - limit))
+
+
+def prune_more(update_DK: Tensor, weight_DK: Tensor, original_DK: Tensor, base: float = math.e) -> Tensor:
+    """What takes W0 + prune(T) to W0 + prune(T + dW), T the sum of the updates before they were pruned."""
+    change_DK = weight_DK - original_DK
+    total_DK = unpruned(change_DK, original_DK, base) + update_DK if change_DK.any() else update_DK
+    return prune(total_DK, original_DK, base) - change_DK
 
 
 def sphere(update_DK: Tensor, weight_DK: Tensor, ratio: float = 0.5, strength: float = 0.5) -> Tensor:
@@ -68,6 +80,12 @@ def revive(update_DK: Tensor, original_DK: Tensor, energy: float = 0.3) -> Tenso
     return left_DR @ (left_DR.T @ update_DK @ right_RK.T) @ right_RK
 
 
+def _above_limit(total_DK: Tensor, limit: float, mapped: Callable[[Tensor], Tensor]) -> Tensor:
+    """The matrix with `mapped` in place of its singular values from `limit` on."""
+    left_DR, values_R, right_RK = torch.linalg.svd(total_DK, full_matrices=False)
+    return (left_DR * torch.where(values_R >= limit, mapped(values_R), values_R)) @ right_RK
+
+
 def _above(update_DK: Tensor, size_DK: Tensor, cut: Tensor | None) -> Tensor:
     return update_DK if cut is None else torch.where(size_DK >= cut, update_DK, torch.zeros_like(update_DK))
 
@@ -75,7 +93,7 @@ def _above(update_DK: Tensor, size_DK: Tensor, cut: Tensor | None) -> Tensor:
 FILTERS: dict[str, Callable[[Tensor, Tensor, Tensor, LocateHyperParams], Tensor]] = {
     "rect": lambda dW, now, first, h: rect_largest(dW, now, h.rect_share),
     "rect-official": lambda dW, now, first, h: rect_official(dW, now, h.rect_dropped),
-    "prune": lambda dW, now, first, h: prune(now - first + dW, first, h.prune_base) - (now - first),
+    "prune": lambda dW, now, first, h: prune_more(dW, now, first, h.prune_base),
     "sphere": lambda dW, now, first, h: sphere(dW, now, h.sphere_ratio, h.sphere_strength),
     "revive": lambda dW, now, first, h: revive(dW, first, h.revive_energy),
 }
