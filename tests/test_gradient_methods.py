@@ -184,7 +184,8 @@ def test_ultraedit_over_two_turns_by_its_authors_numbers(model: str) -> None:
         numbers = [n for batch in meta["runs"][turn]["batches"] for n in batch]
         lines = [line(tok, request(n).prompt, request(n).target_new) for n in numbers]
         rows, _ = method._rows(lines, None)
-        result = method.edit([request(n) for n in numbers])
+        result = editor.compute([request(n) for n in numbers])
+        assert len(result.requests) == len(numbers)
         for layer, module, delta in zip((2, 3), meta["modules"], result.deltas, strict=True):
             keys_NK, gradients_ND = torch.cat(rows[module]).tensor_split([-48], dim=1)
             assert relative(fold(keys_NK), wanted[f"f32/{turn}/layer{layer}/keys"]) < ULTRA
@@ -195,6 +196,16 @@ def test_ultraedit_over_two_turns_by_its_authors_numbers(model: str) -> None:
         assert float(known_3W[0, 0]) == float(wanted[f"f32/{turn}/norm/n"])
         assert relative(known_3W[1], wanted[f"f32/{turn}/norm/mean"]) < ULTRA
         assert relative(deviation(known_3W), wanted[f"f32/{turn}/norm/std"]) < ULTRA
+
+
+def test_ultraedit_takes_a_repeated_request_twice_and_refuses_two_that_contradict() -> None:
+    editor = ultraedit((build("llama"), tokenizer()), **FEW)
+    once, twice = editor.compute([ROME, SEA]), editor.compute([ROME, SEA, ROME])
+    assert [request.case_id for request in twice.requests] == [0, 1, 0]
+    assert float(twice.memory["norm.48x32"][0, 0]) > float(once.memory["norm.48x32"][0, 0])
+    other = EditRequest.make("The sea", subject="sea", target_new="is red", case_id=3)
+    with pytest.raises(DataError, match="requests 1 and 3 contradict each other"):
+        editor.compute([SEA, ROME, other])
 
 
 def rows(count: int, width: int = 5, seed: int = 0) -> torch.Tensor:
