@@ -87,7 +87,8 @@ class Editor(Measuring):
     def compute(self, requests: Request | Sequence[Request], *, verbose: bool = False, label: str = "") -> EditResult:
         """The edit for `requests` as a value; the model's weights are left alone.
 
-        A repeated request is edited once, and requests that share a subject are edited and noted (both as a warning).
+        A repeated request is edited once (by UltraEdit as often as it comes), and requests that share a subject are
+        edited and noted (both as a warning).
 
         Raises:
             DataError: no request, a bad one, one without the subject the method needs, or two that contradict each
@@ -97,7 +98,7 @@ class Editor(Measuring):
         if not listed:
             raise DataError("no requests to edit")
         made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i) for i, r in enumerate(listed)]
-        kept, notes = reconcile(made)
+        kept, notes = reconcile(made, repeats=self.method.keeps_repeats)
         self._check_subjects(kept)
         for note in notes:
             LOG.warning(note)

@@ -148,11 +148,11 @@ class EditRequest:
         return EditRequest.make(**{**same, "subject": None if raw["subject"] == "" else raw["subject"]}, **lists)
 
 
-def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[str]]:
+def reconcile(requests: Sequence[EditRequest], *, repeats: bool = False) -> tuple[list[EditRequest], list[str]]:
     """The requests of one joint edit without repetitions, and notes on what was found.
 
-    The same request twice is kept once. Several facts about one subject share a key and pull at each other: kept,
-    noted.
+    The same request twice is kept once, or as often as it comes with `repeats`. Several facts about one subject share
+    a key and pull at each other: kept, noted.
 
     Raises:
         DataError: two requests give one prompt different answers.
@@ -171,12 +171,13 @@ def reconcile(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[
                 f"requests {first.case_id!r} and {request.case_id!r} contradict each other: {request.prompt!r} -> "
                 f"{first.target_new!r} and {request.target_new!r}; keep one of them"
             )
-        notes.append(f"request {request.case_id!r} repeats {first.case_id!r}; edited once")
+        if not repeats:
+            notes.append(f"request {request.case_id!r} repeats {first.case_id!r}; edited once")
     for subject, cases in prompts_of.items():
         if subject and len(cases) > 1:
             listed = ", ".join(map(repr, cases))
             notes.append(f"requests {listed} share the subject {subject!r}, and with it nearly the same key")
-    return list(kept.values()), notes
+    return list(requests) if repeats else list(kept.values()), notes
 
 
 def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:

@@ -37,6 +37,9 @@ class EditMethod(ABC, Generic[H]):
     screens: ClassVar[bool] = False
     """Has the method a denominator that `screen` can compute without editing?"""
 
+    keeps_repeats: ClassVar[bool] = False
+    """Does a request count as often as a batch holds it? False: once, with a warning."""
+
     needs_subject: ClassVar[bool] = True
     """Does the method look the subject up in the prompt? False: requests may be without one."""
 

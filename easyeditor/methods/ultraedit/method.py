@@ -62,6 +62,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     remembers; rows are in `step.py`.
     """
 
+    keeps_repeats: ClassVar[bool] = True  # a repeat weighs in the means, as in the published code
     needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
