@@ -22,7 +22,7 @@ import mass_edit
 import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult, load_hparams
 from easyeditor.errors import ConfigError
-from easyeditor.methods.registry import canonical
+from easyeditor.methods.registry import canonical, method_class
 from easyeditor.methods.table import METHODS, MethodRow
 from easyeditor.report import __main__ as report
 
@@ -100,6 +100,23 @@ def test_most_probable_early_stopping_ends_where_the_reference_does(model: str, 
     method = MEMIT(*pair(model), easyeditor.MEMITHyperParams.from_dict(values))
     found = method.values([request(n) for n in range(6)], method.parts.block(0), 0)
     assert [len(f.losses) for f in found] == MPES_PASSES[model][cutoff]
+
+
+def test_most_probable_early_stopping_needs_no_cutoff() -> None:
+    """`early_stop: mpes` alone takes ENCORE's four passes, in a file and by --set, for a method that is not ENCORE."""
+    inputs = read("inputs.json")
+    values = {**inputs["hparams"]["MEMIT"]["tiny-llama"], "context_templates": inputs["context_templates_memit"]}
+    values |= {"layers": [0], "v_num_grad_steps": 40, "clamp_norm_factor": 4.0, "early_stop_rows": "prefixed"}
+    values |= {"alg_name": "MEMIT", "model_name": pair("tiny-llama")}
+    for h in (load_hparams({**values, "early_stop": "mpes"}), load_hparams(values).override(["early_stop=mpes"])):
+        assert h.prob_cutoff == -4  # type: ignore[attr-defined]
+    method = method_class("MEMIT")(*pair("tiny-llama"), h)
+    found = method.values([request(n) for n in range(1, 3)], method.parts.block(0), 0)  # type: ignore[attr-defined]
+    assert [len(f.losses) for f in found] == MPES_PASSES["tiny-llama"][-4][1:3]
+    off = load_hparams({**values, "early_stop": "mpes", "prob_cutoff": 0})
+    given = load_hparams(values).override(["early_stop=mpes", "prob_cutoff=-2"])
+    found_ = (off, off.override(["v_lr=0.1"]), given, load_hparams(values))
+    assert [h.prob_cutoff for h in found_] == [0, 0, -2, 0]  # type: ignore[attr-defined]
 
 
 # The worked example
