@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
@@ -12,6 +13,10 @@ from easyeditor.methods.hparams import LayerHyperParams
 
 Filter = Literal["rect", "rect-official", "prune", "sphere", "revive"]
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
+
+PROB_CUTOFF = -4  # passes that `early_stop: mpes` waits for where none are given: ENCORE's file for GPT-2 XL
+
+L = TypeVar("L", bound="LocateHyperParams")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +39,8 @@ class LocateHyperParams(LayerHyperParams):
     """When the value search ends before its last pass: `loss` below 0.05; `mpes` also when the whole target was the
     model's first choice in |prob_cutoff| passes."""
     prob_cutoff: int = 0
-    """ENCORE's key, negative there: passes that `early_stop: mpes` waits for; 0 turns that rule off."""
+    """ENCORE's key, negative there: passes that `early_stop: mpes` waits for, four where it is not given; 0 turns that
+    rule off."""
     early_stop_rows: Literal["all", "prefixed"] = "all"
     """Prompts whose target must be the first choice: all, or those behind a context (ENCORE's published code)."""
     mom2_adjustment: bool
@@ -79,6 +85,16 @@ class LocateHyperParams(LayerHyperParams):
     """Documents in the statistics."""
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Dtype of the stored statistics."""
+
+    @classmethod
+    def from_dict(cls: type[L], values: Mapping[str, Any], where: str = "hparams") -> L:
+        waits = {"prob_cutoff": PROB_CUTOFF} if values.get("early_stop") == "mpes" else {}
+        return super().from_dict({**waits, **values}, where)
+
+    def override(self: L, settings: Iterable[str]) -> L:
+        listed = list(settings)
+        turned_on = self.early_stop != "mpes" and "early_stop=mpes" in (s.replace(" ", "") for s in listed)
+        return super().override([*([f"prob_cutoff={PROB_CUTOFF}"] if turned_on else []), *listed])
 
     def validate(self, where: str) -> None:
         super().validate(where)
