@@ -131,6 +131,26 @@ def test_an_order_is_drawn_anew_in_each_epoch_and_the_same_in_each_run() -> None
     assert method._orders(2) == [[0, 1]] * 4  # all in one batch
 
 
+def test_a_last_order_that_happens_to_be_the_first_does_not_stand_for_all() -> None:
+    """Seed 2 draws [1, 2, 0], [0, 2, 1], [1, 2, 0] of three requests, two in a batch: three epochs in their orders."""
+    editor = made("LocFT-BF", layers=[1], batch_size=2, num_steps=3, seed=2)
+    method = editor.method
+    assert isinstance(method, FT)
+    orders = method._orders(3)
+    assert orders[0] == orders[2] != orders[1]
+    lines = [training_row(editor.tok, r, "target_new", Prompting(eos=True)) for r in (SEA, ROME, BAY)]
+    copies = trainable(editor.model, method.weight_names)
+    settings = Training(num_steps=3, lr=5e-4, weight_decay=0.0, bound=None)
+    with frozen(editor.model):
+        losses = fine_tune(copies, lambda n: method._batches(lines, orders[n - 1]), settings)
+    result = editor.compute([SEA, ROME, BAY])
+    (name,) = copies
+    before = editor.model.get_parameter(name).detach()
+    assert torch.equal(result.deltas[0].dense(), copies[name].detach() - before)
+    by_request = [[epoch[order.index(n)] for epoch, order in zip(losses, orders, strict=True)] for n in range(3)]
+    assert [[loss for (loss,) in trace[1].losses] for trace in result.traces] == by_request
+
+
 def test_ft_m_is_ft_with_its_mask() -> None:
     loaded = (build("llama"), tokenizer())
     rest = {"layers": [1], "num_steps": 2, "lr": 1e-3}
