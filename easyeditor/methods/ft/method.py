@@ -74,7 +74,7 @@ class FT(EditMethod[FTHyperParams]):
         with frozen(self.model):
             copies = trainable(self.model, self.weight_names)
             orders = self._orders(len(made))
-            fixed = list(self._batches(made, orders[0])) if orders[0] == orders[-1] else None
+            fixed = list(self._batches(made, orders[0])) if all(order == orders[0] for order in orders) else None
             settings = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=h.bound)
             epochs = fine_tune(copies, fixed or (lambda n: self._batches(made, orders[n - 1])), settings, watch)
             deltas = tuple(difference(self.model, copies))
