@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import relative
 from golden_numbers import MODELS, fold, folder, pair, read, request, tensors
 
+import easyeditor
 from easyeditor import BaseEditor, load_hparams
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.methods.locate import filters
@@ -363,6 +365,21 @@ def test_their_hyper_parameter_classes_are_public() -> None:
 
     assert AlphaEditHyperParams(**_needed()).alg_name == "AlphaEdit"
     assert EMMETHyperParams(**_needed(), mom2_update_weight=1.0).alg_name == "EMMET"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name", "source"),
+    [("R_ROMEHyperParams", "R-ROME", "R-ROME"), ("SPHEREHyperParams", "SPHERE", "AlphaEdit")],
+)
+def test_easyedits_names_of_hyper_parameter_classes_load_its_files(
+    theirs: str, name: str, source: str, tmp_path: Path
+) -> None:
+    for model, by in read("hparams_upstream.json")[source].items():
+        (tmp_path / f"{model}.yaml").write_text(yaml.safe_dump({**by["easyedit"], "alg_name": name}), encoding="utf-8")
+        made = getattr(easyeditor, theirs).from_hparams(tmp_path / f"{model}.yaml")
+        assert made == load_hparams(tmp_path / f"{model}.yaml")
+        assert made.alg_name == name
+    assert {theirs} <= {*easyeditor.__all__} & {*dir(easyeditor)}
 
 
 def _needed() -> dict[str, Any]:
