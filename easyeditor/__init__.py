@@ -39,6 +39,8 @@ _HOMES = {
     "summary_metrics": "easyeditor.easyedit",
 }
 
+_THEIRS = {"R_ROMEHyperParams": "ROMEHyperParams", "SPHEREHyperParams": "AlphaEditHyperParams"}
+"""EasyEdit's classes of methods that are rows on another method's class here: the file's `alg_name` says which."""
 
 _UPSTREAM = ("HyperParams", "Hparams", "Hparam", "Dataset")
 """How EasyEdit's names end that its examples import; one that is not here fails when it is used, not at the import."""
@@ -63,7 +65,8 @@ class Absent:
 def _homes() -> dict[str, str]:
     """Public name -> module; the table is read anew, so that a row added at run time counts."""
     rows = (row.hparams.partition(":") for row in METHODS.values())
-    return {**_HOMES, **{name: module for module, _, name in rows}}
+    homes = {**_HOMES, **{name: module for module, _, name in rows}}
+    return {**homes, **{theirs: homes[ours] for theirs, ours in _THEIRS.items()}}
 
 
 __all__ = sorted(_homes())
@@ -75,7 +78,7 @@ def __getattr__(name: str) -> Any:
         return Absent(name)
     if name not in homes:
         raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(sorted(homes))}")
-    return getattr(import_module(homes[name]), name)
+    return getattr(import_module(homes[name]), _THEIRS.get(name, name))
 
 
 def __dir__() -> list[str]:
