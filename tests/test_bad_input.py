@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import build, tokenizer
 from safetensors.torch import load_file, save_file
-from script_runs import Ran, call, file_size_limit, save_tiny, write_yaml
+from script_runs import Ran, call, file_size_limit, five_requests, memit_yaml, save_tiny, write_yaml
 
+import mass_edit
 import ppl as ppl_script
 import single_case_edit
 from easyeditor.dataset.sentences import load_sentences
@@ -514,3 +516,18 @@ def test_load_takes_the_embedded_model_from_its_folder(source: Path, monkeypatch
     monkeypatch.setattr(embedded, "ensure", lambda _: source / "m")
     model, _ = load(embedded.DEFAULT, device="cpu")
     assert model.config.name_or_path == str(source / "m")
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.5, "0 of 48"), (2.0, "48 of 48")])
+def test_a_null_space_without_a_direction_or_with_all_is_refused_and_not_kept(
+    threshold: float, count: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memit = memit_yaml(five_requests(tmp_path))  # C is the identity
+    before = sorted((tmp_path / "stats").rglob("*"))
+    values = yaml.safe_load(memit.read_text(encoding="utf-8"))
+    values |= {"alg_name": "AlphaEdit", "nullspace_threshold": threshold}
+    memit.write_text(yaml.safe_dump(values), encoding="utf-8")
+    flags = ["--hparams", memit, "--data", tmp_path / "five.json", "--output", tmp_path / "run", "--mode", "batch"]
+    ran = call(mass_edit, flags, monkeypatch, capsys)
+    refusal(ran, f"layer 1: the null space of C below absolute threshold {threshold:g} has {count} directions")
+    assert sorted((tmp_path / "stats").rglob("*")) == before
