@@ -31,7 +31,8 @@ class NullSpace:
 
 
 def null_space(moment_KK: Tensor, threshold: float, scale: str, key: StatsKey) -> NullSpace:
-    """P of a moment, read from beside its statistics or computed and kept there.
+    """P of a moment, read from beside its statistics or computed and kept there; one that keeps no direction, or all,
+    is of no use to anyone and is not kept.
 
     Raises:
         StatsError: a kept file is damaged. OutputError: it cannot be written.
@@ -40,8 +41,9 @@ def null_space(moment_KK: Tensor, threshold: float, scale: str, key: StatsKey) -
     if path.exists():
         return _read(path, len(moment_KK))
     made = computed(moment_KK, threshold, scale)
-    numbers = {"rank": str(made.rank), "lowest": repr(made.lowest), "highest": repr(made.highest)}
-    write_tensors(path, {"projection": made.projection_KK.float().cpu()}, numbers)
+    if 0 < made.rank < len(moment_KK):
+        numbers = {"rank": str(made.rank), "lowest": repr(made.lowest), "highest": repr(made.highest)}
+        write_tensors(path, {"projection": made.projection_KK.float().cpu()}, numbers)
     return made
 
 
