@@ -23,9 +23,11 @@ from easyeditor import BaseEditor, load_hparams
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.methods.locate import filters
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod, anchor_of
+from easyeditor.methods.rome.method import ROME
 from easyeditor.records import EditRequest
 
 UPDATE, VALUE = 8e-5, 3e-5
+LIMITS = {"keys": VALUE, "cur_z": VALUE, "residual_target": UPDATE, "delta_W": UPDATE, "adj_k": UPDATE, "resid": UPDATE}
 LAYERS = (2, 3, 4)
 TRIOS = ((1, (0, 1, 2)), (2, (3, 4, 5)))
 
@@ -57,9 +59,28 @@ def editor(model: str, alg_name: str, hparams: Any, contexts: str = "memit", **c
     )
 
 
-def check_deltas(result: Any, wanted: dict[str, torch.Tensor], entry: str, layers: Any = LAYERS) -> None:
-    for delta, layer in zip(result.deltas, layers, strict=True):
-        assert relative(fold(delta.dense()), wanted[f"{entry}/layer{layer}/delta_W"]) < UPDATE, (entry, layer)
+def check_edit(result: Any, wanted: dict[str, torch.Tensor], entry: str, layers: Any = LAYERS) -> None:
+    """Every tensor of an edit that the reference kept: targets, then by layer keys, what was missing, the update."""
+
+    def traced(name: str, layer: int) -> torch.Tensor:
+        return torch.stack([trace[layer].vectors[name] for trace in result.traces])
+
+    target = traced("target", layers[0])
+    assert relative(target, wanted[f"{entry}/z"]) < VALUE, entry
+    for place, (delta, layer) in enumerate(zip(result.deltas, layers, strict=True)):
+        missing = traced("residual", layer) * (len(layers) - place)
+        found = {
+            "keys": traced("prefixed_key", layer),
+            "residual_target": missing,
+            "cur_z": target - missing,
+            "delta_W": delta.dense(),
+        }
+        if f"{entry}/layer{layer}/adj_k" in wanted:  # EMMET's factors
+            turned = delta.left.shape[0] == found["keys"].shape[1]
+            left, right = (delta.right.T, delta.left.T) if turned else (delta.left, delta.right)
+            found |= {"adj_k": right, "resid": left.T}
+        for name, tensor in found.items():
+            assert relative(fold(tensor), wanted[f"{entry}/layer{layer}/{name}"]) < LIMITS[name], (entry, layer, name)
 
 
 @pytest.mark.parametrize(("alg_name", "method"), [("AlphaEdit", "alphaedit"), ("MEMIT-Seq", "memit_seq")])
@@ -69,7 +90,7 @@ def test_two_batches_where_the_second_knows_the_first(model: str, alg_name: str,
     made = editor(model, alg_name, meta["hparams"])
     for batch, numbers in TRIOS:
         result = made.compute([request(n) for n in numbers])
-        check_deltas(result, wanted, f"f32/batch{batch}")
+        check_edit(result, wanted, f"f32/batch{batch}")
         for layer in LAYERS:
             after = wanted[f"f32/batch{batch}/layer{layer}/keys_after"]
             assert relative(fold(result.memory[f"keys.{layer}"].T), after) < VALUE
@@ -87,7 +108,7 @@ def test_encore_remembers_the_keys_it_solved_with(model: str) -> None:
     made = editor(model, "ENCORE", meta["f32/solve/batch1"]["hparams"])
     for batch, numbers in TRIOS:
         result = made.compute([request(n) for n in numbers])
-        check_deltas(result, wanted, f"f32/solve/batch{batch}")
+        check_edit(result, wanted, f"f32/solve/batch{batch}")
         made.commit(result)
 
 
@@ -108,7 +129,7 @@ def test_emmet(model: str, run: str) -> None:
     meta, wanted = golden(model, "emmet")
     hparams = meta[f"f32/{run}"]["hparams"]
     result = editor(model, "EMMET", hparams).compute([request(n) for n in meta[f"f32/{run}"]["requests"]])
-    check_deltas(result, wanted, f"f32/{run}", hparams["layers"])
+    check_edit(result, wanted, f"f32/{run}", hparams["layers"])
 
 
 def test_emmet_has_easyedits_rule_for_a_single_request() -> None:
@@ -126,13 +147,12 @@ def test_emmet_has_easyedits_rule_for_a_single_request() -> None:
 def test_nas_gives_targets_the_anchors_norm_or_drops_them(model: str, run: str) -> None:
     meta, wanted = golden(model, "nas")
     said = meta[f"f32/{run}"]
-    result = editor(model, "NAS", meta["hparams"], norm_anchor_value=said["anchor"]).compute(
-        [request(n) for n in range(6)]
-    )
-    targets = torch.stack([trace[4].vectors["target"] for trace in result.traces])
-    assert relative(targets, wanted[f"f32/{run}/z"]) < VALUE
+    made = editor(model, "NAS", meta["hparams"], norm_anchor_value=said["anchor"])
+    assert isinstance(made.method, AnchoredMethod)
+    assert relative(fold(made.method._initial([request(n) for n in range(6)])), wanted["f32/v0"]) < VALUE
+    result = made.compute([request(n) for n in range(6)])
     assert [n for n, trace in enumerate(result.traces) if trace[4].notes["dropped"]] == said["skipped"]
-    check_deltas(result, wanted, f"f32/{run}")
+    check_edit(result, wanted, f"f32/{run}")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -161,10 +181,20 @@ def test_the_anchor_of_a_pilot(model: str) -> None:
 def test_r_rome(model: str, variant: str) -> None:
     meta, wanted = golden(model, "rrome")
     made = editor(model, "R-ROME", meta[f"hparams_{variant}"], contexts="rome")
-    for n in (0, 1, 4):
-        trace = made.compute(request(n)).trace[2]
+    assert isinstance(made.method, ROME)
+    for n in range(6):
+        result, entry = made.compute(request(n)), f"f32/r{n}/{variant}_rrome"
+        vectors, (lookup,) = result.trace[2].vectors, made.method.look_up([request(n)], 2)
         for name in ("u", "v"):
-            assert relative(trace.vectors[name], wanted[f"f32/r{n}/{variant}_rrome/{name}"]) < VALUE
+            assert relative(vectors[name], wanted[f"{entry}/{name}"]) < VALUE, (n, name)
+        found = {"key_mean": vectors["prefixed_key"], "cur_input": lookup.mean_K, "cur_output": lookup.mean_D}
+        for name, vector in {**found, "target": vectors["target"]}.items():
+            assert relative(fold(vector), wanted[f"{entry}/{name}"]) < VALUE, (n, name)
+        outer = torch.outer(wanted[f"{entry}/v"], wanted[f"{entry}/u"])  # the reference's delta_W, to the last bits
+        delta = result.deltas[0].dense()
+        assert relative(delta if delta.shape == outer.shape else delta.T, outer) < UPDATE, n
+        if n < 2:
+            assert relative(fold(delta), wanted[f"{entry}/delta_W"]) < UPDATE, n
 
 
 # Filters
@@ -215,6 +245,7 @@ def test_prune_tames_large_singular_values_and_warns_where_it_cannot(
     meta, wanted = golden(model, "post")
     update, weight, turned = memit_update(model, 2)
     total = update * meta["prune"]["layer2/base_e"]["scale_of_memit_delta"]
+    assert relative(as_golden(total, turned), wanted["prune/layer2/delta_total"]) < UPDATE
     for text, base in (("e", np.e), ("2", 2.0), ("1.5", 1.5), ("1.2", 1.2)):
         caplog.clear()
         made = filters.prune(total, weight, base)

@@ -23,6 +23,10 @@ from tests.golden_numbers import HERE, MODELS, fold
 XZ = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lp": 2, "lc": 2, "pb": 2}  # for four-byte numbers
 FORWARDS = ("denominator", "numerator_vec_norm", "target_ids", "lookup_idxs", "input_ids", "attention_lengths")
 NEWER = ("alphaedit", "memit_seq", "emmet", "rrome", "encore", "nas", "post", "locft", "ultraedit")
+NEWER_FOLDED = (
+    *("delta_W", "keys_after", "keys", "values_grad", "cur_z", "residual_target", "v0"),
+    *("adj_k", "resid", "key_mean", "cur_input", "cur_output", "target", "delta_total"),
+)
 DROPPED = ("trajectory", "vstar", "layers", "num_correct", "delta_norm", "init_norm", "batch_norms", "stats")
 MEND_FULL = ("u_mean", "u_s", "v_mean", "v_s", ".k")
 
@@ -174,7 +178,7 @@ def newer(full: Path, name: str) -> None:
             tensor = key.rsplit("/", 1)[1]
             if tensor in ("u", "v", "z", "mean", "std", "n"):
                 kept[f"{method}/{key}"] = value.float()
-            elif tensor in ("delta_W", "keys_after", "keys", "values_grad") or "/P/" in key:
+            elif tensor in NEWER_FOLDED or "/P/" in key:
                 kept[f"{method}/{key}"] = fold(value).float()
     pack_tensors(f"newer_{name}.safetensors", kept)
     pack_json(f"newer_{name}.json", meta)
