@@ -29,6 +29,7 @@ from easyeditor.results.lines import Retained
 from easyeditor.results.run import load_run
 from easyeditor.runs.ranks import Rank
 from easyeditor.survey import __main__ as survey
+from easyeditor.survey import cells as cells_file
 from easyeditor.survey import running
 from easyeditor.survey.cells import Cell, cells_of
 from easyeditor.survey.page import first_beyond
@@ -268,6 +269,40 @@ def test_dry_run_estimates_from_edits_made(go: Any, copied: Path) -> None:
     assert "single, 2 requests; not begun; time unknown" in third
     assert total.startswith("3 cells: about 0:00:0")
     assert sorted(copied.rglob("*")) == before
+
+
+def test_dry_run_of_a_fresh_plan_estimates_from_the_tables_that_are_kept(
+    go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same method on the same model, in the same group where a table has it; the line names the table."""
+    monkeypatch.setattr(cells_file, "TABLES", tmp_path / "tables")
+    (tmp_path / "tables").mkdir()
+    head = "group,method,seed,edits,seconds an edit\n"
+    rows = {
+        "tiny.csv": "batches,FT,0,4,60\nelsewhere,FT,0,4,1\nelsewhere,ROME,0,2,10\nelsewhere,C-ROME,0,0,\n",
+        "tiny-long.csv": "elsewhere,ROME,0,9,30\n",
+        "other.csv": "one-by-one,C-ROME,0,9,30\n",
+    }
+    for name, text in rows.items():
+        (tmp_path / "tables" / name).write_text(head + text, encoding="utf-8")
+    (tmp_path / "tables" / "tiny-watched.csv").write_text("run,weight growth\nROME,1.0\n", encoding="utf-8")
+    ran = go("--dry-run")
+    assert ran.code == 0, ran.err
+    first, second, third, total, *_ = ran.out.splitlines()
+    assert first.endswith("batch, 4 requests; not begun; about 0:04:00, by tiny.csv")
+    assert second.endswith("single, 2 requests; not begun; about 0:00:40, by tiny-long.csv, tiny.csv")
+    assert third.endswith("single, 2 requests; not begun; time unknown")
+    assert total == "3 cells: about 0:04:40 for 2 of them"
+    assert "tables" in ran.out.splitlines()[-1]
+
+
+def test_the_kept_tables_know_every_method_on_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(Path("hparams/survey/smollm2-135m-300.yaml"))
+    for cell in cells_of(plan, Path("nowhere")):
+        seconds, tables = cells_file.recorded(cell) or (0.0, [])
+        assert seconds > 300 * 0.05
+        assert {*tables} <= {"smollm2-135m.csv", "smollm2-135m-300.csv"}
 
 
 # Refusals
