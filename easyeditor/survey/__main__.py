@@ -76,19 +76,25 @@ def main() -> int:
 
 def show_cells(cells: Sequence[Cell]) -> None:
     """The cells, one a line, and the time that is known of them."""
-    from easyeditor.survey.cells import estimate, progress_of
+    from easyeditor.survey.cells import TABLES, estimate, progress_of, recorded
 
     every = progress_of(cells)
     left = [estimate(one, every) for one in every]
     width = max(len(cell.name) for cell in cells)
-    for one, seconds in zip(every, left, strict=True):
-        kind = f"{one.cell.what.settings.mode}, {one.cell.size:,} requests"
+    named = False
+    for n, one in enumerate(every):
+        kind, seconds, by = f"{one.cell.what.settings.mode}, {one.cell.size:,} requests", left[n], ""
+        if seconds is None and (kept := recorded(one.cell)):
+            seconds, by = kept[0], f", by {', '.join(kept[1])}"
+            left[n], named = seconds, True
         time = "time unknown" if seconds is None else "nothing to do" if not seconds else f"about {_duration(seconds)}"
-        print(f"{one.cell.name:<{width}}  {kind}; {one.state}; {time}")
+        print(f"{one.cell.name:<{width}}  {kind}; {one.state}; {time}{by}")
     known = [seconds for seconds in left if seconds is not None]
     total = f"about {_duration(sum(known))} for {len(known)} of them" if known else "time unknown"
     print(f"{len(cells)} cells: {total}")
     print("Time is that of edits made so far; loading models and evaluating earlier edits are not in it.")
+    if named:
+        print(f"By a table of {TABLES}: its seconds an edit, since no such edit is made yet; measuring is not in it.")
 
 
 def show_page(survey: Survey, plan: Path, cells: Sequence[Cell], folder: Path) -> int:

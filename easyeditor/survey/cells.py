@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from easyeditor.runs.settings import RunSettings
 from easyeditor.survey.plan import Group, MethodChoice, Survey
 
 MEMORY = "memory.json"  # of a cell: the most memory its run took
+TABLES = Path(__file__).resolve().parents[2] / "data" / "survey"  # of surveys that were run
 FAILURES = "failed"  # folder of a survey: why a cell could not be run
 
 
@@ -159,6 +162,22 @@ def estimate(one: Progress, others: Sequence[Progress]) -> float | None:
     if known is None:
         known = mean(other.seconds for other in others if _alike(one.cell, other.cell))
     return None if known is None else known * (one.cell.size - one.made)
+
+
+def recorded(cell: Cell) -> tuple[float, list[str]] | None:
+    """Seconds a cell takes by the tables of surveys that are kept, and which tables: those of its method on its model
+    (the YAML's name), in its group where one has it. Computing edits only; None: no table has the method.
+    """
+    found: dict[bool, list[tuple[float, str]]] = {True: [], False: []}
+    model = re.compile(re.escape(Path(cell.yaml).stem) + r"(-\d+)?")  # a table is MODEL.csv, or MODEL-FACTS.csv
+    for path in sorted(path for path in TABLES.glob("*.csv") if model.fullmatch(path.stem)):
+        with path.open(encoding="utf-8", newline="") as opened:
+            for row in csv.DictReader(opened):
+                if row.get("method") == cell.method and row.get("seconds an edit"):
+                    found[row["group"] == cell.group].append((float(row["seconds an edit"]), path.name))
+    rows = found[True] or found[False]
+    seconds = mean(seconds for seconds, _ in rows)
+    return None if seconds is None else (seconds * cell.size, sorted({table for _, table in rows}))
 
 
 def _ending(summary: Mapping[str, Any]) -> tuple[bool, list[str]]:
