@@ -65,20 +65,19 @@ class Absent:
 def _homes() -> dict[str, str]:
     """Public name -> module; the table is read anew, so that a row added at run time counts."""
     rows = (row.hparams.partition(":") for row in METHODS.values())
-    homes = {**_HOMES, **{name: module for module, _, name in rows}}
-    return {**homes, **{theirs: homes[ours] for theirs, ours in _THEIRS.items()}}
+    return {**_HOMES, **{name: module for module, _, name in rows}}
 
 
 __all__ = sorted(_homes())
 
 
 def __getattr__(name: str) -> Any:
-    homes = _homes()
+    homes, name = _homes(), _THEIRS.get(name, name)
     if name not in homes and name.endswith(_UPSTREAM):
         return Absent(name)
     if name not in homes:
         raise AttributeError(f"module 'easyeditor' has no attribute {name!r}; it has {', '.join(sorted(homes))}")
-    return getattr(import_module(homes[name]), _THEIRS.get(name, name))
+    return getattr(import_module(homes[name]), name)
 
 
 def __dir__() -> list[str]:
