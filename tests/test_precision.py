@@ -12,11 +12,13 @@ import pytest
 import torch
 from conftest import CONTEXTS, ROOT, build, rome_hparams, tokenizer
 
-from easyeditor import BaseEditor
+from easyeditor import BaseEditor, EditRequest
 from easyeditor.errors import ConfigError
 from easyeditor.lm import precision
 from easyeditor.lm.loading import save
 from easyeditor.lm.precision import products
+from easyeditor.methods.locate.norm_anchor import AnchoredMethod
+from easyeditor.methods.registry import load_hparams
 from easyeditor.stats import first_token
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -171,3 +173,40 @@ def test_the_benchmark_edits_in_both_dtypes(dtype: str, tmp_path: Path, capsys: 
     assert all(0 < row["apart"] < 1 for row in rows)
     assert all(row["narrow_ppl"] == pytest.approx(row["ppl"], rel=0.05) for row in rows)
     assert capsys.readouterr().out.splitlines()[-1].startswith("| median |")
+
+
+# What is kept on disk
+
+
+def test_a_search_in_tf32_is_not_read_by_an_exact_run(tmp_path: Path) -> None:
+    """Each mode finds its own again; searches saved before there was a choice are exact."""
+    pair, counts = (build("llama"), tokenizer()), []
+    made = EditRequest.make(REQUEST["prompt"], subject="Bay", target_new="Italy")
+    for matmul in ("exact", "tf32", "exact", "tf32"):
+        passes: list[str] = []
+        hparams = rome_hparams(pair, targets_dir=str(tmp_path), v_num_grad_steps=3, matmul=matmul)
+        method = BaseEditor.from_hparams(hparams).method
+        method.edit([made], lambda *step, passes=passes: passes.append(step[2]))
+        counts.append(len(passes))
+    assert counts == [3, 3, 0, 0]
+
+
+def test_a_norm_anchor_measured_in_tf32_is_not_read_by_an_exact_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, anchors = (build("llama"), tokenizer()), []
+    values = {"alg_name": "NAS", "model_name": pair, "device": "cpu", "layers": [1], "v_num_grad_steps": 1}
+    values |= {"v_lr": 0.5, "v_loss_layer": 3, "v_weight_decay": 0.5, "clamp_norm_factor": 4, "kl_factor": 0.06}
+    values |= {
+        "mom2_adjustment": True,
+        "mom2_update_weight": 10.0,
+        "stats_dir": str(tmp_path),
+        "nas_restart": 2,
+        "ppl_sentence_num": 0,
+    }
+    measured = iter([[1.0], [2.0]])
+    monkeypatch.setattr(AnchoredMethod, "pilot_norms", lambda self, requests: next(measured))
+    for matmul in ("exact", "tf32", "exact", "tf32"):
+        method = BaseEditor.from_hparams(load_hparams({**values, "matmul": matmul})).method
+        anchors.append(method._measured())  # type: ignore[attr-defined]
+    assert anchors == [1.0, 2.0, 1.0, 2.0]
