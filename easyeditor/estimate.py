@@ -1,6 +1,6 @@
 """How much memory a run will need: an estimate from shapes alone. No weight is loaded, nothing is measured.
 
-Axes: K key width, D model width, V vocabulary, L blocks, T tokens of a batch.
+Axes: K key width.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import anatomy
-from easyeditor.lm.budget import GRADIENT_COST, USUAL_TOKENS, block_values
+from easyeditor.lm.budget import GRADIENT_COST, PLANNED, USUAL_TOKENS, token_bytes
 from easyeditor.lm.checks import check_config
 
 GIB = 2**30
+MEMINFO = Path("/proc/meminfo")
 SOLVE = 3  # matrices (K, K) beside the statistics while one is factored: itself, its factor, both packed in one
 
 
@@ -35,7 +37,7 @@ class Estimate:
     statistics: int
     """Matrices (K, K) in float64: those that live on at every layer of a sequence (`_matrices`), and three at work."""
     batch: int
-    """The larger of a forward (logits and one block) and a value search (all blocks, with what gradients need)."""
+    """The larger of a forward and a value search, of as many tokens as `lm.budget.tokens_for` lets run together."""
     hypernetwork: int
     """MEND's: with `training` also gradient, Adam's moments and what is kept of the requests."""
 
@@ -45,8 +47,18 @@ class Estimate:
         return self.weights + self.edited + self.statistics + self.batch + self.hypernetwork
 
 
-def estimate(config: PretrainedConfig, hparams: HyperParams, *, training: bool = False, gpu: bool = True) -> Estimate:
-    """The memory of a run with these hyper-parameters on a model of this shape."""
+def estimate(
+    config: PretrainedConfig,
+    hparams: HyperParams,
+    *,
+    training: bool = False,
+    gpu: bool = True,
+    free: int | None = None,
+) -> Estimate:
+    """The memory of a run with these hyper-parameters on a model of this shape.
+
+    `free` bytes on GPUs: where no `batch_tokens` is given, half of what weights leave of them is planned for a batch.
+    """
     values = hparams.to_dict()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -58,14 +70,18 @@ def estimate(config: PretrainedConfig, hparams: HyperParams, *, training: bool =
     edited = sum(model.get_parameter(name.removesuffix(".weight") + ".weight").numel() for name in names)
     trained = values.get("num_steps") is not None  # fine-tuned: value, start, gradient, two moments in float32
     matrices = _matrices(values)
-    tokens = TOKENS_PER_FORWARD["cuda" if gpu else "cpu"]
-    per_token = block_values(d, k)
-    search = (values["batch_tokens"] or USUAL_TOKENS) // GRADIENT_COST * count * per_token
+    weights = sum(p.numel() for p in model.parameters()) * size
+    forward, search = (token_bytes(size, d, k, v, count, gradients=gradients) for gradients in (False, True))
+    given = values["batch_tokens"]
+    tokens = given or TOKENS_PER_FORWARD["cuda"] if gpu else min(given or USUAL_TOKENS, TOKENS_PER_FORWARD["cpu"])
+    batch = max(tokens * forward, max(1, (given or USUAL_TOKENS) // GRADIENT_COST) * search)
+    if gpu and free is not None and given is None and not training:  # a step of training takes `batch_size` requests
+        batch = max(int(PLANNED * (free - weights)), search)
     return Estimate(
-        weights=sum(p.numel() for p in model.parameters()) * size,
+        weights=weights,
         edited=edited * (size + (20 if trained else 4)),
         statistics=(len(layers) * matrices + SOLVE) * k * k * 8 if matrices else 0,
-        batch=size * max(tokens * (v + per_token), search),
+        batch=batch,
         hypernetwork=_hypernetwork(values, model, names, training=training) if "mlp_class" in values else 0,
     )
 
@@ -74,28 +90,33 @@ def report(hparams: HyperParams, folder: Path, *, training: bool = False) -> dic
     """The estimate for the model in `folder` against what is free now, as plain data; where it does not fit, what to
     change."""
     try:
+        cards = _cards(hparams)
+        free = sum(int(torch.cuda.mem_get_info(card)[0]) for card in cards) if cards else available()
+    except Exception as error:  # torch raises many kinds for a device that is not there
+        return {"estimate_gib": None, "why": f"the free memory of device {hparams.device!r}: {type(error).__name__}"}
+    try:
         check_config(str(folder))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        gpu = torch.cuda.is_available() and str(hparams.device) != "cpu"
-        made = estimate(config, hparams, training=training, gpu=gpu)
-        free = _free(gpu, hparams.device)
+        made = estimate(config, hparams, training=training, gpu=bool(cards), free=free)
     except Exception as error:  # a config that is wrong fails in many ways; the run itself says how
         return {
             "estimate_gib": None,
             "why": f"{folder}: no model whose memory can be estimated ({type(error).__name__})",
         }
+    spread = bool(cards) and not hparams.model_parallel and torch.cuda.device_count() > 1
     parts = {key: round(getattr(made, key) / GIB, 3) for key in Estimate.__dataclass_fields__}
     return {
         "estimate_gib": {**parts, "total": round(made.total / GIB, 3)},
         "free_gib": round(free / GIB, 3),
-        "advice": None if made.total <= free else advice(made),
+        "advice": None if made.total <= free else advice(made, spread=spread),
     }
 
 
-def advice(made: Estimate) -> str:
-    """What to change where memory does not do: what takes the most, first."""
+def advice(made: Estimate, *, spread: bool = True) -> str:
+    """What to change where memory does not do: what takes the most, first. `spread`: are there cards to spread over?"""
+    over = ", model_parallel: true spreads them over cards" if spread else ""
     said = {
-        "weights": "dtype: bfloat16 halves the weights of float32, model_parallel: true spreads them over cards",
+        "weights": f"dtype: bfloat16 halves the weights of float32{over}",
         "batch": "a batch halves by itself when memory runs out; a smaller batch_tokens saves the tries",
         "statistics": "fewer layers, or mom2_adjustment: false where the method allows it",
         "edited": "fewer layers or inner_params",
@@ -139,7 +160,24 @@ def _hypernetwork(values: Mapping[str, Any], model: Any, names: list[str], *, tr
     return 4 * weights * (4 if training else 1) + (values.get("cache_mb", 0) * 2**20 if training else 0)
 
 
-def _free(gpu: bool, device: int | str) -> int:
-    if gpu:
-        return int(torch.cuda.mem_get_info(torch.device("cuda", int(str(device).removeprefix("cuda:") or 0)))[0])
+def _cards(hparams: HyperParams) -> list[torch.device]:
+    """The cards that the model is loaded on; none: the CPU."""
+    if not torch.cuda.is_available():
+        return []
+    count, name = torch.cuda.device_count(), str(hparams.device)
+    if hparams.model_parallel:
+        return [torch.device("cuda", n) for n in range(count)]
+    device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"there are {count} GPUs")
+    return [device] if device.type == "cuda" else []
+
+
+def available() -> int:
+    """Bytes that a CPU's processes can have: what the kernel says it can give, else the pages that nothing uses."""
+    if MEMINFO.exists():
+        lines = (line.split() for line in MEMINFO.read_text(encoding="utf-8").splitlines())
+        found = {words[0]: int(words[1]) for words in lines if len(words) > 1}
+        if "MemAvailable:" in found:
+            return found["MemAvailable:"] * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -106,13 +106,15 @@ def tokens_for(parts: Anatomy, given: int | None, *, gradients: bool = False, fr
         return max(1, tokens // GRADIENT_COST if gradients else tokens)
     head = parts.model.get_output_embeddings().weight
     size, (vocabulary, width) = head.element_size(), head.shape
-    blocks = size * block_values(width, parts.key_width(0)) * (len(parts.blocks) if gradients else 1)
-    return max(1, int(PLANNED * free) // (blocks + (size + (8 if gradients else 4)) * vocabulary))
+    of_token = token_bytes(size, width, parts.key_width(0), vocabulary, len(parts.blocks), gradients=gradients)
+    return max(1, int(PLANNED * free) // of_token)
 
 
-def block_values(width: int, key_width: int) -> int:
-    """Values that one block makes of a token, and keeps for the way back."""
-    return 8 * width + 4 * key_width
+def token_bytes(size: int, width: int, key_width: int, vocabulary: int, blocks: int, *, gradients: bool) -> int:
+    """What a token takes in a forward, or in one with `gradients` through all blocks (`tokens_for`); a block makes
+    8 D + 4 K values of it, and keeps them for the way back."""
+    kept = size * (8 * width + 4 * key_width) * (blocks if gradients else 1)
+    return kept + (size + (8 if gradients else 4)) * vocabulary
 
 
 def free_bytes(parts: Anatomy) -> int | None:
