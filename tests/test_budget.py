@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import CONTEXTS, build, rome_hparams, tokenizer
 
-from easyeditor import EditRequest
+from easyeditor import BaseEditor, EditRequest
 from easyeditor.errors import ConfigError
+from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import free_bytes, tokens_for
 from easyeditor.methods.rome.method import ROME
@@ -116,3 +117,19 @@ def test_defaults_of_earlier_versions_are_the_same_run(mass: Any, tmp_path: Path
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="batch_tokens is 0; allowed: 1 or more, or null"):
         rome_hparams((build("llama"), tokenizer()), batch_tokens=0)
+
+
+@pytest.mark.parametrize(("given", "most"), [(None, 512), (8192, 512), (64, 64)])
+def test_perplexity_on_a_cpu_takes_512_tokens_and_no_more_than_is_given(given: int | None, most: int) -> None:
+    """Where nothing smaller is given, its numbers keep their bits."""
+    pair, sizes = (build("llama"), tokenizer()), []
+    editor = BaseEditor.from_hparams(rome_hparams(pair, ppl_sentence_num=50, batch_tokens=given))
+    with pair[0].base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    ):
+        found = editor.perplexity()
+    assert found is not None
+    assert most / 2 < max(sizes) <= most
+    assert editor.sentences is not None
+    plain = PerplexityProbe(*pair, editor.sentences.texts).measure()
+    assert (found.nlls == plain.nlls) or (given == 64 and found.nlls == pytest.approx(plain.nlls, rel=1e-6))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gc
 import json
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -29,6 +30,7 @@ from easyeditor.estimate import advice, estimate
 from easyeditor.evaluate.perplexity import NLL_SLICE, PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
 from easyeditor.methods.registry import load_hparams
@@ -547,3 +549,91 @@ def test_a_dry_run_says_what_memory_it_would_take(tmp_path: Path) -> None:
         assert memory(given.override([f"model_name={name}"]))["estimate_gib"] is None
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}', encoding="utf-8")
     assert memory(given)["estimate_gib"] is None
+
+
+MANY = [
+    EditRequest.make(f"{place} is in", subject=place, target_new="Italy", rephrase_prompts=[f"We know {place} is in"])
+    for place in ("Paris", "Lyon", "Oslo", "Bergen", "Madrid", "Porto", "Lisbon", "Vienna", "Berlin", "Prague")
+]
+
+
+def everything(editor: BaseEditor) -> None:
+    """An edit of each request and one of all; scores and perplexity, alone and side by side."""
+    made = editor.compute_each(MANY)
+    if editor.method.joint:
+        editor.compute(MANY)
+    before = editor.measure(MANY, [None] * len(MANY))
+    editor.perplexity()
+    assert None not in editor.measure_many([(r, made[n], None, before.only([n])) for n, r in enumerate(MANY)])
+
+
+@pytest.mark.parametrize("name", ["ROME", "ROME with targets_dir", "UltraEdit"])
+def test_what_did_not_fit_once_is_not_tried_again(name: str, tmp_path: Path) -> None:
+    """The smaller batch stays: for later edits, their keys and their measurements, also with the method's remedy."""
+    pair = build("llama"), tokenizer()
+    saved = {"targets_dir": str(tmp_path / "targets")} if "targets_dir" in name else {}
+    values = {"alg_name": name, "model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "lr": 1e-3}
+    given = load_hparams(values) if name == "UltraEdit" else None
+    editor: Any = BaseEditor(given or hparams("ROME", pair, tmp_path, mom2_adjustment=False, **saved))
+    for _ in range(2):  # the second time searches are read, and keys are looked up
+        with short_of_memory(pair[0], 200) as sizes:
+            everything(editor)
+        assert max(sizes) > 200 or not saved
+    for again in (editor, editor.remedied() or editor):
+        with short_of_memory(pair[0], 200) as sizes:
+            everything(again)
+        assert max(sizes) <= 200
+
+
+def test_out_of_memory_beside_others_halves_the_batch_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and perplexity of many edited models whose rows share forwards."""
+    pair = build("llama", dtype=torch.float64), tokenizer()
+    editor = BaseEditor(hparams("ROME", pair, tmp_path, mom2_adjustment=False))
+    made, before = editor.compute_each(MANY), editor.measure(MANY, [None] * len(MANY))
+    edits = [(r, made[n], None, before.only([n])) for n, r in enumerate(MANY)]
+    editor.perplexity()
+    gave_way: list[set[str]] = []
+    real = Budget._give_way
+
+    def give_way(*args: Any) -> None:
+        gave_way.append({frame.name for frame in traceback.extract_stack()} & {"score", "measure_each"})
+        real(*args)
+
+    monkeypatch.setattr(Budget, "_give_way", give_way)
+    wanted = editor.measure_many(edits)
+    assert not gave_way
+    with short_of_memory(pair[0], 200):
+        found = editor.measure_many(edits)
+    assert gave_way[0] == {"score"}
+    assert gave_way[-1] == {"measure_each"}
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours is not None
+        assert ours.ppl is not None
+        assert theirs is not None
+        assert theirs.ppl is not None
+        assert different(ours.ppl.nlls, theirs.ppl.nlls) < TOLERANCE
+        own, others = ([x.mean_log_probability for x in s.evaluation.answers.scored.values()] for s in (ours, theirs))
+        assert different(own, others) < TOLERANCE
+
+
+@pytest.mark.parametrize(("given", "tokens"), [(None, 250), (300, 300)])
+def test_perplexity_on_a_card_takes_what_its_memory_holds(
+    given: int | None, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is free over the bytes of a token (width 32, keys 48, 400 words), or what is given."""
+    pair = build("llama"), tokenizer()
+    wanted = PerplexityProbe(*pair, SENTENCES[:6]).measure()
+    monkeypatch.setattr(
+        "easyeditor.lm.budget.free_bytes", lambda parts: 2 * 250 * (4 * (8 * 32 + 4 * 48) + (4 + 4) * 400)
+    )
+    with pretended():
+        editor = BaseEditor(hparams("ROME", (moved(pair[0], ["gpu:0"]), pair[1]), tmp_path, batch_tokens=given))
+        editor.sentences = dataclasses.replace(editor.sentences, texts=SENTENCES[:6])  # type: ignore[type-var]
+        with short_of_memory(pair[0], 10**9) as sizes:
+            found = editor.perplexity()
+    assert found is not None
+    assert found.nlls == pytest.approx(wanted.nlls, rel=1e-6)
+    assert len(sizes) > 1
+    assert max(sizes) <= tokens
