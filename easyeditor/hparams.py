@@ -64,7 +64,8 @@ class HyperParams:
     oneDNN's where PyTorch's are known to be slow (AMD with AVX-512). Results differ in the last bits."""
     batch_tokens: int | None = None
     """Most tokens in one forward (a value search takes a sixteenth of it); bounds memory. Null: 8192 on a CPU; on a GPU
-    what its free memory holds, of both (`lm/budget.py`)."""
+    what its free memory holds, of both (`lm/budget.py`). Perplexity takes at most 512 on a CPU. What a search records
+    before its passes goes by the search's rows, 8192 tokens at a time on a GPU and 512 on a CPU."""
     max_length: int = 2048
     """Longest text in tokens that is accepted for a prompt or a perplexity sentence."""
     ppl_sentence_num: int = 50

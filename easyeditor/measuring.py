@@ -100,7 +100,7 @@ class Measuring:
             prefix_rephrase=self.method.prefixes == "all",
             seed=self.hparams.seed,
             idf_texts=request.reference_texts,
-            batch_tokens=self.method.batch_tokens,
+            budget=self.method.budget,
             prompting=self.method.scoring,
             judge=judge_for(self.metrics),
         )
@@ -128,6 +128,7 @@ class Measuring:
                 fast=bool(self.hparams.replay),
                 batch_size=self.hparams.ppl_batch_size,
                 longest=self.hparams.longest_text,
+                batch_tokens=self.method.batch_tokens,
                 add_start_token=begins_with_bos(self.tok, self.hparams.ppl_bos),
             )
         return self._probe

@@ -16,6 +16,7 @@ from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.tokens import Row, encode
 from easyeditor.lm.weights import applied
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
@@ -47,7 +48,7 @@ def editor(
 
 def keys_of(parts: Any, rows: list[tuple[int, ...]], at: int) -> np.ndarray[Any, Any]:
     """Keys at place `at` of each row, one row at a time, float64."""
-    found = [read_at_lookup(parts, parts.rewrite(1), [Row(ids=row, lookup=at)], 64)[0][0] for row in rows]
+    found = [read_at_lookup(parts, parts.rewrite(1), [Row(ids=row, lookup=at)], Budget(64))[0][0] for row in rows]
     return torch.stack(found).double().numpy()
 
 

@@ -19,6 +19,7 @@ from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm import architectures
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.attention import NAME, short_attention
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.replay import PlainForward, ReplayForward, row_forward
 from easyeditor.lm.tokens import Row, encode, model_inputs, token_batches
@@ -164,7 +165,7 @@ def test_replay_computes_fewer_tokens(name: str) -> None:
 def test_small_batches_give_the_same_keys(kind: str) -> None:
     parts, tok = anatomy(model(kind)), tokenizer()
     rows = [prompt_row(tok, REQUESTS["middle"], context, "subject_last") for context in MIXED]
-    whole, single = (read_at_lookup(parts, parts.rewrite(1), rows, budget) for budget in (8192, 1))
+    whole, single = (read_at_lookup(parts, parts.rewrite(1), rows, Budget(tokens)) for tokens in (8192, 1))
     for ours, other in zip(whole, single, strict=True):
         assert relative(ours, other) < 1e-6
 

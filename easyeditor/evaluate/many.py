@@ -38,7 +38,9 @@ def measure_many(
         owned = [(number, pair) for number, pairs in enumerate(asked) for pair in pairs]
         pairs, owners = [pair for _, pair in owned], [number for number, _ in owned]
         with frozen(model):
-            asking = functools.partial(score, batch_tokens=first.batch_tokens, prompting=first.prompting)
+            asking = functools.partial(
+                score, batch_tokens=first.batch_tokens, budget=first.budget, prompting=first.prompting
+            )
             said = asking(model, tok, pairs, edits=side, owners=owners)
         scored = dict(zip(owned, said, strict=True))
         evaluations = []

@@ -11,6 +11,7 @@ from typing import Any
 from easyeditor.endpoint import Endpoint
 from easyeditor.evaluate.judge import Judged, Verdict
 from easyeditor.evaluate.scoring import Scored
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT
@@ -30,7 +31,8 @@ class Settings:
     `prefix` (a context with ``{}``) stands before the rewrite prompt in teacher-forced metrics, and before paraphrases
     with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics
     that want a judge. `idf_texts` are the documents RS
-    takes its word weights from; by default the reference texts of the requests measured together.
+    takes its word weights from; by default the reference texts of the requests measured together. Where a `budget` is
+    given it stands in the place of `batch_tokens`, and remembers what did not fit.
     """
 
     prefix: str | None = None
@@ -40,6 +42,7 @@ class Settings:
     seed: int = 0
     idf_texts: tuple[str, ...] | None = None
     batch_tokens: int = 8192
+    budget: Budget | None = field(default=None, compare=False)
     prompting: Prompting = PLAIN
     judge: Endpoint | None = None
 

@@ -30,7 +30,7 @@ from easyeditor.lm.weights import frozen, version
 
 LOG = logging.getLogger(__name__)
 
-# Tokens per forward of the fast path: large enough for full matmul speed, small enough that the logits stay ~100 MB.
+# Tokens per forward of the fast path: large enough for full matmul speed; on a CPU its logits stay ~100 MB.
 TOKENS_PER_FORWARD = {"cpu": 512, "cuda": 8192}
 NLL_SLICE = 16  # positions whose log-probabilities a CPU computes at once: they stay in its cache
 LOGITS_TOGETHER = 2**28  # logits whose log-probabilities a GPU computes at once: 1 GiB in float32
@@ -106,8 +106,10 @@ class PerplexityProbe:
         add_start_token: bool = False,
         max_length: int | None = None,
         longest: int | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
-        """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones."""
+        """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones. `batch_tokens` bounds a
+        forward, which on a CPU has at most 512."""
         self._model = model
         self._bos = add_start_token
         self._rows = _tokenised(tok, sentences, add_start_token, max_length)
@@ -117,7 +119,11 @@ class PerplexityProbe:
         self._resume = None
         if fast and resume_layer and parts is not None and parts.architecture.replay:
             self._resume = (parts, resume_layer)
-        self._budget, self._many = (Budget(TOKENS_PER_FORWARD.get(input_device(model).type, 8192)) for _ in range(2))
+        kind = input_device(model).type
+        most = TOKENS_PER_FORWARD.get(kind, TOKENS_PER_FORWARD["cuda"])
+        if batch_tokens is not None:
+            most = min(most, batch_tokens) if kind == "cpu" else batch_tokens
+        self._budget, self._many = Budget(most), Budget(most)
         self._batch_size = batch_size
         self._passages: list[Passage] = []
         self._below: object = None

@@ -22,6 +22,7 @@ from easyeditor.evaluate.metrics import RequestScores, record_pairs, scores_of
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.evaluate.wild import WILD
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.prompting import has_template
 from easyeditor.lm.tokens import begins_texts_with_bos
@@ -167,6 +168,7 @@ def measure(
     with `record` everything a record says of the requests is asked too. What is `scored` already (`pairs_of`) is not
     again."""
     first = settings[0]
+    budget = first.budget or Budget(first.batch_tokens)
     first.prompting.checked(tok)
     unable = {m.name: reason for m in metrics if (reason := _unable(m, tok, first))}
     asking = _asking(requests, [m for m in metrics if m.name not in unable], settings)
@@ -175,13 +177,13 @@ def measure(
     with frozen(model):
         if scored is None:
             pairs = pairs_of(requests, metrics, settings, record=record)
-            said = score(model, tok, pairs, batch_tokens=first.batch_tokens, prompting=first.prompting)
+            said = score(model, tok, pairs, budget=budget, prompting=first.prompting)
             scored = dict(zip(pairs, said, strict=True))
         answers = Answers(
             settings=first,
             scored=scored,
-            generated=_generated(model, tok, list(asks), first, progress),
-            perplexities=_perplexities(model, tok, list(texts)),
+            generated=_generated(model, tok, list(asks), budget, progress),
+            perplexities=_perplexities(model, tok, list(texts), budget),
             before=None if before is None else before.answers,
         )
     if first.judge is not None:
@@ -250,7 +252,7 @@ def _generated(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     asks: Sequence[Ask],
-    settings: Settings,
+    budget: Budget,
     progress: Progress | None,
 ) -> dict[Ask, Generated]:
     by_decoding: dict[Decoding, list[str]] = {}
@@ -258,16 +260,21 @@ def _generated(
         by_decoding.setdefault(decoding, []).append(prompt)
     made: dict[Ask, Generated] = {}
     for decoding, prompts in by_decoding.items():
-        texts = generate(model, tok, prompts, decoding, batch_tokens=settings.batch_tokens, progress=progress)
+        texts = generate(model, tok, prompts, decoding, budget=budget, progress=progress)
         made.update({(prompt, decoding): text for prompt, text in zip(prompts, texts, strict=True)})
     return made
 
 
-def _perplexities(model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float]:
+def _perplexities(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str], budget: Budget
+) -> dict[str, float]:
     if not texts:
         return {}
     begun = begins_texts_with_bos(tok)  # as the reference's tokenizer does by itself
-    report = PerplexityProbe(model, tok, texts, max_length=ESSENCE_TOKENS, add_start_token=begun).measure()
+    probe = PerplexityProbe(
+        model, tok, texts, max_length=ESSENCE_TOKENS, add_start_token=begun, batch_tokens=budget.tokens
+    )
+    report = probe.measure()
     return dict(zip(texts, report.perplexities, strict=True))
 
 

@@ -49,13 +49,15 @@ def score(
     pairs: Sequence[tuple[str, str]],
     *,
     batch_tokens: int = 8192,
+    budget: Budget | None = None,
     prompting: Prompting = PLAIN,
     edits: SideBySide | None = None,
     owners: Sequence[int] = (),
 ) -> list[Scored]:
     """Score (prompt, target) pairs; each at its own positions, whatever the tokenizer's padding side or the batch.
 
-    With `edits`, pair i is scored on the model with edit `owners[i]`.
+    A `budget` that outlives the call stands in the place of `batch_tokens`. With `edits`, pair i is scored on the model
+    with edit `owners[i]`.
 
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
@@ -82,5 +84,6 @@ def score(
             )
             place = end
 
-    Budget(batch_tokens).each([len(x.ids) for x in lines], read)
+    budget = Budget(batch_tokens) if budget is None else budget
+    budget.each([len(x.ids) for x in lines], read)
     return [s for s in scored if s is not None]

@@ -26,7 +26,7 @@ PADS = 8  # of the budget of a running batch at most this part may be pads
 
 @dataclass
 class Budget:
-    """Most tokens in one padded batch; what was too much once stays halved."""
+    """Most tokens in one padded batch; what was too much once stays halved, for as long as this object is used."""
 
     tokens: int
 

@@ -62,9 +62,11 @@ def generate(
     decoding: Decoding,
     *,
     batch_tokens: int = 8192,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> list[Generated]:
     """Continue every prompt. Draws depend on the seed and the prompt alone, so a batch equals its prompts one by one.
+    A `budget` that outlives the call stands in the place of `batch_tokens`.
 
     Raises:
         DataError: a prompt with its continuation is longer than the model's positions.
@@ -85,7 +87,8 @@ def generate(
         if progress is not None:
             progress(done, len(rows), "continuations")
 
-    Budget(batch_tokens).each(longest, go_on)
+    budget = Budget(batch_tokens) if budget is None else budget
+    budget.each(longest, go_on)
     return [_result(tok, row) for row in rows]
 
 

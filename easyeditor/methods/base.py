@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.budget import tokens_for
+from easyeditor.lm.budget import Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
@@ -62,6 +62,12 @@ class EditMethod(ABC, Generic[H]):
     def batch_tokens(self) -> int:
         """Most tokens in one forward."""
         return tokens_for(self.parts, self.hparams.batch_tokens)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """`batch_tokens`, less where they did not fit: one for all forwards without gradients, of edits and of what
+        measures them, so that none tries again what did not fit."""
+        return Budget(self.batch_tokens)
 
     def together(self, requests: Sequence[EditRequest]) -> int:
         """How many requests mode single computes at once where nobody says it."""
@@ -153,6 +159,7 @@ class EditMethod(ABC, Generic[H]):
             return None
         other = type(self)(self.model, self.tok, self.hparams.override(self.remedy.split()))
         other.take_over(self)
+        other.budget = self.budget
         return other
 
     def take_over(self, other: EditMethod[Any]) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from easyeditor.analysis.tools.sets import starts_with_one_word
-from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import tapped
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.recording import picked
@@ -125,5 +124,5 @@ def _all_layers(method: LocateMethod[Any], rows: Sequence[Row]) -> tuple[list[Te
             parts.model.base_model(**inputs, use_cache=False)
 
     with frozen(parts.model):
-        Budget(method.batch_tokens).each([row.lookup + 1 for row in rows], read)
+        method.budget.each([row.lookup + 1 for row in rows], read)
     return [torch.stack(own) for own in keys], [torch.stack(own) for own in values]

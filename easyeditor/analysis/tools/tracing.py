@@ -133,7 +133,7 @@ class Tracer:
         self._parts, self._noise, self._samples, self._seed = parts, noise, samples, seed
         self.window = window or max(1, round(PAPER_WINDOW * len(parts.blocks)))
         self._replay = replay and parts.architecture.replay
-        self._batch_tokens = batch_tokens
+        self._budget = Budget(batch_tokens)
 
     def modules(self, kind: str) -> list[nn.Module]:
         """The modules whose outputs a kind puts back, by layer; empty where a model has none."""
@@ -225,7 +225,7 @@ class Tracer:
                     stack.enter_context(self._corrupted(noise_STD[sample_B]))
                 chances[numbers] = self._chances(fact, len(numbers))
 
-        Budget(self._batch_tokens).each([len(fact.ids)] * len(rows), ask)
+        self._budget.each([len(fact.ids)] * len(rows), ask)
         return chances.reshape(len(places), -1).mean(1)
 
     @contextmanager

@@ -28,10 +28,10 @@ class Lookup:
 
 
 @torch.no_grad()
-def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch_tokens: int) -> tuple[Tensor, Tensor]:
+def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], budget: Budget) -> tuple[Tensor, Tensor]:
     """Input (B, K) and output (B, D) of `module` at each row's lookup token.
 
-    Rows are cut after their lookup token, sorted by length and batched under `batch_tokens`; the forward ends at the
+    Rows are cut after their lookup token, sorted by length and batched under the `budget`; the forward ends at the
     module.
     """
     inputs: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -42,7 +42,7 @@ def read_at_lookup(parts: Anatomy, module: nn.Module, rows: Sequence[Row], batch
         for place, i in enumerate(chunk):
             inputs[i], outputs[i] = inputs_BK[place], outputs_BD[place]
 
-    Budget(batch_tokens).each([row.lookup + 1 for row in rows], read)
+    budget.each([row.lookup + 1 for row in rows], read)
     return torch.stack(inputs), torch.stack(outputs)
 
 
@@ -51,10 +51,10 @@ def lookup_of(keys_BK: Tensor, outputs_BD: Tensor, plain: int) -> Lookup:
     return Lookup(keys_BK[plain], keys_BK.double().mean(0), outputs_BD[plain], outputs_BD.double().mean(0))
 
 
-def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[Lookup]:
+def lookups_of(parts: Anatomy, module: nn.Module, rows: Sequence[Sequence[Row]], budget: Budget) -> list[Lookup]:
     """Read all requests' rows in one go; a request's first row is its bare prompt, the others have contexts."""
     flat = [row for own in rows for row in own]
-    keys_BK, outputs_BD = read_at_lookup(parts, module, flat, batch_tokens)
+    keys_BK, outputs_BD = read_at_lookup(parts, module, flat, budget)
     found, place = [], 0
     for own in rows:
         keys_bK, outputs_bD = keys_BK[place : place + len(own)], outputs_BD[place : place + len(own)]

@@ -127,6 +127,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
             self._groups, self.statistics = other.context_groups, self.statistics.sharing(other.statistics)
             self._originals = other._originals or self._originals
             self._starts = other._starts
+            self._search_budget = other._search_budget
 
     def context_lengths(self) -> list[tuple[int, int]]:
         """(tokens, how many) of the contexts to generate."""

@@ -128,7 +128,7 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
     def _initial(self, requests: Sequence[EditRequest]) -> Tensor:
         """v0 (N, D): the MLP's output at the lookup token of the bare prompts, at the last edited layer."""
         rows = [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting) for request in requests]
-        return read_at_lookup(self.parts, self.parts.mlp(self.layers[-1]), rows, self.batch_tokens)[1]
+        return read_at_lookup(self.parts, self.parts.mlp(self.layers[-1]), rows, self.budget)[1]
 
     def pilot_norms(self, requests: Sequence[EditRequest]) -> list[float]:
         """||v*|| of the searches of `requests` on their bare prompts alone."""

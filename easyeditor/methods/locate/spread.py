@@ -227,7 +227,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         They are read at the rows' lookup tokens if they are not given."""
         flat = [row for groups in rows for group in groups for row in group]
         if keys_BK is None:
-            keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.batch_tokens)
+            keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.budget)
         used = len(self.context_groups)
         place, means, bare = 0, [], []
         for groups in rows:
@@ -241,7 +241,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
     def _values(self, rows: Sequence[Row]) -> Tensor:
         """What `site` gives at the lookup token of the bare prompts (N, D)."""
-        return read_at_lookup(self.parts, self.site, rows, self.batch_tokens)[1]
+        return read_at_lookup(self.parts, self.site, rows, self.budget)[1]
 
 
 def _trace(

@@ -147,7 +147,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             for r in requests
         ]
         with frozen(self.model):
-            return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.batch_tokens)
+            return lookups_of(self.parts, self.parts.rewrite(layer), rows, self.budget)
 
     def update(
         self,

@@ -192,7 +192,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
                 losses[i] = loss
 
         with applied(self.model, deltas):
-            Budget(self.batch_tokens).each([len(x.ids) for x in lines], read)
+            self.budget.each([len(x.ids) for x in lines], read)
         return losses
 
     def _trace(self, deltas: Sequence[WeightDelta], before: float, after: float) -> dict[int, LayerTrace]:
