@@ -36,7 +36,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.results.collapse import SMALL_DENOMINATOR
-from easyeditor.runs.ranks import Rank, rank_of
+from easyeditor.runs.ranks import Rank, own_device, rank_of
 from easyeditor.runs.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent
@@ -113,10 +113,11 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
         hparams = hparams if args.hparams is None else load_hparams(args.hparams)
     else:
         hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS))
-    local = rank.local if rank.world > 1 and str(hparams.device).isdigit() else None
-    device = local if args.device is None else args.device
-    flags = overrides(args.set, device=device, dtype=args.dtype, matmul=args.matmul)
-    hparams = hparams.override(flags)
+    hparams = hparams.override(overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul))
+    flag = args.device is not None
+    device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
+    if device != hparams.device:
+        hparams = hparams.override([f"device={device}"])
     hparams.check_files()
     return hparams, RunSettings.from_dict(given, "flags")
 

@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override hyper-parameters"
     )
     p.add_argument("--max-iters", type=int, help="training steps (default: the YAML's)")
-    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's, or torchrun's local rank)")
+    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
     p.add_argument("--output", metavar="DIR", help="folder (default: results/models/MEND/<model>)")
     p.add_argument(
         "--store-dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the archive"
@@ -65,12 +65,15 @@ def main() -> int:
     from easyeditor import CounterFactDataset, MENDTrainingHparams
     from easyeditor.dataset.training import apart
     from easyeditor.outputs import check_outputs
-    from easyeditor.runs.ranks import process_group, rank_of
+    from easyeditor.runs.ranks import own_device, process_group, rank_of
 
     rank = rank_of(os.environ)
-    device = args.device if args.device is not None else (rank.local if rank.world > 1 else None)
-    flags = overrides(args.set, max_iters=args.max_iters, device=device)
+    flags = overrides(args.set, max_iters=args.max_iters, device=args.device)
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override(flags)
+    flag = args.device is not None
+    device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
+    if device != hparams.device:
+        hparams = hparams.override([f"device={device}"])
     reads = {
         "--train": args.train,
         "--val": args.val,

@@ -69,6 +69,31 @@ def _number(env: Mapping[str, str], name: str, default: int, allowed: range) -> 
     return int(text)
 
 
+def own_device(rank: Rank, device: int | str, *, flag: bool = False, model_parallel: bool = False) -> int | str:
+    """Where this process computes. Of several each takes the card of its local rank, whatever card `device` names; what
+    is no card (`cpu`) stays.
+
+    Raises:
+        ConfigError: several processes, and a model spread over all cards, or one card for all of them by --device
+            (`flag`).
+    """
+    if rank.world == 1:
+        return device
+    if model_parallel:
+        raise ConfigError(
+            f"model_parallel with {rank.world} processes: each would spread its model over all cards; start one process, "
+            "or leave model_parallel out"
+        )
+    if not (str(device).isdigit() or str(device).startswith("cuda")):
+        return device
+    if flag and device != "cuda":
+        raise ConfigError(
+            f"--device {device} with {rank.world} processes: all would compute there; leave it out, and each takes the "
+            "card of its local rank (CUDA_VISIBLE_DEVICES chooses the cards)"
+        )
+    return rank.local
+
+
 @contextmanager
 def process_group(rank: Rank) -> Iterator[None]:
     """torch's process group around the block when there are several processes; on GPUs each takes the card of its

@@ -28,7 +28,7 @@ from easyeditor.files import LARGEST
 from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
 from easyeditor.outputs import check_outputs
-from easyeditor.runs.ranks import process_group, rank_of
+from easyeditor.runs.ranks import own_device, process_group, rank_of
 
 _YAML_KEYS = {
     "model": "model_name",
@@ -37,6 +37,7 @@ _YAML_KEYS = {
     "samples": "mom2_n_samples",
     "dtype": "mom2_dtype",
     "output": "stats_dir",
+    "model_parallel": "model_parallel",
 }
 _YAML_TEMPLATES = {"block": "layer_module_tmp", "mlp": "mlp_module_tmp", "rewrite": "rewrite_module_tmp"}
 
@@ -69,6 +70,7 @@ def arguments() -> argparse.Namespace:
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Model, layers, corpus, samples, dtype and folder, from the flags over the YAML. Raises ConfigError."""
     values: dict[str, Any] = {"samples": 100000, "dtype": "float32", "output": "data/stats", "corpus": "wikipedia"}
+    values["model_parallel"] = False
     templates: dict[str, str | None] = {}
     if args.hparams is not None:
         given = load_hparams(args.hparams).to_dict()
@@ -106,6 +108,8 @@ def main() -> int:
     rank = rank_of(os.environ)
     check_flags(args)
     wanted = settings_of(args)
+    spread, flag = wanted["model_parallel"], args.device is not None
+    device = own_device(rank, args.device if flag else 0, flag=flag, model_parallel=spread)
     if not args.check:
         yaml = None if args.hparams is None else yaml_path(args.hparams)
         check_outputs(
@@ -121,7 +125,7 @@ def main() -> int:
 
     quiet_transformers()
     with process_group(rank):
-        model, tok = load(wanted["model"], device=args.device if args.device is not None else rank.local)
+        model, tok = load(wanted["model"], device=device, model_parallel=spread)
         parts = anatomy(model, **wanted["templates"])
         parts.check_layers(wanted["layers"], "--layers")
         keys = {
