@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -636,3 +637,37 @@ def test_perplexity_on_a_card_takes_what_its_memory_holds(
     assert found.nlls == pytest.approx(wanted.nlls, rel=1e-6)
     assert len(sizes) > 1
     assert max(sizes) <= tokens
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("rank", "cut"), [(1, None), (0, 1), (0, 2)], ids=["no documents", "resumed", "nothing left"])
+def test_ranks_add_their_sums_where_the_keys_come_from(
+    rank: int, cut: int | None, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under NCCL a sum on the CPU, of a rank without documents or out of a checkpoint, would end all of them."""
+    places: list[str] = []
+
+    def all_reduce(tensor: Any) -> None:
+        places.append(str(tensor.device))
+        tensor.add_(torch.ones_like(tensor))
+
+    group = SimpleNamespace(is_initialized=lambda: True, get_rank=lambda: rank, get_world_size=lambda: 2)
+    group.all_reduce = all_reduce
+    monkeypatch.setattr("easyeditor.stats.collect.dist", group)
+    corpus = Corpus(name="own", identity="1", documents=[SENTENCES[0]] * (1 if rank else 2 * 128))
+    settings = Settings(layers=(0, 1, 3), samples=1 if rank else 256, max_length=8, batch_tokens=256, sums="float64")
+    given: dict[str, Any] = {"checkpoint": tmp_path / "part.safetensors", "pace": Pace(every=1)}
+
+    def stop(done: int, *_: int) -> None:
+        if done == 64 * cut:  # type: ignore[operator]
+            raise Cut
+
+    with pretended():
+        pair = moved(build("llama", dtype=torch.float64), LAYOUTS[layout]), tokenizer()
+        if cut is not None:
+            with pytest.raises(Cut):
+                collect(anatomy(pair[0]), pair[1], corpus, settings, tick=stop, **given)
+        totals = collect(anatomy(pair[0]), pair[1], corpus, settings, resume=cut is not None, **given)
+    last = LAYOUTS[layout][-1]
+    assert places == ["gpu:0", "gpu:0", last, "gpu:0"]  # three layers, and the counts
+    assert totals.documents == 1 + (0 if rank else 128)

@@ -81,7 +81,7 @@ def own_device(rank: Rank, device: int | str, *, flag: bool = False, model_paral
         return device
     if model_parallel:
         raise ConfigError(
-            f"model_parallel with {rank.world} processes: each would spread its model over all cards; start one process, "
+            f"model_parallel with {rank.world} processes: each would spread its model over all cards; start one, "
             "or leave model_parallel out"
         )
     if not (str(device).isdigit() or str(device).startswith("cuda")):
