@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers import AutoModelForCausalLM
+
+from easyeditor import EditTrainer
+from easyeditor.methods.memit.method import MEMIT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -99,3 +103,28 @@ def test_a_cards_peak_is_that_of_its_name(
     stage = cards.Stage(name="x", unit="y", seconds=2.0, flop=2e12, peak_bytes=cards.GIB)
     share = "-" if peak is None else f"{100 / peak:.1f} %"
     assert stage.row(peak) == f"| x | y | 2 | 1 | {share} | 1.00 |"
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_counting_is_not_timed(once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting by operator takes longer than the operators do on a card: what is counted is not what is timed, unless
+    one run has to be both."""
+    counted: dict[str, list[bool]] = {"mend": [], "memit": []}
+
+    def watch(kind: Any, name: str, stage: str) -> None:
+        real = getattr(kind, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            counted[stage].append(bool(_get_current_dispatch_mode_stack()))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(kind, name, watched)
+
+    watch(EditTrainer, "_steps", "mend")
+    watch(MEMIT, "edit", "memit")
+    flags = ["--shape", "small", "--device", "cpu", "--stages", "mend", "memit", "--memit", "2", "--passes", "1"]
+    args = gpu.arguments([*flags, "--sentences", "2", "--together", "1", *["--once"] * once])
+    found = gpu.run("small", args, lambda _: None)
+    assert counted["memit"] == ([True] if once else [True, False])
+    assert counted["mend"] == [True] * 3 + [False] * 3 * (not once)
+    assert all(stage.flop and stage.seconds > 0 for stage in found.values())
