@@ -94,15 +94,24 @@ class Clock:
 
     def __call__(self, name: str, run: Callable[[], Any], unit: str = "run") -> Stage:
         """Time `run()`, which leaves nothing behind that makes it quicker the next time."""
+        if not self.once:
+            return self.timed(name, run, unit, self.count(run))
         counted = _Counted()
-        if self.once:
-            self._forget_peak()
-            seconds = self._seconds(run, counted)
-        else:
-            self._seconds(run, counted)
-            self._forget_peak()
-            seconds = self._seconds(run, None)
+        self._forget_peak()
+        seconds = self._seconds(run, counted)
         return Stage(name=name, unit=unit, seconds=seconds, flop=counted.flop, peak_bytes=self.peak())
+
+    def count(self, run: Callable[[], Any]) -> float:
+        """The operations of `run()`. Counting takes time of its own, so this is not what is timed."""
+        counted = _Counted()
+        self._seconds(run, counted)
+        return counted.flop
+
+    def timed(self, name: str, run: Callable[[], Any], unit: str, flop: float) -> Stage:
+        """Time `run()`, whose operations are known."""
+        self._forget_peak()
+        seconds = self._seconds(run, None)
+        return Stage(name=name, unit=unit, seconds=seconds, flop=flop, peak_bytes=self.peak())
 
     def _seconds(self, run: Callable[[], Any], counted: _Counted | None) -> float:
         self._wait()

@@ -204,27 +204,41 @@ class Bench:
         inner = [name.format(n) for n in range(depth - 3, depth) for name in INNER[self.config.model_type]]
         values = {"model_name": self.pair, "device": str(self.device), "inner_params": inner, "accumulate_bs": steps}
         data = CounterFactDataset(ROOT / "data" / "facts.json", 2 * steps, split="train")
+        starts = {
+            "warming up": 0,
+            "MEND, first epoch": steps,
+            "MEND, later epochs": steps,
+        }  # the second half, unseen, seen
+
+        def runs(trainer: Any) -> list[Callable[[], Any]]:
+            return [functools.partial(trainer._steps, range(start, start + steps)) for start in starts.values()]
+
         with tempfile.TemporaryDirectory() as folder:
-            trainer = EditTrainer(MENDTrainingHparams.from_dict(values), data, folder=Path(folder) / "run")
-            once = Clock(self.device, once=True)
-            with frozen(trainer.model):
-                for epoch, name in enumerate(("warming up", "MEND, first epoch", "MEND, later epochs")):
-                    start = steps * min(epoch, 1)  # the second half, unseen and then seen
-                    stage = once(name, functools.partial(trainer._steps, range(start, start + steps)), "a step")
-                    if epoch:
+
+            def trainer(name: str) -> Any:
+                return EditTrainer(MENDTrainingHparams.from_dict(values), data, folder=Path(folder) / name)
+
+            flop: list[float] = []
+            with frozen(self.pair[0]):
+                if not self.args.once:  # a step cannot be repeated: another training counts the same ones
+                    flop = [self.clock.count(run) for run in runs(trainer("counted"))]
+                for number, (name, run) in enumerate(zip(starts, runs(trainer("run")), strict=True)):
+                    stage = (
+                        self.clock.timed(name, run, "a step", flop[number]) if flop else self.clock(name, run, "a step")
+                    )
+                    if number:
                         yield stage.per("a step", steps)
 
     def memit(self) -> Iterator[Stage]:
-        """Whole MEMIT edits."""
+        """Whole MEMIT edits; the first one factorises second moments."""
         editor = BaseEditor(
             self.hparams("MEMIT", layers=self.layers, mom2_update_weight=15000, context_templates=contexts(0, 5))
         )
         self._hold(editor.method)
         for count in self.args.memit:
             run = functools.partial(editor.method.edit, self.requests[:count])
-            clock = Clock(self.device, once=True)
             name = f"MEMIT of {count:,}, {self.args.passes} passes"
-            yield clock(name, run, "a request").per("a request", count)
+            yield self.clock(name, run, "a request").per("a request", count)
 
 
 def _numbers(stage: Stage) -> dict[str, Any]:
