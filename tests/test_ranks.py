@@ -1,4 +1,4 @@
-"""Which card a process of torchrun's takes, at every script that several processes may run."""
+"""What the scripts that several processes may run have in common: which card each takes, and its flags."""
 
 from __future__ import annotations
 
@@ -99,3 +99,9 @@ def test_statistics_of_a_model_over_all_cards(start: Any, monkeypatch: pytest.Mo
         monkeypatch.delenv(name)
     refused(start("stats", {"model_parallel": True})[0], "enough: True")
     refused(start("stats", {})[0], "enough: False")
+
+
+def test_training_has_the_flag_of_the_other_scripts(start: Any) -> None:
+    for flags in (("--matmul", "tf32"), ("--set", "matmul=exact", "--matmul", "tf32")):
+        ran, _ = start("pretrain_mend", {}, *flags)
+        assert ran.json["hparams"]["matmul"] == "tf32"
