@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--max-iters", type=int, help="training steps (default: the YAML's)")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
+    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
     p.add_argument("--output", metavar="DIR", help="folder (default: results/models/MEND/<model>)")
     p.add_argument(
         "--store-dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the archive"
@@ -68,7 +69,7 @@ def main() -> int:
     from easyeditor.runs.ranks import own_device, process_group, rank_of
 
     rank = rank_of(os.environ)
-    flags = overrides(args.set, max_iters=args.max_iters, device=args.device)
+    flags = overrides(args.set, max_iters=args.max_iters, device=args.device, matmul=args.matmul)
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override(flags)
     flag = args.device is not None
     device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
