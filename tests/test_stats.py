@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, ME_PPL, ROOT, build, needs_me_ppl, relative, tokenizer
 from golden_numbers import MODELS, folder, pair
-from script_runs import awaited, file_size_limit, forked
+from script_runs import awaited, call, file_size_limit, forked, save_tiny
 
 import easyeditor.stats.__main__ as stats_main
+from easyeditor import estimate
 from easyeditor.dataset.sentences import read_sentences
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.architectures import anatomy
@@ -291,3 +292,45 @@ def test_wikitext_becomes_prose() -> None:
     made = [line.strip() for line in plain_text(page).splitlines() if line.strip()]
     assert made == ["One point of <two.", "After the link stop.", "{{unclosed", "last words"]
     assert [len(p) > 100 for p in passages(("word " * 30 + "\n") * 50)] == [True] * 4
+
+
+def test_a_dry_run_says_what_would_be_collected_and_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    flags = ["--model", "./m", "--corpus", "own.txt", "--samples", "5", "--output", "s", "--device", "cpu"]
+    assert call(stats_main, [*flags, "--layers", "1"], monkeypatch, capsys).code == 0
+    made = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("easyeditor.lm.loading.load", None)  # no model is loaded
+    ran = call(stats_main, [*flags, "--layers", "0", "1", "--dry-run"], monkeypatch, capsys)
+    assert ran.code == 0, ran.err
+    assert sorted(tmp_path.rglob("*")) == made
+    file = "s/m/own_stats/model.layers.{}.mlp.down_proj_float32_mom2_5.npz"
+    assert ran.json["files"] == {file.format(0): "missing", file.format(1): "there"}
+    assert (ran.json["layers"], ran.json["samples"], ran.json["corpus"]) == ([0, 1], 5, "own.txt")
+    said = ran.json["memory"]
+    assert said["advice"] is None
+    weights = 4 * sum(weight.numel() for weight in build("llama").parameters())
+    assert said["estimate_gib"]["weights"] == round(weights / 2**30, 3)
+    for wrong, part in (
+        (["--corpus", "none.txt"], "none.txt"),
+        (["--layers", "9"], "--layers"),
+        (["--samples", "0"], "--samples"),
+    ):
+        ran = call(stats_main, [*flags, "--layers", "1", *wrong, "--dry-run"], monkeypatch, capsys)
+        assert (ran.code, ran.out) == (2, "")
+        assert part in ran.err
+    far = call(stats_main, ["--model", "nobody/far", "--layers", "1", "--dry-run"], monkeypatch, capsys)
+    assert (far.json["files"], far.json["memory"]["estimate_gib"]) == (None, None)
+
+
+def test_the_memory_of_statistics_by_hand() -> None:
+    """Weights in float32; of each layer a float64 total and the sums of a window; what one block makes of a batch."""
+    model = build("llama")
+    made = estimate.collecting(anatomy(model), (0, 1), tokens=100, sums="float32")
+    assert made.weights == 4 * sum(weight.numel() for weight in model.parameters())
+    assert made.statistics == 2 * 48 * 48 * (8 + 4)
+    assert made.batch == 100 * 4 * (8 * 32 + 4 * 48)
+    assert made.total == made.weights + made.statistics + made.batch
