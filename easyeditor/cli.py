@@ -114,7 +114,7 @@ def _terminable() -> Iterator[None]:
 def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
     """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
     here, that is said, and torch is not even imported."""
-    folder = _model_folder(str(hparams.model_name))
+    folder = model_folder(str(hparams.model_name))
     if folder is None:
         return {"estimate_gib": None, "why": f"{hparams.model_name}: no config.json here yet"}
     from easyeditor.estimate import report
@@ -122,7 +122,7 @@ def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
     return report(hparams, folder, training=training)
 
 
-def _model_folder(name: str) -> Path | None:
+def model_folder(name: str) -> Path | None:
     """Where a model's config.json is on this machine: its folder, or the hub's cache; never asked for elsewhere."""
     from huggingface_hub import try_to_load_from_cache
 

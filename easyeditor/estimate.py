@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.hparams import HyperParams
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.architectures import Anatomy, anatomy
 from easyeditor.lm.budget import GRADIENT_COST, PLANNED, USUAL_TOKENS, token_bytes
 from easyeditor.lm.checks import check_config
 
@@ -60,9 +60,8 @@ def estimate(
     `free` bytes on GPUs: where no `batch_tokens` is given, half of what weights leave of them is planned for a batch.
     """
     values = hparams.to_dict()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parts, layers = anatomy(model), [n for n in values.get("layers", []) if n < config.num_hidden_layers]
+    parts = on_meta(config)
+    model, layers = parts.model, [n for n in values.get("layers", []) if n < config.num_hidden_layers]
     size = _bytes(values, config)
     d, v, count = config.hidden_size, config.vocab_size, config.num_hidden_layers
     k = parts.key_width(0)
@@ -89,21 +88,67 @@ def estimate(
 def report(hparams: HyperParams, folder: Path, *, training: bool = False) -> dict[str, Any]:
     """The estimate for the model in `folder` against what is free now, as plain data; where it does not fit, what to
     change."""
+    return _compared(
+        hparams.device,
+        hparams.model_parallel,
+        folder,
+        lambda gpu, free: estimate(config_in(folder), hparams, training=training, gpu=gpu, free=free),
+    )
+
+
+def collecting(parts: Anatomy, layers: Sequence[int], *, tokens: int, sums: str) -> Estimate:
+    """The memory of a pass over a corpus (`stats.collect`), in batches of `tokens`: at every layer totals and the sums
+    of a window; of the model in float32 what one block makes."""
+    width = parts.model.get_input_embeddings().weight.shape[1]
+    keys = [parts.key_width(layer) for layer in layers]
+    return Estimate(
+        weights=4 * sum(p.numel() for p in parts.model.parameters()),
+        edited=0,
+        statistics=sum(k * k * (8 + (8 if sums == "float64" else 4)) for k in keys),
+        batch=tokens * token_bytes(4, width, max(keys), 0, 1, gradients=False),
+        hypernetwork=0,
+    )
+
+
+def collecting_report(
+    parts: Anatomy, folder: Path, layers: Sequence[int], *, device: int | str, spread: bool, tokens: int, sums: str
+) -> dict[str, Any]:
+    """`report` of a collection; `spread` is model_parallel."""
+    return _compared(device, spread, folder, lambda *_: collecting(parts, layers, tokens=tokens, sums=sums))
+
+
+def config_in(folder: Path) -> PretrainedConfig:
+    """The language model's config in a folder. Raises many kinds where that is damaged."""
+    check_config(str(folder))
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+
+
+def on_meta(config: PretrainedConfig, **templates: str | None) -> Anatomy:
+    """The parts of a model of this shape, without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return anatomy(model, **templates)
+
+
+def _compared(
+    device: int | str,
+    model_parallel: bool,
+    folder: Path,
+    estimated: Callable[[bool, int], Estimate],
+) -> dict[str, Any]:
     try:
-        cards = _cards(hparams)
+        cards = _cards(device, model_parallel)
         free = sum(int(torch.cuda.mem_get_info(card)[0]) for card in cards) if cards else available()
     except Exception as error:  # torch raises many kinds for a device that is not there
-        return {"estimate_gib": None, "why": f"the free memory of device {hparams.device!r}: {type(error).__name__}"}
+        return {"estimate_gib": None, "why": f"the free memory of device {device!r}: {type(error).__name__}"}
     try:
-        check_config(str(folder))
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        made = estimate(config, hparams, training=training, gpu=bool(cards), free=free)
+        made = estimated(bool(cards), free)
     except Exception as error:  # a config that is wrong fails in many ways; the run itself says how
         return {
             "estimate_gib": None,
             "why": f"{folder}: no model whose memory can be estimated ({type(error).__name__})",
         }
-    spread = bool(cards) and not hparams.model_parallel and torch.cuda.device_count() > 1
+    spread = bool(cards) and not model_parallel and torch.cuda.device_count() > 1
     parts = {key: round(getattr(made, key) / GIB, 3) for key in Estimate.__dataclass_fields__}
     return {
         "estimate_gib": {**parts, "total": round(made.total / GIB, 3)},
@@ -160,12 +205,12 @@ def _hypernetwork(values: Mapping[str, Any], model: Any, names: list[str], *, tr
     return 4 * weights * (4 if training else 1) + (values.get("cache_mb", 0) * 2**20 if training else 0)
 
 
-def _cards(hparams: HyperParams) -> list[torch.device]:
+def _cards(device_name: int | str, model_parallel: bool) -> list[torch.device]:
     """The cards that the model is loaded on; none: the CPU."""
     if not torch.cuda.is_available():
         return []
-    count, name = torch.cuda.device_count(), str(hparams.device)
-    if hparams.model_parallel:
+    count, name = torch.cuda.device_count(), str(device_name)
+    if model_parallel:
         return [torch.device("cuda", n) for n in range(count)]
     device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     if device.type == "cuda" and (device.index or 0) >= count:

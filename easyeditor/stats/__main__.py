@@ -9,6 +9,8 @@
         --nnodes N --node-rank R --rdzv-backend c10d --rdzv-endpoint HOST:29500
   python -m easyeditor.stats --hparams ... --check
         verify the files that are there
+  python -m easyeditor.stats --hparams ... --dry-run
+        what would be collected, which files are there already, and the memory it would take
 
 Kill it at any moment: --resume goes on from the last checkpoint, and the result is bit-equal to an uninterrupted run.
 Files are upstream's: <output>/<model>/<corpus>_stats/<module>_<dtype>_mom2_<samples>.npz, with a JSON manifest
@@ -22,9 +24,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import parser, quiet_transformers, resumable, run
+from easyeditor.cli import model_folder, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
-from easyeditor.files import LARGEST
+from easyeditor.files import LARGEST, to_json
 from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
 from easyeditor.outputs import check_outputs
@@ -64,6 +66,7 @@ def arguments() -> argparse.Namespace:
     pace.add_argument("--every", type=int, help="checkpoint after this many windows of 64 documents instead")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint of a run that was cut short")
     p.add_argument("--check", action="store_true", help="verify the files instead of collecting")
+    p.add_argument("--dry-run", action="store_true", help="check flags and YAML, print them, load no model")
     return p.parse_args()
 
 
@@ -117,28 +120,21 @@ def main() -> int:
             reads={"--hparams": yaml, "--model": wanted["model"], "--corpus": wanted["corpus"]},
         )
 
+    if args.dry_run:
+        print(to_json(planned(args, wanted, device), indent=1))
+        return 0
+
     from easyeditor.lm.architectures import anatomy
     from easyeditor.lm.loading import load
     from easyeditor.stats.collect import Pace
     from easyeditor.stats.gather import gather
-    from easyeditor.stats.store import StatsKey
 
     quiet_transformers()
     with process_group(rank):
         model, tok = load(wanted["model"], device=device, model_parallel=spread)
         parts = anatomy(model, **wanted["templates"])
         parts.check_layers(wanted["layers"], "--layers")
-        keys = {
-            layer: StatsKey(
-                stats_dir=wanted["output"],
-                model_name=str(model.config.name_or_path),
-                module=parts.rewrite_name(layer),
-                dataset=Path(wanted["corpus"]).stem,
-                dtype=wanted["dtype"],
-                samples=wanted["samples"],
-            )
-            for layer in wanted["layers"]
-        }
+        keys = keys_of(parts, wanted, str(model.config.name_or_path))
         if args.check:
             return check(parts, keys)
         width = max(parts.key_width(layer) for layer in keys)
@@ -160,6 +156,52 @@ def main() -> int:
             for path in paths:
                 print(path)
     return 0
+
+
+def planned(args: argparse.Namespace, wanted: dict[str, Any], device: int | str) -> dict[str, Any]:
+    """What would be collected, which of its files are there, and the memory it would take.
+
+    Raises:
+        ConfigError: layers that the model does not have. DataError: no such corpus.
+    """
+    from easyeditor.stats.corpus import check_corpus
+
+    check_corpus(wanted["corpus"])
+    folder = model_folder(str(wanted["model"]))
+    if folder is None:
+        why = f"{wanted['model']}: no config.json here yet"
+        return {**wanted, "files": None, "memory": {"estimate_gib": None, "why": why}}
+    from easyeditor.estimate import collecting_report, config_in, on_meta
+    from easyeditor.lm import embedded
+
+    try:
+        parts = on_meta(config_in(folder), **wanted["templates"])
+    except Exception as error:  # a config that is wrong fails in many ways; the collection itself says how
+        why = f"{folder}: no model whose memory can be estimated ({type(error).__name__})"
+        return {**wanted, "files": None, "memory": {"estimate_gib": None, "why": why}}
+    parts.check_layers(wanted["layers"], "--layers")
+    known = embedded.find(str(wanted["model"]))
+    keys = keys_of(parts, wanted, str(wanted["model"] if known is None else folder)).values()
+    files = {str(key.find() or key.paths[0]): "missing" if key.find() is None else "there" for key in keys}
+    options = {"device": device, "spread": wanted["model_parallel"], "tokens": args.batch_tokens, "sums": args.sums}
+    return {**wanted, "files": files, "memory": collecting_report(parts, folder, wanted["layers"], **options)}
+
+
+def keys_of(parts: Any, wanted: dict[str, Any], name: str) -> dict[int, Any]:
+    """The file of each layer."""
+    from easyeditor.stats.store import StatsKey
+
+    return {
+        layer: StatsKey(
+            stats_dir=wanted["output"],
+            model_name=name,
+            module=parts.rewrite_name(layer),
+            dataset=Path(wanted["corpus"]).stem,
+            dtype=wanted["dtype"],
+            samples=wanted["samples"],
+        )
+        for layer in wanted["layers"]
+    }
 
 
 def check(parts: Any, keys: Any) -> int:

@@ -61,14 +61,16 @@ def open_corpus(name: str) -> Corpus:
     Raises:
         DataError: no such file, an unknown kind of file, no text in it; or `datasets` cannot reach Wikipedia.
     """
+    check_corpus(name)
     if name == EXCERPT:
         return _file(_excerpt(), EXCERPT)
-    if name == WIKIPEDIA:
-        return _wikipedia()
-    path = Path(name)
-    if not path.exists():
+    return _wikipedia() if name == WIKIPEDIA else _file(Path(name), Path(name).stem)
+
+
+def check_corpus(name: str) -> None:
+    """Raise DataError for a path where nothing is; nothing is opened."""
+    if name not in (EXCERPT, WIKIPEDIA) and not Path(name).exists():
         raise DataError(f"corpus {name!r}: no such file, and not one of {WIKIPEDIA}, {EXCERPT}")
-    return _file(path, path.stem)
 
 
 class _Lines:
