@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from easyeditor.lm.hooks import StopForward
+from easyeditor.lm.tokens import sent
 
 States = tuple[Tensor, Tensor]
 """Keys and values of one block (B, H, P, d); both of no axis where no row has a prefix."""
@@ -42,7 +43,7 @@ class Prefixes:
             return Prefixes(lengths_B, first, [_NOTHING] * len(states))
         places_BP = _places(lengths_B, width)
         source_BP = torch.where(places_BP >= 0, places_BP + before_B.unsqueeze(1), -1)
-        at = {device: source_BP.to(device) for device in {keys.device for keys, _ in states}}
+        at = {device: source_BP.to(device, non_blocking=True) for device in {keys.device for keys, _ in states}}
         moved = [(_move(k, at[k.device]), _move(v, at[v.device])) for k, v in states]
         return Prefixes(lengths_B, first, moved)
 
@@ -146,8 +147,7 @@ def _move(states_BHTd: Tensor, source_BP: Tensor) -> Tensor:
 
 def _sent(rows: Sequence[int], states: Sequence[States]) -> dict[torch.device, Tensor]:
     """Row numbers on every device that holds states: each is sent to once, not for every block."""
-    index = torch.tensor(list(rows))
-    return {device: index.to(device) for device in {keys.device for keys, _ in states}}
+    return {device: sent(list(rows), device) for device in {keys.device for keys, _ in states}}
 
 
 def _widened(states: States, rows: int, width: int, like: States) -> States:

@@ -20,7 +20,7 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, StopForward, in_force, resumed, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.prefixes import Prefixes
-from easyeditor.lm.tokens import Row, model_inputs, token_batches
+from easyeditor.lm.tokens import Row, model_inputs, sent, token_batches
 from easyeditor.lm.weights import version
 
 RECORD_TOKENS = {"cpu": 512, "cuda": 8192}  # positions in one recording forward: bounds its memory and its padding
@@ -63,17 +63,23 @@ class Recorder:
         known = [len(row.ids) if self.starts is None else len(row.ids) - self.starts.match(row)[1] for row in rows]
         batches = [sorted(batch) for batch in token_batches(known, most)]
         made = [self._batch([rows[i] for i in batch], width) for batch in batches]
+        if len(made) == 1:
+            return made[0]
         place = {i: n for n, i in enumerate(i for batch in batches for i in batch)}
         order = [place[i] for i in range(len(rows))]
+        order_B = sent(order, device)
+
+        def ordered(states: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(states))[order_B.to(states[0].device)]
+
         read = None
         if self.read is not None:
             keys, outputs = zip(*(m.read for m in made if m.read is not None), strict=True)
-            read = torch.cat(keys)[order], torch.cat(outputs)[order]
-        hidden_BSD = torch.cat([m.passage.hidden_BTD for m in made])[order]
+            read = ordered(keys), ordered(outputs)
         return Recording(
             prefix=Prefixes.joined([m.prefix for m in made], order),
-            passage=Passage(hidden_BSD, made[0].passage.tuple_output),
-            initial_BD=torch.cat([m.initial_BD for m in made])[order],
+            passage=Passage(ordered([m.passage.hidden_BTD for m in made]), made[0].passage.tuple_output),
+            initial_BD=ordered([m.initial_BD for m in made]),
             read=read,
         )
 
@@ -177,25 +183,30 @@ class SharedStarts:
 
 
 def continued(rows: Sequence[Sequence[int]], prefix: Prefixes, device: torch.device) -> dict[str, Tensor]:
-    """What a decoder needs to go on with rows after their prefixes; pads repeat the last position, never too far."""
-    inputs = model_inputs(rows, device)
+    """What a decoder needs to go on with rows after their prefixes; pads repeat the last position, never too far.
+
+    Made on the host, where the lengths are, and sent as it is: nobody waits.
+    """
+    inputs = model_inputs(rows, torch.device("cpu"))
     last_B1 = (inputs["attention_mask"].sum(1, keepdim=True) - 1).clamp(min=0)
-    return {
+    made = {
         "input_ids": inputs["input_ids"],
-        "attention_mask": torch.cat([prefix.mask_BP.to(device), inputs["attention_mask"]], dim=1),
-        "position_ids": prefix.lengths_B.to(device).unsqueeze(1) + torch.minimum(inputs["position_ids"], last_B1),
+        "attention_mask": torch.cat([prefix.mask_BP, inputs["attention_mask"]], dim=1),
+        "position_ids": prefix.lengths_B.unsqueeze(1) + torch.minimum(inputs["position_ids"], last_B1),
     }
+    return {name: value.to(device, non_blocking=True) for name, value in made.items()}
 
 
 def picked(states_BTD: Tensor, position_B: Tensor) -> Tensor:
     """The states (B, D) at one position of each row."""
     rows = torch.arange(len(position_B), device=states_BTD.device)
-    return states_BTD[rows, position_B.to(states_BTD.device)]
+    return states_BTD[rows, position_B.to(states_BTD.device, non_blocking=True)]
 
 
 def _tail(hidden_BTD: Tensor, first_B: Tensor, width: int) -> Tensor:
     """Hidden states from a position on (B, width, D); what a shorter row has there nothing reads."""
-    index = (first_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1).to(hidden_BTD.device)
+    index = (first_B.unsqueeze(1) + torch.arange(width)).clamp(max=hidden_BTD.shape[1] - 1)
+    index = index.to(hidden_BTD.device, non_blocking=True)
     return hidden_BTD.gather(1, index.unsqueeze(2).expand(-1, -1, hidden_BTD.shape[2]))
 
 

@@ -17,6 +17,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
@@ -28,18 +29,24 @@ from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, tappe
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.prefixes import Prefixes
 from easyeditor.lm.recording import Recorder, SharedStarts, continued, picked
-from easyeditor.lm.tokens import Row, model_inputs
+from easyeditor.lm.tokens import Row, model_inputs, sent
 
 
 class RowForward(Protocol):
     """Logits of the rows of some requests as a function of what is added at the lookup tokens of each request's."""
 
-    initial_BD: Tensor
-    """The module's own output at the lookup token of every row that was given; not narrowed."""
     read: tuple[Tensor, Tensor] | None
     """Input and output of the projection that was to be read there, where this way reads it; not narrowed."""
-    tokens_per_call: int
-    """Token positions computed in one call, pads included."""
+
+    @property
+    def initial_BD(self) -> Tensor:
+        """The module's own output at the lookup token of every row that was given; not narrowed."""
+        ...
+
+    @property
+    def tokens_per_call(self) -> int:
+        """Token positions computed in one call, pads included."""
+        ...
 
     def __call__(self, offset_RD: Tensor) -> Tensor:
         """Logits (N, V) at the scored positions: requests, their rows, and each row's positions in order."""
@@ -68,13 +75,13 @@ class PlainForward:
         self._lookup_B = torch.tensor([row.lookup for row in flat])
         self._owner_B, self._rows_N, self._positions_N = _places([_Request.plain(own) for own in rows], start=0)
         self.tokens_per_call = self._inputs["input_ids"].numel()
-        self.initial_BD = self._read_initial()
 
     def __call__(self, offset_RD: Tensor) -> Tensor:
-        offset_BD = offset_RD[self._owner_B.to(offset_RD.device)]
+        offset_BD = offset_RD[self._owner_B.to(offset_RD.device, non_blocking=True)]
         with tapped(self._module, on_output=_adder(self._lookup_B, offset_BD)):
             logits_BTV = self._model(**self._inputs, use_cache=False).logits
-        return logits_BTV[self._rows_N.to(logits_BTV.device), self._positions_N.to(logits_BTV.device)]
+        rows_N, positions_N = (x.to(logits_BTV.device, non_blocking=True) for x in (self._rows_N, self._positions_N))
+        return logits_BTV[rows_N, positions_N]
 
     def narrowed(self, kept: Sequence[int]) -> PlainForward:
         """The same for some of the requests."""
@@ -84,7 +91,9 @@ class PlainForward:
         """The same for these requests and another's, in this order."""
         return PlainForward(self._parts, self._module, self._layer, [*self._requests, *other._requests])
 
-    def _read_initial(self) -> Tensor:
+    @cached_property
+    def initial_BD(self) -> Tensor:
+        """The module's own output; one that was narrowed or joined is not asked, so no forward runs for it."""
         with torch.no_grad(), captured(self._module, stop=True) as found:
             self._model(**self._inputs, use_cache=False)
         return picked(found.gave, self._lookup_B)
@@ -114,10 +123,18 @@ class ReplayForward:
         recorder = Recorder(parts, module, start=self._start, above=self._starts_above, read=read, starts=starts)
         found = recorder.record([row for own in self._requests for row in own.run])
         self._prefix, self._passage = found.prefix, found.passage
-        every_B = _leads(self._requests)
+        every_B = sent(_leads(self._requests), found.initial_BD.device)
         self.initial_BD = found.initial_BD[every_B]
-        self.read = None if found.read is None else (found.read[0][every_B], found.read[1][every_B])
-        self._prepare()
+        self.read = None
+        if found.read is not None:
+            every_B = every_B.to(found.read[0].device)
+            self.read = found.read[0][every_B], found.read[1][every_B]
+        self._inputs: dict[str, Tensor] | None = None
+
+    @property
+    def tokens_per_call(self) -> int:
+        suffixes = [len(row.ids) - row.lookup for own in self._requests for row in own.run]
+        return len(suffixes) * max(suffixes)
 
     def narrowed(self, kept: Sequence[int]) -> ReplayForward:
         """The same for some of the requests; what was recorded is kept."""
@@ -127,8 +144,9 @@ class ReplayForward:
         fewer._requests = [self._requests[r] for r in kept]
         fewer._prefix = self._prefix.narrowed(index)
         width = max(len(row.ids) - row.lookup for own in fewer._requests for row in own.run)
-        fewer._passage = Passage(self._passage.hidden_BTD[index, :width], self._passage.tuple_output)
-        fewer._prepare()
+        hidden_BTD = self._passage.hidden_BTD[:, :width]
+        fewer._passage = Passage(hidden_BTD[sent(index, hidden_BTD.device)], self._passage.tuple_output)
+        fewer._inputs = None
         return fewer
 
     def joined(self, other: ReplayForward) -> ReplayForward:
@@ -140,21 +158,25 @@ class ReplayForward:
         width = max(own.shape[1] for own in hidden)
         wide = [torch.cat([own, own[:, -1:].expand(-1, width - own.shape[1], -1)], dim=1) for own in hidden]
         both._passage = Passage(torch.cat(wide), self._passage.tuple_output)
-        both._prepare()
+        both._inputs = None
         return both
 
-    def _prepare(self) -> None:
-        # All that a call indexes by lies where it is used: a copy from the host would wait in every pass.
+    def _prepared(self) -> dict[str, Tensor]:
+        """What the model is given. That, and all that a call indexes by, is sent once, at the first call after a
+        request joined or left."""
+        if self._inputs is not None:
+            return self._inputs
         owner_B, rows_N, positions_N = _places(self._requests, start=1)
         head = self._model.get_output_embeddings().weight.device
-        self._rows_N, self._positions_N = rows_N.to(head), positions_N.to(head)
-        self._owner_B = owner_B.to(self.initial_BD.device)
+        self._rows_N, self._positions_N = torch.stack([rows_N, positions_N]).to(head, non_blocking=True)
+        self._owner_B = owner_B.to(self.initial_BD.device, non_blocking=True)
         self._first_B = torch.zeros(len(owner_B), dtype=torch.long, device=self._passage.hidden_BTD.device)
         suffixes = [row.ids[row.lookup :] for own in self._requests for row in own.run]
         self._inputs = continued(suffixes, self._prefix, self._device)
-        self.tokens_per_call = self._inputs["input_ids"].numel()
+        return self._inputs
 
     def __call__(self, offset_RD: Tensor) -> Tensor:
+        inputs = self._prepared()
         add = _adder(self._first_B, offset_RD[self._owner_B])
         with ExitStack() as stack:
             if self._starts_above:
@@ -166,7 +188,7 @@ class ReplayForward:
             stack.enter_context(resumed(self._blocks, self._start, passage))
             stack.enter_context(selected_head(self._model, self._rows_N, self._positions_N))
             stack.enter_context(short_attention(self._model))
-            output = self._model(**self._inputs, past_key_values=self._prefix.fresh(), use_cache=True)
+            output = self._model(**inputs, past_key_values=self._prefix.fresh(), use_cache=True)
         return output.logits[0]
 
 
@@ -238,6 +260,6 @@ def _adder(position_B: Tensor, offset_BD: Tensor) -> Any:
         device = output_BTD.device
         rows = torch.arange(len(position_B), device=device)
         offset = offset_BD.to(device, output_BTD.dtype)
-        return output_BTD.index_put((rows, position_B.to(device)), offset, accumulate=True)
+        return output_BTD.index_put((rows, position_B.to(device, non_blocking=True)), offset, accumulate=True)
 
     return add

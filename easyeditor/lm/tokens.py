@@ -139,6 +139,12 @@ def lookup_index(
     raise AssertionError(f"fact_token {fact_token!r}")
 
 
+def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers as a tensor on a device. Nobody waits for what is sent: `torch.tensor(..., device=...)`, a blocking copy
+    and a list as an index would each wait for all that the device has to do."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Right-padded ids (B, T) and mask (B, T). Pads are id 0: masked, never read."""
     width = max(len(row) for row in rows)

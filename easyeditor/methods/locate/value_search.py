@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from easyeditor.errors import NumericalError
 from easyeditor.lm.budget import Queue
 from easyeditor.lm.replay import RowForward
 from easyeditor.lm.scored import row_sums
+from easyeditor.lm.tokens import sent
 
 SEARCH_LOSSES = ("total", "nll", "kl", "weight_decay")
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
@@ -64,9 +66,9 @@ class RowLabels:
         return [sum(self.counts[:r]) for r in range(len(self.ids))]
 
     @property
-    def targets(self) -> list[list[int]]:
-        """Numbers of each request's target rows, its KL row left out."""
-        return [list(range(first, first + len(own))) for first, own in zip(self.first, self.ids, strict=True)]
+    def targets(self) -> list[slice]:
+        """Each request's target rows, its KL row left out."""
+        return [slice(first, first + len(own)) for first, own in zip(self.first, self.ids, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class _Batch:
     def first(numbers: Sequence[int], begun: Begun, search: Search, *, mean_initial: bool) -> _Batch:
         """Requests before their first pass."""
         forward, labels = begun.forward, begun.labels
-        initial_RD = _wide(forward.initial_BD[labels.first])
+        initial_RD = _wide(forward.initial_BD[sent(labels.first, forward.initial_BD.device)])
         if mean_initial:
             initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
         running = []
@@ -179,7 +181,10 @@ class _Batch:
             found = Found(initial_D=initial_D, offset_D=torch.zeros_like(initial_D, requires_grad=True))
             found.read = None if forward.read is None else (forward.read[0][at], forward.read[1][at])
             running.append(_One(number, found, targets))
-        norm_R = initial_RD.norm(dim=1) if begun.norms is None else initial_RD.new_tensor(list(begun.norms))
+        if begun.norms is None:
+            norm_R = initial_RD.norm(dim=1)
+        else:
+            norm_R = sent(list(begun.norms), initial_RD.device, initial_RD.dtype)
         return _Batch(running, forward, search, norm_R, torch.zeros_like(norm_R))
 
     def joined(self, other: _Batch) -> _Batch:
@@ -195,10 +200,11 @@ class _Batch:
         if len(kept) == len(self._running):
             return self
         running, forward = [self._running[r] for r in kept], self._forward.narrowed(kept)
-        norm_R, grown_R = self._loss.norm_R[kept], self._grown_R[kept]
+        kept_R = sent(kept, self._grown_R.device)
+        norm_R, grown_R = self._loss.norm_R[kept_R], self._grown_R[kept_R]
         made = _Batch(running, forward, self._search, norm_R, grown_R, self._adam.state)
         assert self._loss.kl_initial_RV is not None
-        made._loss.kl_initial_RV = self._loss.kl_initial_RV[kept]
+        made._loss.kl_initial_RV = self._loss.kl_initial_RV[kept_R]
         return made
 
     def passed(self, watch: Watch | None) -> tuple[_Batch | None, list[_One]]:
@@ -241,40 +247,42 @@ class _Loss:
     """The search's loss per request: rows total, nll, kl, weight decay (4, R)."""
 
     def __init__(self, labels: RowLabels, norm_R: Tensor, search: Search) -> None:
-        self._search, self.norm_R = search, norm_R
+        self._search, self._all, self.norm_R = search, labels, norm_R
         self.kl_initial_RV: Tensor | None = None
         """Each request's first distribution; those that are not known yet are the last ones."""
         self.missed_R = torch.ones_like(norm_R)
         """Of the last call: how many target tokens of a request (its bare prompt's left out if the rule says so) are
         not the model's first choice. Known only for `early_stop: mpes`."""
-        device = norm_R.device
-        index: list[tuple[int, int, int, float]] = []  # scored position, label, request, share in the request's mean
-        asked: list[bool] = []  # must this label be the first choice?
+
+    @cached_property
+    def _index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every label: scored position, id, request, must it be the first choice? (4, L); its share in its request's
+        mean (L); the scored position of each request's KL row (R)."""
+        index: list[tuple[int, int, int, int]] = []
+        shares: list[float] = []
         kl_at: list[int] = []
         place = 0
-        for r, targets in enumerate(labels.ids):
+        for r, targets in enumerate(self._all.ids):
             for n, target in enumerate(targets):
-                asked += [n > 0 or len(targets) == 1 or search.early_stop_rows == "all"] * len(target)
-                share = 1.0 / (len(target) * len(targets))
-                index += [(place + i, label, r, share) for i, label in enumerate(target)]
+                asked = n > 0 or len(targets) == 1 or self._search.early_stop_rows == "all"
+                index += [(place + i, label, r, int(asked)) for i, label in enumerate(target)]
+                shares += [1.0 / (len(target) * len(targets))] * len(target)
                 place += len(target)
             kl_at.append(place)
             place += 1
-        at, wanted, owner, shares = zip(*index, strict=True)
-        self._at_L, self._labels_L = torch.tensor(at, device=device), torch.tensor(wanted, device=device)
-        self._owner_L = torch.tensor(owner, device=device)
-        self._share_L = torch.tensor(shares, device=device, dtype=norm_R.dtype)
-        self._kl_at_R = torch.tensor(kl_at, device=device)
-        self._asked_L = torch.tensor(asked, device=device)
+        device = self.norm_R.device
+        index_4L = sent(list(zip(*index, strict=True)), device)
+        return index_4L, sent(shares, device, self.norm_R.dtype), sent(kl_at, device)
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
+        (at_L, labels_L, owner_L, asked_L), share_L, kl_at_R = self._index
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
-        nll_L = -logs_NV[self._at_L, self._labels_L].to(offset_RD.dtype) * self._share_L
+        nll_L = -logs_NV[at_L, labels_L].to(offset_RD.dtype) * share_L
         if self._search.early_stop == "mpes":
-            missed_L = (logs_NV[self._at_L].argmax(dim=1) != self._labels_L) & self._asked_L
-            self.missed_R = row_sums(missed_L.to(self.norm_R), self._owner_L, len(self.norm_R))
-        nll_R = row_sums(nll_L, self._owner_L, len(self.norm_R))
-        kl_logs_RV = logs_NV[self._kl_at_R]
+            missed_L = (logs_NV[at_L].argmax(dim=1) != labels_L) & asked_L.bool()
+            self.missed_R = row_sums(missed_L.to(self.norm_R), owner_L, len(self.norm_R))
+        nll_R = row_sums(nll_L, owner_L, len(self.norm_R))
+        kl_logs_RV = logs_NV[kl_at_R]
         known_RV = kl_logs_RV[:0].detach() if self.kl_initial_RV is None else self.kl_initial_RV
         if len(known_RV) < len(kl_logs_RV):
             known_RV = torch.cat([known_RV, kl_logs_RV[len(known_RV) :].detach()])
