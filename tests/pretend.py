@@ -7,8 +7,10 @@
 
 A tensor's outside is of a python backend (PrivateUse1), its inside a CPU tensor, `_at` its device. A dispatch mode runs
 every operator on the insides and refuses tensors of two devices. torch's own guard for such a backend knows one device,
-so all outsides are `gpu:0` and `.device` is answered by a function mode. What autograd makes on its way back has no
-place (`_at` is None) until it is read as somebody's gradient: it puts gradients where they belong by itself.
+so all outsides are `gpu:0` and `.device` is answered by a function mode. For the same reason a copy between devices
+(`Moved`) sends its gradient back itself. The way back is checked as the way there, but an error in autograd's threads
+would end the process: it is raised by the next operator after it, or at the block's end. What autograd makes of nothing
+(zeros) has no place (`_at` is None) until it meets somebody who has one.
 """
 
 from __future__ import annotations
@@ -140,16 +142,24 @@ class Operators(TorchDispatchMode):
     def __init__(self, seen: Seen) -> None:
         super().__init__()
         self.seen = seen
+        self.refused: RuntimeError | None = None  # on the way back
 
     def wait(self, what: str) -> None:
         frame: Any = sys._getframe(2)
-        while frame is not None and "/easyeditor/" not in frame.f_code.co_filename:
+        inside = "/easyeditor/lm/precision.py"  # a mode: it stands between an operator and whoever calls it
+        while frame is not None and not ("/easyeditor/" in (file := frame.f_code.co_filename) and inside not in file):
             frame = frame.f_back
         ours = "outside"
         if frame is not None:
             code = frame.f_code
             ours = f"{code.co_filename.rpartition('/easyeditor/')[2]}:{frame.f_lineno} {code.co_name}"
         self.seen.syncs[what, ours] += 1
+
+    def said(self) -> None:
+        """Raises what was refused on the way back."""
+        refused, self.refused = self.refused, None
+        if refused is not None:
+            raise refused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -161,16 +171,23 @@ class Operators(TorchDispatchMode):
         back = torch._C._current_graph_task_id() != -1
         copies = name in ("_to_copy", "copy_")
         places = {x._at for x in ours if x._at is not None}
-        if not copies and not back:
-            self._check(func, places, args, [x for x in tensors if not isinstance(x, Pretended)])
-        here = None if back else next(iter(places), None)
-        if name in ATOMIC and not back and args[0].is_floating_point():
-            raise Unordered(f"{func} adds floats in no fixed order on CUDA")
+        here = next(iter(places), None)
+        if not back:
+            self.said()
+        try:
+            if not copies:
+                self._check(func, places, args, [x for x in tensors if not isinstance(x, Pretended)])
+            if name in ATOMIC and args[0].is_floating_point():
+                raise Unordered(f"{func} adds floats in no fixed order on CUDA")
+        except (DeviceMix, Unordered) as error:
+            if not back:
+                raise
+            self.refused = type(error)(f"on the way back: {error}")
         if name in WAITS:
             self.wait(name)
-        if copies:
+        if copies and not (back and here is not None):  # autograd's own change a dtype; they say gpu:0 for any device
             here = self._copied(name, args, kwargs, wanted)
-        elif wanted is not None:
+        elif wanted is not None and not back:
             here = wanted
         for key, value in {"device": CPU, "pin_memory": None}.items():
             if key in kwargs:
@@ -183,6 +200,8 @@ class Operators(TorchDispatchMode):
         def wrapped(x: Any) -> Any:
             if not isinstance(x, Tensor) or (here is not None and here.type == "cpu"):
                 return x
+            if id(x) in known and known[id(x)]._at is None:
+                known[id(x)]._at = here
             return known[id(x)] if id(x) in known else Pretended(x, here)
 
         return tree_map(wrapped, result)
@@ -234,7 +253,7 @@ class Functions(TorchFunctionMode):
         if func == torch.Tensor.grad.__get__:  # type: ignore[attr-defined]
             return _placed(func(first), here)
         if func is torch.Tensor.cpu:
-            return aten._to_copy.default(first, device=CPU)
+            return Moved.apply(first, CPU, {})
         if func is torch.Tensor.data_ptr:
             return first._inner.data_ptr()
         if func is torch.Tensor.tolist:
@@ -262,7 +281,7 @@ class Functions(TorchFunctionMode):
         to, how = place(device), {"dtype": dtype or tensor.dtype}
         if to is not None and to != at(tensor):
             how["non_blocking"] = kwargs.get("non_blocking", False)
-            return aten._to_copy.default(tensor, device=to, **how)  # type: ignore[no-any-return]
+            return Moved.apply(tensor, to, how)  # type: ignore[no-any-return]
         if not isinstance(tensor, Pretended):
             return func(*args, **kwargs)  # type: ignore[no-any-return]
         return func(tensor, how["dtype"], copy=kwargs.get("copy", False))  # type: ignore[no-any-return]
@@ -272,8 +291,26 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return aten._to_copy.default(tensor, device=device)  # type: ignore[no-any-return]
 
 
+class Moved(torch.autograd.Function):
+    """A copy to another device, whose gradient goes back to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, to: torch.device, how: dict[str, Any]) -> Tensor:
+        ctx.back = at(tensor), {"dtype": tensor.dtype}
+        if torch._C._current_graph_task_id() == -1:
+            return aten._to_copy.default(tensor, device=to, **how)  # type: ignore[no-any-return]
+        inner = (tensor._inner if isinstance(tensor, Pretended) else tensor).to(how["dtype"], copy=True)
+        return inner if to == CPU else Pretended(inner, to)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return Moved.apply(gradient, *ctx.back), None, None
+
+
 def _placed(gradient: Any, device: torch.device) -> Any:
-    if isinstance(gradient, Pretended) and gradient._at is None:
+    if isinstance(gradient, Pretended):
+        if gradient._at not in (None, device):
+            raise DeviceMix(f"the gradient of a tensor on {device} is on {gradient._at}")
         gradient._at = device
     return gradient
 
@@ -318,6 +355,7 @@ def pretended() -> Iterator[Seen]:
         BACKEND.devices = 2
         with Functions(operators), operators:
             yield seen
+        operators.said()
     finally:
         BACKEND.devices = 0
         torch.inference_mode = inference  # type: ignore[misc]

@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
 from conftest import CONTEXTS, ROOT, build, tokenizer
-from pretend import DeviceMix, Seen, moved, pretended
+from pretend import DeviceMix, Seen, Unordered, moved, pretended
 from test_refill import longest, rows_run, searched, stops_apart
 from test_refill import method as refilled
 from transformers import AutoModelForCausalLM
@@ -406,6 +406,39 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
             near + torch.ones(2)
         assert float((near + far.to("gpu:0")).sum()) == 4.0
         assert sum(seen.syncs.values()) == 1  # the read; a copy between devices is none
+
+
+class Astray(torch.autograd.Function):
+    """Its way back adds what lies on the second device."""
+
+    @staticmethod
+    def forward(ctx: Any, near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+        ctx.far = far
+        return near * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        return gradient + ctx.far, None
+
+
+def test_the_way_back_is_checked_as_the_way_there() -> None:
+    with pretended():
+        near = torch.ones(3, device="gpu:0", requires_grad=True)
+        far, index = torch.ones(3, device="gpu:1"), torch.tensor([0, 0]).to("gpu:0")
+        ((near.to("gpu:1") * far).cpu().to("gpu:1") + far).sum().backward()
+        assert near.grad is not None
+        assert near.grad.device == torch.device("gpu:0")
+        assert near.grad.tolist() == [1.0] * 3
+        near[index].sum().backward()  # CUDA sorts the indices first
+        Astray.apply(near, far).sum().backward()
+        with pytest.raises(DeviceMix, match="on the way back"):
+            near + 1
+        for unordered in (near.index_select(0, index), near.gather(0, index)):
+            unordered.sum().backward()
+            with pytest.raises(Unordered, match="on the way back"):
+                near + 1
+    with pytest.raises(Unordered), pretended():
+        torch.ones(3, device="gpu:0", requires_grad=True).gather(0, index).sum().backward()
 
 
 def test_training_reaches_blocks_that_accelerate_has_hooked(tmp_path: Path) -> None:
