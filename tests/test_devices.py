@@ -357,20 +357,36 @@ def collecting(pair: Any, folder: Path, passes: int) -> None:
     collect(anatomy(pair[0]), pair[1], corpus, settings)
 
 
-@pytest.mark.parametrize(
-    ("loop", "most"), [(searching, 1), (tuning, 1), (adapting, 1), (training, 1), (training_anew, 2), (collecting, 1)]
+OTHER_VERSIONS = (
+    1.03  # torch and transformers make a norm or an update of some operators more in one release than another
 )
-def test_the_host_waits_for_the_device_so_often_in_a_pass(loop: Any, most: int, tmp_path: Path) -> None:
-    """Waits in eight passes less those in four; for training a pass is a step, for statistics a batch, whose one wait
-    is transformers', which looks whether a mask has pads."""
-    waits = []
+
+
+@pytest.mark.parametrize(
+    ("loop", "most", "operators"),
+    [
+        (searching, 1, 372),
+        (tuning, 1, 341),
+        (adapting, 1, 355),
+        (training, 1, 757),
+        (training_anew, 2, 1318),
+        (collecting, 1, 223.5),
+    ],
+)
+def test_the_host_waits_for_the_device_so_often_in_a_pass(
+    loop: Any, most: int, operators: float, tmp_path: Path
+) -> None:
+    """Waits and operators in eight passes less those in four (docs/performance.md has the table); for training a pass
+    is a step, for statistics a batch, whose one wait is transformers', which looks whether a mask has pads."""
+    seen = []
     for passes in (4, 8):
         model = build("llama")
-        with pretended() as seen:
+        with pretended() as now:
             loop((moved(model, ["gpu:0"]), tokenizer()), tmp_path, passes)
-        waits.append(seen.syncs)
-    more = {place: count for place in waits[1] if (count := waits[1][place] - waits[0][place])}
-    assert sum(more.values()) <= 4 * most, more
+        seen.append(now)
+    more = seen[1].syncs - seen[0].syncs  # of a Counter: only what is more, so that no place makes up for another
+    assert more.total() <= 4 * most, more
+    assert seen[1].kernels - seen[0].kernels <= 4 * operators * OTHER_VERSIONS
 
 
 MEAN = {"consistent_value": True, "if_c_rome": True}

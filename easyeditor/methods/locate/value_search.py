@@ -255,9 +255,9 @@ class _Loss:
         not the model's first choice. Known only for `early_stop: mpes`."""
 
     @cached_property
-    def _index(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every label: scored position, id, request, must it be the first choice? (4, L); its share in its request's
-        mean (L); the scored position of each request's KL row (R)."""
+    def _index(self) -> tuple[Tensor, ...]:
+        """Of every label (L): scored position, id, request, must it be the first choice?, share in its request's mean;
+        and the scored position of each request's KL row (R)."""
         index: list[tuple[int, int, int, int]] = []
         shares: list[float] = []
         kl_at: list[int] = []
@@ -271,15 +271,16 @@ class _Loss:
             kl_at.append(place)
             place += 1
         device = self.norm_R.device
-        index_4L = sent(list(zip(*index, strict=True)), device)
-        return index_4L, sent(shares, device, self.norm_R.dtype), sent(kl_at, device)
+        at_L, labels_L, owner_L, asked_L = sent(list(zip(*index, strict=True)), device)
+        share_L, kl_at_R = sent(shares, device, self.norm_R.dtype), sent(kl_at, device)
+        return at_L, labels_L, owner_L, asked_L.bool(), share_L, kl_at_R
 
     def __call__(self, logits_NV: Tensor, offset_RD: Tensor) -> Tensor:
-        (at_L, labels_L, owner_L, asked_L), share_L, kl_at_R = self._index
+        at_L, labels_L, owner_L, asked_L, share_L, kl_at_R = self._index
         logs_NV = _wide(logits_NV.to(offset_RD.device)).log_softmax(dim=1)
         nll_L = -logs_NV[at_L, labels_L].to(offset_RD.dtype) * share_L
         if self._search.early_stop == "mpes":
-            missed_L = (logs_NV[at_L].argmax(dim=1) != labels_L) & asked_L.bool()
+            missed_L = (logs_NV[at_L].argmax(dim=1) != labels_L) & asked_L
             self.missed_R = row_sums(missed_L.to(self.norm_R), owner_L, len(self.norm_R))
         nll_R = row_sums(nll_L, owner_L, len(self.norm_R))
         kl_logs_RV = logs_NV[kl_at_R]
