@@ -140,7 +140,8 @@ def ultraedit(pair: Any, folder: Path, resumed: bool) -> Numbers:
 
 def trained(pair: Any, folder: Path, resumed: bool, **changes: Any) -> Numbers:
     """MEND's training, cut in two if `resumed`; then an edit with its archive."""
-    values = {"model_name": pair, "device": "cpu", "inner_params": WEIGHTS, "rank": 4, "edit_lr": -0.02, "lr": 1e-3}
+    weights = [anatomy(pair[0]).weight_name(layer) for layer in (1, 2)]
+    values = {"model_name": pair, "device": "cpu", "inner_params": weights, "rank": 4, "edit_lr": -0.02, "lr": 1e-3}
     values |= {"lr_lr": 1e-3, "accumulate_bs": 2, "max_iters": 8, "val_interval": 4, "log_interval": 2, "val_steps": 2}
     values |= {"model_save_pt": 4, "silent": True, **changes}
     raw = [
@@ -239,17 +240,19 @@ def different(ours: Any, theirs: Any) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.numel() else 0.0
 
 
-def run(scenario: Scenario, folder: Path, devices: Sequence[str], *, resumed: bool = False) -> tuple[Numbers, Seen]:
+def run(
+    scenario: Scenario, folder: Path, devices: Sequence[str], *, resumed: bool = False, kind: str = "llama"
+) -> tuple[Numbers, Seen]:
     """A scenario's numbers on a fresh model on these devices; none: the CPU as it is."""
     folder.mkdir()
-    pair = build("llama", dtype=torch.float64), tokenizer()
+    pair = build(kind, dtype=torch.float64), tokenizer()
     with pretended() if devices else nullcontext(Seen()) as seen:
         return scenario((moved(pair[0], devices) if devices else pair[0], pair[1]), folder, resumed), seen
 
 
-def check(scenario: Scenario, folder: Path, layout: str, resumed: bool) -> None:
-    wanted, _ = run(scenario, folder / "cpu", [])
-    found, _ = run(scenario, folder / "gpu", LAYOUTS[layout], resumed=resumed)
+def check(scenario: Scenario, folder: Path, layout: str, resumed: bool, kind: str = "llama") -> None:
+    wanted, _ = run(scenario, folder / "cpu", [], kind=kind)
+    found, _ = run(scenario, folder / "gpu", LAYOUTS[layout], resumed=resumed, kind=kind)
     assert found.keys() == wanted.keys()
     apart = {key: different(found[key], wanted[key]) for key in wanted}
     assert not {key: gap for key, gap in apart.items() if not gap < TOLERANCE}
@@ -274,6 +277,7 @@ QUICK = {
     ("MEND", "two", True),
     ("statistics", "two", True),
 }
+QUICK_KINDS = {("gptj", "ROME", "two"), ("gpt2", "MEMIT", "two")}
 CASES = [
     pytest.param(name, layout, resumed, marks=[] if (name, layout, resumed) in QUICK else pytest.mark.slow)
     for name in SCENARIOS
@@ -286,6 +290,20 @@ CASES = [
 @pytest.mark.parametrize(("name", "layout", "resumed"), CASES)
 def test_the_numbers_are_the_cpus(name: str, layout: str, resumed: bool, tmp_path: Path) -> None:
     check(SCENARIOS[name], tmp_path, layout, resumed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "layout"),
+    [
+        pytest.param(kind, name, layout, marks=[] if (kind, name, layout) in QUICK_KINDS else pytest.mark.slow)
+        for kind in ("gpt2", "gptj")
+        for name in ("ROME", "MEMIT", "MEND")
+        for layout in LAYOUTS
+    ],
+)
+def test_the_numbers_are_the_cpus_on_other_architectures(kind: str, name: str, layout: str, tmp_path: Path) -> None:
+    """GPT-2 has a table of positions and weights the other way round; GPT-J's MLP stands beside its attention."""
+    check(SCENARIOS[name], tmp_path, layout, False, kind)
 
 
 def searching(pair: Any, folder: Path, passes: int) -> None:
