@@ -133,6 +133,7 @@ class ReplayForward:
 
     @property
     def tokens_per_call(self) -> int:
+        """Positions of the rows that run, from the lookup token to the longest one's end."""
         suffixes = [len(row.ids) - row.lookup for own in self._requests for row in own.run]
         return len(suffixes) * max(suffixes)
 
