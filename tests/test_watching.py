@@ -25,10 +25,11 @@ from easyeditor.lm.spectrum import frobenius, leading_rows, turned
 from easyeditor.methods.registry import load_hparams
 from easyeditor.records import EditResult
 from easyeditor.report.build import make_report
+from easyeditor.report.watched import values_over_anchor
 from easyeditor.results import collapse
 from easyeditor.results.forecast import FAR, forecast, hindsight, points_of
 from easyeditor.results.lines import EditLine, Guard
-from easyeditor.results.run import load_run
+from easyeditor.results.run import Run, load_run
 from easyeditor.results.watched import Watched
 from easyeditor.runs.sequence import delta_folder
 from easyeditor.runs.watching import KEYS, Keys, saved_keys
@@ -157,6 +158,24 @@ def test_the_anchor_is_read_from_the_trace() -> None:
     from easyeditor.runs.watching import over_anchor
 
     assert over_anchor(result) == 2.5
+
+
+def test_values_are_compared_with_the_anchor_or_the_first_step(tmp_path: Path) -> None:
+    """Two batches of two; without an anchor the first batch's mean takes its place, and no values are no number."""
+
+    def run(name: str, norms: list[float | None], anchors: tuple[float | None, float | None] = (None, None)) -> Run:
+        lines = []
+        for n, norm in enumerate(norms):
+            line = edit(n, mode="batch", step=n // 2 * 2 + 2)
+            trace = {at: replace(own, value_norm_after=norm) for at, own in line.record.trace.items()}
+            seen = Watched(growth={"w": 1.0}, anchor=anchors[n // 2]) if n % 2 else None
+            line = replace(line, record=replace(line.record, trace=trace), watched=seen)
+            lines.append(json.loads(to_json(line.to_json())))
+        return load_run(write_run(tmp_path / name, lines))
+
+    assert values_over_anchor(run("plain", [2.0, 4.0, 3.0, 9.0])) == {2: 4 / 3, 4: 3.0}
+    assert values_over_anchor(run("nas", [2.0, 4.0, 3.0, 9.0], (1.5, 2.5))) == {2: 1.5, 4: 2.5}
+    assert values_over_anchor(run("ft", [None] * 4)) == {2: None, 4: None}
 
 
 def test_lines_of_earlier_versions_read_as_before() -> None:
