@@ -36,7 +36,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
 from easyeditor.results.collapse import SMALL_DENOMINATOR
-from easyeditor.runs.ranks import Rank, own_device, rank_of
+from easyeditor.runs.ranks import Rank, placed, rank_of
 from easyeditor.runs.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent
@@ -114,10 +114,7 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     else:
         hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS))
     hparams = hparams.override(overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul))
-    flag = args.device is not None
-    device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
-    if device != hparams.device:
-        hparams = hparams.override([f"device={device}"])
+    hparams = placed(hparams, rank, flag=args.device is not None)
     hparams.check_files()
     return hparams, RunSettings.from_dict(given, "flags")
 

@@ -66,15 +66,12 @@ def main() -> int:
     from easyeditor import CounterFactDataset, MENDTrainingHparams
     from easyeditor.dataset.training import apart
     from easyeditor.outputs import check_outputs
-    from easyeditor.runs.ranks import own_device, process_group, rank_of
+    from easyeditor.runs.ranks import placed, process_group, rank_of
 
     rank = rank_of(os.environ)
     flags = overrides(args.set, max_iters=args.max_iters, device=args.device, matmul=args.matmul)
     hparams = MENDTrainingHparams.from_hparams(args.hparams).override(flags)
-    flag = args.device is not None
-    device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
-    if device != hparams.device:
-        hparams = hparams.override([f"device={device}"])
+    hparams = placed(hparams, rank, flag=args.device is not None)
     reads = {
         "--train": args.train,
         "--val": args.val,

@@ -120,7 +120,8 @@ def _requests(
 ) -> tuple[list[EditRequest], list[BadRecord], str]:
     requests: list[EditRequest] = []
     bad: list[BadRecord] = []
-    absent: list[str] = []  # case id and reason of records without their subject
+    absent: list[str] = []  # number and reason of records without their subject
+    others: list[str] = []  # the same of other bad records
     name = ""
     seen: dict[str, int] = {}  # case id as text -> record
     for number, (record, problem) in records:
@@ -138,21 +139,17 @@ def _requests(
             reason = str(error).removeprefix("unusable: ")
             if isinstance(error, AbsentSubject):
                 absent.append(f"record {number}: {reason}")
-            elif not skip_bad:
+            elif skip_bad:
+                others.append(f"record {number}: {reason}")
+            else:
                 raise DataError(f"{source}: record {number}: {reason}; --skip-bad leaves such records out") from error
             bad.append(BadRecord(number=number, reason=reason))
             continue
         name = name or found
         requests += made
     _tell_absent(source, absent, skip_bad)
-    if others := [record for record in bad if not any(told.startswith(f"record {record.number}:") for told in absent)]:
-        LOG.warning(
-            "%s: bad records left out: %d; the first: record %d: %s",
-            source,
-            len(others),
-            others[0].number,
-            others[0].reason,
-        )
+    if others:
+        LOG.warning("%s: bad records left out: %d; the first: %s", source, len(others), others[0])
     return requests, bad, name
 
 

@@ -140,7 +140,7 @@ def _of_sequence(run: Run, lines: Sequence[EditLine]) -> Measured | None:
     rows = [
         _row(name, mean(row[name][0] for row in before if name in row), after) for name, after in last.means().items()
     ]
-    rows.append((ppl_name(any(line.standing.bos for line in lines)), shown_ppl(run.base), shown_ppl(last.ppl)))
+    rows.append((ppl_name(run.bos), shown_ppl(run.base), shown_ppl(last.ppl)))
     said = "Perplexity was not measured, so there is no verdict on collapse."
     if last.collapsed is not None:
         change = f"perplexity {shown_ppl(run.base)} → {shown_ppl(last.ppl)}, threshold {shown_ppl(run.threshold)}"

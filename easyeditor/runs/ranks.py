@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from easyeditor.errors import ConfigError
+from easyeditor.hparams import HyperParams
 from easyeditor.results.lines import EvaluationLine
 from easyeditor.results.run import RANKS, RESULTS, recorded
 
 MOST_RANKS = 1_000_000
 PATIENCE = timedelta(hours=24)  # a process waits this long for one that has more to do; torchrun ends all if one dies
 POLL = 0.2  # seconds between two looks at the run folder
+
+H = TypeVar("H", bound=HyperParams)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,12 @@ def own_device(rank: Rank, device: int | str, *, flag: bool = False, model_paral
             "card of its local rank (CUDA_VISIBLE_DEVICES chooses the cards)"
         )
     return rank.local
+
+
+def placed(hparams: H, rank: Rank, *, flag: bool) -> H:
+    """The hyper-parameters with this process's `own_device`; `flag`: --device was given. Raises ConfigError as that."""
+    device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
+    return hparams if device == hparams.device else hparams.override([f"device={device}"])
 
 
 @contextmanager
