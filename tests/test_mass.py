@@ -593,6 +593,14 @@ def test_dry_run_says_what_would_be_done(mass: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_refuses_a_folder_that_holds_a_run(mass: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    refusal = mass("--dry-run", "--output", "run")
+    assert (refusal.code, refusal.out, refusal.err.count("\n")) == (2, "", 1)
+    assert "run: already holds a result" in refusal.err
+
+
 def test_help_is_the_run_book(mass: Any) -> None:
     ran = mass("--help", fresh=False)
     assert ran.code == 0

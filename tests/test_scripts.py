@@ -175,6 +175,32 @@ def test_dry_run_prints_hparams_and_request_and_loads_no_model(edit: Any, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        pytest.param(["--metrics", "wlid"], "did you mean 'wild'?", id="metrics"),
+        pytest.param(["--adapter-rank", "0"], "--adapter-rank is 0", id="adapter-rank"),
+        pytest.param(["--save-model", "full"], "full", id="save-model"),
+        pytest.param(["--output", "done"], "already holds a result", id="output"),
+        pytest.param(["--interactive", "--metrics", "wlid"], "did you mean 'wild'?", id="typed-metrics"),
+        pytest.param(["--interactive", "--output", "full"], "full", id="typed-output"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(edit: Any, tmp_path: Path, flags: list[str], said: str) -> None:
+    for place in ("full/model.txt", "done/result.json"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_text("{}")
+    ran = edit("--dry-run", *flags)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("listed", [["rewrite_acc", "GE"], ["rewrite_acc,GE"], ["rewrite_acc,", "GE"]])
+def test_metrics_may_be_listed_by_spaces_or_commas(monkeypatch: pytest.MonkeyPatch, listed: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["single_case_edit.py", "--metrics", *listed, "--metrics", "wild"])
+    assert single_case_edit.arguments().metrics == ["rewrite_acc", "GE", "wild"]
+
+
 @pytest.mark.parametrize("archive", ["/nowhere", "null"])
 def test_dry_run_sees_that_mends_archive_is_missing(edit: Any, archive: str) -> None:
     ran = edit("--hparams", str(ROOT / "hparams/MEND/gemma3-270m.yaml"), "--dry-run", "--set", f"archive={archive}")
