@@ -1,6 +1,6 @@
 """Edit every request of a dataset, probe perplexity after each edit, and end with the list of collapses.
 
-  python mass_edit.py --data data/hard.json                                 every edit on the original model (single)
+  python mass_edit.py --data data/hard/smollm2-135m.json                    every edit on the original model (single)
   python mass_edit.py --data FILE --mode sequential --eval-every 10         edits stay; all are evaluated as they age
   python mass_edit.py --data FILE --mode batch --batch-size 100 --hparams hparams/MEMIT/smollm2-135m.yaml
   python mass_edit.py --data FILE --screen                                  denominators only: who would collapse?
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, memory, parser, quiet_transformers, resumable, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--together", metavar="N", help=many)
     shared = "whether their edited models share forwards (default: auto, not on a CPU)"
     p.add_argument("--measure", choices=("auto", "together", "alone"), help=shared)
-    p.add_argument("--metrics", nargs="+", metavar="NAME", help=METRICS_HELP)
+    p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help=METRICS_HELP)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
     threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
@@ -142,6 +142,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
+    from easyeditor.outputs import check_run
     from easyeditor.results.run import CONFIG
     from easyeditor.runs.mass import begun, check_same, check_world, execute, plan, taken_up
 
@@ -153,6 +154,8 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     check_targets(args, hparams, settings)
     if args.resume is not None:
         check_same(Path(args.resume), what)
+    elif rank.first:
+        check_run(args.output, CONFIG)
     if args.dry_run:
         data = {"data": what.dataset.to_json(), "selected": len(what.requests)}
         print(to_json({**what.config(), **data, "memory": memory(hparams)}, indent=1))

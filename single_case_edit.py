@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, memory, parser, quiet_transformers, run
+from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides, yaml_path
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rephrase-prompt", **many, help="paraphrases that should give the new answer too")
     p.add_argument("--locality-prompt", **many, help="unrelated prompts whose answers should stay")
     p.add_argument("--locality-ground-truth", **many, help="one answer for each locality prompt")
-    p.add_argument("--metrics", **many, metavar="NAME", help=METRICS_HELP)
+    p.add_argument("--metrics", nargs="+", action=Listed, default=[], metavar="NAME", help=METRICS_HELP)
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
     p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
@@ -110,10 +110,21 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     return hparams
 
 
-def check_targets(args: argparse.Namespace, hparams: HyperParams) -> None:
-    """Raise before anything is computed if what is to be written has no place of its own."""
-    from easyeditor.outputs import check_outputs
+def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) -> None:
+    """Raise before anything is computed if what is to be written has no place of its own, or cannot be made. `holds`:
+    the file a run folder is known by."""
+    from easyeditor.outputs import check_outputs, check_run
 
+    if args.adapter_rank is not None:
+        from easyeditor.export.adapter import check_rank
+
+        check_rank(args.adapter_rank, "--adapter-rank")
+    if args.metrics:
+        from easyeditor.evaluate.registry import chosen
+
+        chosen(args.metrics)
+    if args.resume is None:
+        check_run(args.output, holds)
     check_outputs(
         folders={
             "--save-edit": args.save_edit,
@@ -174,6 +185,7 @@ def interactive(args: argparse.Namespace) -> int:
             raise ConfigError(f"{args.resume}: not a session of --interactive; go on with mass_edit.py --resume")
         hparams, resume = hparams.override(overrides([], device=args.device)), (Path(args.resume), settings)
         hparams.check_files()
+    check_targets(args, hparams, "config.json")
     if args.dry_run:
         print(to_json({"hparams": hparams.to_dict(), "memory": memory(hparams)}, indent=1))
         return 0
@@ -181,7 +193,6 @@ def interactive(args: argparse.Namespace) -> int:
     from easyeditor.interactive import talk
 
     quiet_transformers()
-    check_targets(args, hparams)
     return talk(hparams, args.metrics, output=args.output, resume=resume)
 
 
@@ -192,6 +203,7 @@ def main() -> int:
     if args.resume is not None:
         raise ConfigError("--resume goes with --interactive; a run of many edits goes on with mass_edit.py --resume")
     hparams, request = hparams_of(args), request_of(args)
+    check_targets(args, hparams, "result.json")
     if args.dry_run:
         print(
             to_json({"hparams": hparams.to_dict(), "request": request.to_json(), "memory": memory(hparams)}, indent=1)
@@ -201,13 +213,10 @@ def main() -> int:
     from rich.console import Console
 
     from easyeditor.easyedit import BaseEditor
-    from easyeditor.export.adapter import check_rank
     from easyeditor.report.terminal import print_record
     from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()
-    check_rank(args.adapter_rank, "--adapter-rank")
-    check_targets(args, hparams)
     with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
         editor = BaseEditor(hparams, metrics=args.metrics)
         examined = editor.examine(request, verbose=True)

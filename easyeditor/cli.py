@@ -25,6 +25,14 @@ EXIT_TERMINATED = 143
 METRICS_HELP = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
 
 
+class Listed(argparse.Action):
+    """Words one after another, joined by commas, or the flag given again."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = [word for value in values for word in value.split(",") if word]
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *given])
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: everything that undoes or keeps its work on Ctrl-C does so now."""
 

@@ -108,7 +108,7 @@ def test_most_probable_early_stopping_needs_no_cutoff() -> None:
     values = {**inputs["hparams"]["MEMIT"]["tiny-llama"], "context_templates": inputs["context_templates_memit"]}
     values |= {"layers": [0], "v_num_grad_steps": 40, "clamp_norm_factor": 4.0, "early_stop_rows": "prefixed"}
     values |= {"alg_name": "MEMIT", "model_name": pair("tiny-llama")}
-    for h in (load_hparams({**values, "early_stop": "mpes"}), load_hparams(values).override(["early_stop=mpes"])):
+    for h in (load_hparams({**values, "early_stop": "mpes"}), load_hparams(values).override(['early_stop="mpes"'])):
         assert h.prob_cutoff == -4  # type: ignore[attr-defined]
     method = method_class("MEMIT")(*pair("tiny-llama"), h)
     found = method.values([request(n) for n in range(1, 3)], method.parts.block(0), 0)  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def test_most_probable_early_stopping_needs_no_cutoff() -> None:
     off = load_hparams({**values, "early_stop": "mpes", "prob_cutoff": 0})
     given = load_hparams(values).override(["early_stop=mpes", "prob_cutoff=-2"])
     found_ = (off, off.override(["v_lr=0.1"]), given, load_hparams(values))
-    assert [h.prob_cutoff for h in found_] == [0, 0, -2, 0]  # type: ignore[attr-defined]
+    assert [h.prob_cutoff for h in found_] == [0, 0, -2, -4]  # type: ignore[attr-defined]
 
 
 # The worked example

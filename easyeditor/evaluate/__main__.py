@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.cli import parser, quiet_transformers, run
+from easyeditor.cli import Listed, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.results.shown import shown_share
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--edit", metavar="DIR", help="saved edit to apply to --model; the model is measured before it too")
     p.add_argument("--base-model", metavar="NAME", help="the unedited model of an edited --model: measured as `before`")
     p.add_argument("--data", metavar="FILE", help="records of any format, JSON or JSONL (default: the edit's requests)")
-    p.add_argument("--metrics", default="easyedit", help="names or groups, comma-separated (default: %(default)s)")
+    p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help="names or groups (default: easyedit)")
     p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--limit", type=int, help="only the first so many records")
     p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
@@ -74,7 +74,7 @@ def main() -> int:
     if args.list:
         _print_metrics()
         return 0
-    names = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    names = args.metrics or ["easyedit"]
 
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings

@@ -87,7 +87,7 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.memit.method:MEMIT",
         paper="https://arxiv.org/abs/2502.01636",
         preset={"earlier_keys": "solved"},
-        defaults={"update_norm_lambda": 10.0, "early_stop": "mpes", "prob_cutoff": -4},
+        defaults={"update_norm_lambda": 10.0, "early_stop": "mpes"},
         unused=(
             *("add_prev_edits", "calculate_norms", "calculate_objective_value", "condition_num", "dynamic_multiplier"),
             *("emmet_lambda", "gd_lambda", "grad_desc_lr", "grad_desc_steps", "norm_control"),

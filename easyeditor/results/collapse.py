@@ -18,8 +18,8 @@ CURE = Path(__file__).resolve().parents[2] / "data" / "protection" / "cure.json"
 
 SMALL_DENOMINATOR = 1.0
 """|denominator| below which a collapse is predicted, and explained: between those of collapse cases (up to 0.2 in the
-papers and on the embedded model) and of others (above 2; Fall of ROME, table 2), nearer to the latter so that few are
-missed."""
+papers and on the embedded model) and of ordinary requests (above 2; Fall of ROME, table 2), nearer to the latter so that few
+are missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def first_place_cure(record: EditRecord) -> str:
         return ""
     found = read_json(CURE)
     return (
-        f"--set alg_name={found['method']} layers=[{found['layer']}]  (holds with and without a prefix: on "
+        f"--set alg_name={found['method']} 'layers=[{found['layer']}]'  (holds with and without a prefix: on "
         f"{found['requests']} requests with {found['model']}, P {found['p_bare']:.2f} bare, "
         f"{found['p_behind_a_prefix']:.2f} behind a prefix; its price: {found['perplexity_ratio']:.2f}x perplexity, "
         f"{found['locality_first_place']:.0%} of other first places kept; docs/first-token-protection.md)"

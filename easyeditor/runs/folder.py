@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import OutputError
-from easyeditor.files import check_new, make_folder, write_json
+from easyeditor.files import make_folder, write_json
+from easyeditor.outputs import check_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
@@ -46,10 +47,8 @@ def _new_folder(output: str | None, name: str, holds: str, made: list[Path]) -> 
     """Make it; those that were not there are added to `made`, deepest first."""
     try:
         if output is not None:
+            check_run(output, holds)
             folder = Path(output)
-            if (folder / holds).exists():
-                raise OutputError(f"{folder}: already holds a result; choose another --output")
-            check_new(folder)
             made += make_folder(folder)
             return folder
         above = make_folder(Path("results"))

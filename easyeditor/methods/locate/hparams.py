@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
@@ -13,10 +12,6 @@ from easyeditor.methods.hparams import LayerHyperParams
 
 Filter = Literal["rect", "rect-official", "prune", "sphere", "revive"]
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
-
-PROB_CUTOFF = -4  # passes that `early_stop: mpes` waits for where none are given: ENCORE's file for GPT-2 XL
-
-L = TypeVar("L", bound="LocateHyperParams")
 
 
 @dataclass(kw_only=True)
@@ -38,8 +33,8 @@ class LocateHyperParams(LayerHyperParams):
     early_stop: Literal["loss", "mpes"] = "loss"
     """When the value search ends before its last pass: `loss` below 0.05; `mpes` also when the whole target was the
     model's first choice in |prob_cutoff| passes."""
-    prob_cutoff: int = 0
-    """ENCORE's key, negative there: passes that `early_stop: mpes` waits for, four where it is not given; 0 turns that
+    prob_cutoff: int = -4
+    """ENCORE's key, negative there, and its value for GPT-2 XL: passes that `early_stop: mpes` waits for; 0 turns that
     rule off."""
     early_stop_rows: Literal["all", "prefixed"] = "all"
     """Prompts whose target must be the first choice: all, or those behind a context (ENCORE's published code)."""
@@ -85,16 +80,6 @@ class LocateHyperParams(LayerHyperParams):
     """Documents in the statistics."""
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Dtype of the stored statistics."""
-
-    @classmethod
-    def from_dict(cls: type[L], values: Mapping[str, Any], where: str = "hparams") -> L:
-        waits = {"prob_cutoff": PROB_CUTOFF} if values.get("early_stop") == "mpes" else {}
-        return super().from_dict({**waits, **values}, where)
-
-    def override(self: L, settings: Iterable[str]) -> L:
-        listed = list(settings)
-        turned_on = self.early_stop != "mpes" and "early_stop=mpes" in (s.replace(" ", "") for s in listed)
-        return super().override([*([f"prob_cutoff={PROB_CUTOFF}"] if turned_on else []), *listed])
 
     def validate(self, where: str) -> None:
         super().validate(where)
