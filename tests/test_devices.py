@@ -24,7 +24,15 @@ from test_refill import longest, rows_run, searched, stops_apart
 from test_refill import method as refilled
 from transformers import AutoModelForCausalLM
 
-from easyeditor import BaseEditor, CounterFactDataset, EditRequest, EditResult, EditTrainer, MENDTrainingHparams
+from easyeditor import (
+    BaseEditor,
+    CounterFactDataset,
+    EditRequest,
+    EditResult,
+    EditTrainer,
+    MENDTrainingHparams,
+    WeightDelta,
+)
 from easyeditor.cli import memory
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.estimate import advice, estimate
@@ -34,6 +42,7 @@ from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
+from easyeditor.lm.weights import add, rounding
 from easyeditor.methods.registry import load_hparams
 from easyeditor.runs.ranks import Rank, process_group
 from easyeditor.stats.collect import Pace, Settings, collect
@@ -475,6 +484,24 @@ def test_the_way_back_is_checked_as_the_way_there() -> None:
                 near + 1
     with pytest.raises(Unordered), pretended():
         torch.ones(3, device="gpu:0", requires_grad=True).gather(0, index).sum().backward()
+
+
+def test_a_loaded_edit_is_made_where_its_weight_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's product and the CPU's differ in their last bits, and a run that goes on must have the same weights."""
+    model, dense, places = build("llama"), WeightDelta.dense, []
+    weight = anatomy(model).rewrite(1).weight
+    delta = WeightDelta(name=WEIGHTS[0], left=torch.ones(weight.shape[0], 2), right=torch.ones(2, weight.shape[1]))
+
+    def noted(self: WeightDelta, *on: Any) -> torch.Tensor:
+        made = dense(self, *on)
+        places.append(str(made.device))
+        return made
+
+    monkeypatch.setattr(WeightDelta, "dense", noted)
+    with pretended():
+        rounding(moved(model, ["gpu:0"]), [delta])
+        add(model, [delta])
+    assert places == ["gpu:0", "gpu:0"]
 
 
 def test_training_reaches_blocks_that_accelerate_has_hooked(tmp_path: Path) -> None:

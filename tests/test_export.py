@@ -328,6 +328,7 @@ def test_several_edits_one_model(script: Script, place: Path, tmp_path: Path) ->
         (["edit", "--to", "checkpoint", "--model", "./wide"], ["shape (32, 48)", "(32, 64)"]),
         (["edit", "--to", "adapter", "--model", "./seeded"], ["edit was computed on other weights than ./seeded has"]),
         (["edit", "--to", "merged", "--model", "./seeded", "--dtype", "bfloat16"], ["other weights than ./seeded"]),
+        (["edit", "./edit", "--to", "adapter"], ["an edit is named twice"]),
         (["edit", "other", "--to", "adapter"], ["no one base model", "--model"]),
         (["python", "--to", "adapter"], ["no one base model", "a model that Python had loaded", "--model"]),
         (["edit", "--to", "adapter", "--output", "edit/new"], ["--output edit/new lies in EDIT edit"]),

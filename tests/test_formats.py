@@ -130,7 +130,8 @@ def test_wikibigedit() -> None:
         "personas": probe(("Ahoy, where be Bay?", "Italy")),
         "mhop": probe(("What do they speak in Bay?", "Italian")),
     }
-    bare = parse({key: WIKIBIGEDIT[key] for key in ("subject", "update", "ans")} | {"mhop": None, "loc": ""}, "here")
+    nothing = {"mhop": None, "loc": "", "personas": float("nan"), "rephrase": float("nan")}  # as pandas writes it
+    bare = parse({key: WIKIBIGEDIT[key] for key in ("subject", "update", "ans")} | nothing, "here")
     assert (bare.locality, bare.portability, bare.rephrase_prompts) == ({}, {}, ())
 
 
@@ -139,6 +140,7 @@ def test_qaedit() -> None:
     assert (request.case_id, request.prompt, request.target_new) == (1104, "where is bay?", "Italy")
     assert request.locality == {"neighborhood": probe(("who sings", "Roland"))}
     assert request.rephrase_prompts == ("In which country is Bay?",)
+    assert parse({**QAEDIT, "rephrase": ""}, "here").rephrase_prompts == ()
 
 
 @pytest.mark.parametrize("layout", [lambda edit: edit, remastered], ids=["original", "remastered"])

@@ -154,6 +154,7 @@ def test_an_edit_that_was_kept_and_is_not_there_ends_it_in_one_line(typed: Any, 
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "not a whole saved edit" in ran.err
     assert len(edits(tmp_path / "run")) == 1
+    assert (tmp_path / "run/summary.json").exists()
 
 
 class Stopped(io.StringIO):

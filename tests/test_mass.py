@@ -16,13 +16,17 @@ from conftest import ROOT, build, rome_hparams, same, states, tokenizer
 from rich.console import Console
 from script_runs import LOUD, QUICK, SUBJECTS, record_of
 
-from easyeditor import BaseEditor, EditRequest, EditResult
+from easyeditor import BaseEditor, EditRequest, EditResult, endpoint
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
 from easyeditor.evaluate import registry
+from easyeditor.evaluate.judge import URL
 from easyeditor.evaluate.scoring import score
+from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import print_summary
 from easyeditor.results.journal import Journal
+from easyeditor.results.run import load_run
+from easyeditor.runs import single
 from easyeditor.runs.sequence import delta_folder
 
 SPENT = ("time", "seconds")
@@ -213,6 +217,29 @@ def test_a_failing_edit_is_recorded_and_the_rest_goes_on(
     assert len(lines(tmp_path / "run")) == 5
 
 
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+def test_a_judge_that_does_not_answer_is_no_bad_record(
+    mode: str, mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "WAITS_S", ())
+    monkeypatch.setenv(URL, "http://127.0.0.1:9/v1")  # nobody listens there
+    ran = mass("--mode", mode, "--limit", 2, "--metrics", "wild_judge", "--skip-bad", "--output", "run")
+    assert (ran.code, "no answer" in ran.err, "skip-bad" in ran.err) == (2, True, False)
+    found = tmp_path / "run/results.jsonl"
+    assert not found.exists() or lines(tmp_path / "run") == []
+
+
+def test_perplexity_before_is_said_where_the_first_request_has_no_edit(mass: Any, place: Path, tmp_path: Path) -> None:
+    long = [{**record_of("Oslo"), "prompt": "Oslo is " + "far " * 200}, record_of("Bay")]
+    (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
+    for mode in ("single", "sequential"):
+        ran = mass("--data", "long.json", "--skip-bad", "--mode", mode, "--output", mode, "--json")
+        assert ran.code == 0, ran.err
+        (edit,) = [line for line in lines(tmp_path / mode) if line["kind"] == "edit"]
+        assert ran.json["ppl"]["before"] == edit["pre"]["ppl"]
+        assert load_run(tmp_path / mode).base == edit["pre"]["ppl"]
+
+
 def test_a_request_too_long_for_the_model_stops_the_run_or_is_left_out(mass: Any, tmp_path: Path) -> None:
     long = [record_of("Bay"), {**record_of("Oslo"), "prompt": "Oslo is " + "far " * 200}, record_of("Roland")]
     (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
@@ -273,6 +300,20 @@ def test_the_screen_gives_the_denominators_of_the_edits(
     lowest = json.loads((tmp_path / "screen/summary.json").read_text())["screen"]["lowest"]
     assert [s["denominator"] for s in lowest] == sorted((x["denominator"] for x in screened), key=abs)
     assert "predicted to collapse (|denominator| < 1.5)" in ran.out
+
+
+def test_a_screen_that_goes_on_has_the_batches_it_was_begun_with(
+    mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, screen = [], ROME.screen
+    monkeypatch.setattr(single, "SCREENED_TOGETHER", 2)
+    monkeypatch.setattr(ROME, "screen", lambda self, batch: asked.append(len(batch)) or screen(self, batch))
+    assert mass("--output", "run", "--screen").code == 0
+    whole = (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/results.jsonl").write_bytes(b"".join(whole[:3]))
+    assert mass("--resume", "run", fresh=False).code == 0
+    assert asked == [2, 2, 1, 2, 1]
+    assert (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True) == whole
 
 
 def _never(*_: Any, **__: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from conftest import CONTEXTS, ROOT, build, rome_hparams, tokenizer
 
 from easyeditor import BaseEditor, EditRequest
-from easyeditor.errors import ConfigError
+from easyeditor.errors import ConfigError, StatsError
 from easyeditor.lm import precision
 from easyeditor.lm.loading import save
 from easyeditor.lm.precision import products
@@ -210,3 +210,7 @@ def test_a_norm_anchor_measured_in_tf32_is_not_read_by_an_exact_run(
         method = BaseEditor.from_hparams(load_hparams({**values, "matmul": matmul})).method
         anchors.append(method._measured())  # type: ignore[attr-defined]
     assert anchors == [1.0, 2.0, 1.0, 2.0]
+    for kept in tmp_path.rglob("norm-anchor-*.json"):
+        kept.write_text("{}")
+    with pytest.raises(StatsError, match=r"norm-anchor-.*delete it"):
+        method._measured()  # type: ignore[attr-defined]

@@ -271,6 +271,12 @@ def test_a_template_that_cannot_be_used_is_one_line(template: str, said: str) ->
     assert "\n" not in str(refused.value)
 
 
+def test_a_template_that_asks_for_the_day_is_told_the_same_one_always() -> None:
+    """Llama's, Granite's and SmolLM's do: an edit must not depend on the day it is made on."""
+    tok = chatty("{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + TURNS)
+    assert user_turn(tok, "Bay is in").text.startswith("Today: 26 Jul 2024\n")
+
+
 def test_an_eos_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="the tokenizer has no EOS token"):
         Prompting(eos=True).checked(chatty(eos_token=None))

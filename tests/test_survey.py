@@ -199,9 +199,10 @@ def test_the_cells_are_dealt_out_by_rank(finished: Path, monkeypatch: pytest.Mon
     assert ran == {0: [cells[0].name, cells[2].name], 1: [cells[1].name]}
 
 
-def test_a_cell_of_a_gpu_run_takes_its_process_s_gpu(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["0", "cuda:0"])
+def test_a_cell_of_a_gpu_run_takes_its_process_s_gpu(device: str, place: Path, tmp_path: Path) -> None:
     plan = plan_of(place)
-    plan["groups"][0]["set"] = ["device=0"]
+    plan["groups"][0]["set"] = [f"device={device}"]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     made = cells_of(read_plan(tmp_path / "plan.yaml"), tmp_path / "out", Rank(rank=3, world=4, local=3))
     assert [cell.what.hparams.device for cell in made] == [3, "cpu", "cpu"]
@@ -500,6 +501,16 @@ def test_memory_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after is not None
     assert after - before > 100 * 2**20
     assert float(held[0]) == 1.0
+
+
+def test_memory_is_that_of_all_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", begun.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda card: 10**card)
+    assert running.restart_peak()
+    assert (begun, running.peak_bytes()) == ([0, 1, 2], 111)
 
 
 def test_a_numerical_error_inside_a_run_is_the_run_s_own_matter(go: Any, copied: Path, monkeypatch: Any) -> None:

@@ -148,8 +148,12 @@ def test_a_search_goes_on_where_it_was(go: Any, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "two/result.json").read_text())
     assert [row["set"] for row in result["tables"]["held_out"]] == ["check", "held out"]
     (tmp_path / "o.yaml").unlink()
-    ran = go("--model", "model", "--kept", "kept.jsonl", "--run", "three", "--seed", 1)
-    assert (ran.code, "it is of another search" in ran.err or "is of another search" in ran.err) == (2, True)
+    assert go("--model", "model", "--kept", "kept.jsonl", "--run", "elsewhere", "--device", "1").code == 0
+    assert (tmp_path / "kept.jsonl").read_text().splitlines() == lines
+    (tmp_path / "o.yaml").unlink()
+    for other in (("--seed", 1), ("--ppl-ratio", 9)):
+        ran = go("--model", "model", "--kept", "kept.jsonl", "--run", "three", *other)
+        assert (ran.code, "is of another search" in ran.err) == (2, True)
 
 
 def test_bad_input_is_one_line_before_anything_is_loaded(go: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from test_prompting import CHAT, chatty
 
 from easyeditor import EditRequest, WeightDelta, endpoint
 from easyeditor.endpoint import Endpoint
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError, EndpointError
 from easyeditor.evaluate import __main__ as command
 from easyeditor.evaluate.generation import normalised
 from easyeditor.evaluate.judge import KEY, MODEL, NO_JUDGE, URL, judge_named, verdicts
@@ -153,7 +153,8 @@ def test_a_judge_that_nobody_asks_may_be_no_address(monkeypatch: pytest.MonkeyPa
 
 
 class Server:
-    """An OpenAI-compatible endpoint: `answers` says what it replies to a request's body, and with which status."""
+    """An OpenAI-compatible endpoint: `answers` says what it replies to a request's body, and with which status (0:
+    without HTTP's own lines)."""
 
     def __init__(self, answers: Callable[[dict[str, Any]], tuple[int, bytes]]) -> None:
         self.asked: list[tuple[str, str | None, dict[str, Any]]] = []
@@ -164,8 +165,9 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 asked.append((self.path, self.headers["Authorization"], body))
                 status, answer = answers(body)
-                self.send_response(status)
-                self.end_headers()
+                if status:
+                    self.send_response(status)
+                    self.end_headers()
                 self.wfile.write(answer)
 
             def log_message(self, *_args: Any) -> None:
@@ -248,6 +250,8 @@ def test_a_busy_judge_is_asked_again(serve: Any) -> None:
         ((200, b"<html>"), "no answer", 1),
         ((200, b'{"error": "no"}'), "no chat completion .KeyError", 1),
         ((200, b"[]"), "no chat completion", 1),
+        ((0, b""), "no answer .Remote end closed", 3),
+        ((0, b"SSH-2.0 hello\r\n"), "no answer .SSH-2.0 hello", 3),
         ((200, b"\xff"), "no answer", 1),
     ],
 )
@@ -255,7 +259,7 @@ def test_what_a_judge_may_answer_instead(serve: Any, answer: tuple[int, bytes], 
     server = serve(lambda _body: answer)
     judge = judge_named()
     assert judge is not None
-    with pytest.raises(DataError, match=f"{said_of_it}.*") as refused:
+    with pytest.raises(EndpointError, match=f"{said_of_it}.*") as refused:
         verdicts(judge, [("Q", "a", "a")])
     assert "\n" not in str(refused.value)
     assert len(server.asked) == times
@@ -265,6 +269,11 @@ def test_an_address_that_is_none() -> None:
     for url in ("file:///etc/passwd", "localhost:80", "ftp://x"):
         with pytest.raises(ConfigError, match="is no http address; check the flag"):
             Endpoint(url=url, model="m", key=None, named_by="the flag")
+
+
+def test_a_port_that_is_no_number_is_one_line() -> None:
+    with pytest.raises(EndpointError, match=r"nonnumeric port.*check the flag"):
+        Endpoint(url="http://localhost:80x0/v1", model="m", key=None, named_by="the flag").ask("a")
 
 
 def test_the_command_keeps_texts_and_fails_in_one_line(
