@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -9,12 +10,12 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError, EndpointError
 from easyeditor.files import parse_json
 
 TIMEOUT_S = 120
 WAITS_S = (2.0, 8.0)
-"""Pauses before the further tries of a question that a server was too busy for."""
+"""Pauses before the further tries of a question that a server was too busy for, or whose connection broke."""
 BUSY = (429, 500, 502, 503, 504)
 MOST_BYTES = 1_000_000
 
@@ -37,7 +38,7 @@ class Endpoint:
         """What the model answers to one message; `settings` go into the request (temperature …).
 
         Raises:
-            DataError: the endpoint cannot be reached, answers with an error, or with no chat completion.
+            EndpointError: the endpoint cannot be reached, answers with an error, or with no chat completion.
         """
         where = self.url.rstrip("/") + "/chat/completions"
         message = {"model": self.model, "messages": [{"role": "user", "content": text}], **settings}
@@ -46,10 +47,14 @@ class Endpoint:
             request = urllib.request.Request(where, json.dumps(message).encode(), headers)
             said = parse_json(_sent(request).decode("utf-8"))
             return str(said["choices"][0]["message"]["content"])
-        except (OSError, ValueError) as error:  # urllib's are OSErrors
-            raise DataError(f"{where}: no answer ({' '.join(str(error).split())}); check {self.named_by}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own are OSErrors
+            raise EndpointError(
+                f"{where}: no answer ({' '.join(str(error).split())}); check {self.named_by}"
+            ) from error
         except (KeyError, IndexError, TypeError) as error:
-            raise DataError(f"{where}: the answer is no chat completion ({type(error).__name__}: {error})") from error
+            raise EndpointError(
+                f"{where}: the answer is no chat completion ({type(error).__name__}: {error})"
+            ) from error
 
 
 def _sent(request: urllib.request.Request) -> bytes:
@@ -57,8 +62,10 @@ def _sent(request: urllib.request.Request) -> bytes:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 return bytes(answer.read(MOST_BYTES))
-        except urllib.error.HTTPError as error:
-            if error.code not in BUSY or wait_s is None:
+        except http.client.InvalidURL:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            if (isinstance(error, urllib.error.HTTPError) and error.code not in BUSY) or wait_s is None:
                 raise
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")

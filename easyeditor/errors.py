@@ -18,7 +18,11 @@ class AbsentSubject(DataError):
 
 
 class StatsError(EasyEditorError):
-    """A second-moment statistics file is missing, corrupt, or belongs to another model."""
+    """A kept file (second moments, a saved search, a norm anchor) is missing, corrupt, or belongs to another model."""
+
+
+class EndpointError(EasyEditorError):
+    """An endpoint the user named does not answer, or with something else than a chat completion."""
 
 
 class ModelError(EasyEditorError):

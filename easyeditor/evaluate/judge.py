@@ -32,7 +32,7 @@ def judge_named() -> Endpoint | None:
 
 
 def verdicts(judge: Endpoint, asked: Iterable[Judged], progress: Progress | None = None) -> dict[Judged, Verdict]:
-    """The judge's word on each, one question at a time, at temperature 0. Raises DataError as `Endpoint.ask`."""
+    """The judge's word on each, one question at a time, at temperature 0. Raises EndpointError as `Endpoint.ask`."""
     listed, found = list(dict.fromkeys(asked)), dict[Judged, Verdict]()
     for number, case in enumerate(listed, 1):
         found[case] = _verdict(judge.ask(instruction(*case), temperature=0.0))

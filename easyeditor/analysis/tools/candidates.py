@@ -54,7 +54,7 @@ def from_endpoint(
     Two calls in a row that bring nothing new end it.
 
     Raises:
-        DataError: the endpoint cannot be reached, answers with an error or with something else than a chat completion.
+        EndpointError: the endpoint cannot be reached, or answers with something else than a chat completion.
     """
     endpoint = Endpoint(url=url, model=model, key=key, named_by="--endpoint, --endpoint-model and OPENAI_API_KEY")
     kept: dict[str, Candidate] = {}

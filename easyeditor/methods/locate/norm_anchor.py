@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError
+from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.files import read_json, write_json
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import frozen, sample
@@ -142,7 +142,7 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         """The anchor of this model, read where it is kept, else measured and kept beside the statistics.
 
         Raises:
-            ConfigError: it was never measured, and the model holds edits already.
+            StatsError: what is kept is damaged. ConfigError: it was never measured, and the model holds edits already.
         """
         h, layer = self.hparams, self.layers[-1]
         said = {key: getattr(h, key) for key in (*SearchCache.SETTINGS, "nas_restart", "nas_quantile", "seed")}
@@ -154,7 +154,12 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = self.statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")
         if path.exists():
-            return float(read_json(path)["anchor"])
+            try:
+                return float(read_json(path)["anchor"])
+            except (DataError, KeyError, TypeError, ValueError) as error:
+                raise StatsError(
+                    f"{path}: not a kept norm anchor ({type(error).__name__}: {error}); delete it"
+                ) from error
         if sample(self.model) != self.statistics.weights:
             raise ConfigError(f"{path}: no anchor is kept, and it is measured before the first edit; begin a new run")
         facts = read_dataset(str(FACTS)).requests

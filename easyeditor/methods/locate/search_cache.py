@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from easyeditor.errors import DataError
+from easyeditor.errors import StatsError
 from easyeditor.files import write_tensors
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.value_search import Found
@@ -40,7 +40,7 @@ class SearchCache:
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 
     def read(self, request: EditRequest, device: torch.device) -> Found | None:
-        """The saved search of a request on `device`, or None. Raises DataError if the file is damaged."""
+        """The saved search of a request on `device`, or None. Raises StatsError if the file is damaged."""
         if not (path := self._path(request)).exists():
             return None
         try:
@@ -48,7 +48,7 @@ class SearchCache:
                 losses = json.loads(opened.metadata()["losses"])
                 initial, offset = opened.get_tensor("initial"), opened.get_tensor("offset")
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not a readable target ({error}); delete it") from error
+            raise StatsError(f"{path}: not a readable target ({error}); delete it") from error
         return Found(initial_D=initial.to(device), offset_D=offset.to(device), losses=[tuple(row) for row in losses])
 
     def write(self, request: EditRequest, found: Found) -> None:
