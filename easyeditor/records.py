@@ -15,7 +15,7 @@ from easyeditor.request import Probe as Probe
 from easyeditor.results.record import LayerNumbers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 EDIT_FORMAT = 1  # version of the saved-edit layout
 
@@ -37,13 +37,16 @@ class WeightDelta:
         low_rank = self.left is not None and self.right is not None
         assert low_rank != (self.full is not None), "give either left and right, or full"
 
-    def dense(self) -> Tensor:
-        """The whole change, in the weight's own orientation (rows, columns)."""
+    def dense(self, on: device | None = None) -> Tensor:
+        """The whole change, in the weight's own orientation (rows, columns), made `on` a device (None: where it lies).
+
+        Factors are laid out anew, so that a change that was saved and loaded is the same to the last bit.
+        """
         if self.full is not None:
-            return self.full
+            return self.full.to(on)
         assert self.left is not None
         assert self.right is not None
-        return self.left @ self.right
+        return self.left.to(on).contiguous() @ self.right.to(on).contiguous()
 
     def norm(self) -> float:
         """Frobenius norm of the change, in float64; for factors without making the product."""

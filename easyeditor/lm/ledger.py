@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from easyeditor.errors import DataError
@@ -99,6 +98,10 @@ class _Stored:
     digest: str
     read: Callable[[], Deltas]
 
+    @classmethod
+    def of(cls, deltas: Deltas, read: Callable[[], Deltas]) -> _Stored:
+        return cls(names=tuple(delta.name for delta in deltas), digest=digest(deltas), read=read)
+
 
 class Shelf:
     """Deltas in order, the latest in memory and the others in files of a temporary folder, which goes with the
@@ -125,7 +128,7 @@ class Shelf:
     def append(self, deltas: Deltas, saved: Path | None = None) -> None:
         """Put deltas at the end; they are read from `saved` if they lie there. OutputError: nothing was changed."""
         if saved is not None:
-            self._entries.append(_stored(deltas, lambda: EditResult.load(saved).deltas))
+            self._entries.append(_Stored.of(deltas, lambda: EditResult.load(saved).deltas))
             return
         room = self._bound - _size(deltas)
         held = self.held_bytes
@@ -185,29 +188,7 @@ class Shelf:
                 parts[int(number)][part] = tensor
             return tuple(WeightDelta(name=name, **part) for name, part in zip(names, parts, strict=True))
 
-        return _stored(deltas, read)
-
-
-def _stored(deltas: Deltas, read: Callable[[], Deltas]) -> _Stored:
-    """An entry that gives the deltas back where and as they lay: on another device, or with other strides, a product
-    may differ in its last bit."""
-    lay = [{key: (tensor.device, tensor.stride()) for key, tensor in delta.tensors().items()} for delta in deltas]
-
-    def back() -> Deltas:
-        return tuple(
-            WeightDelta(name=delta.name, **{key: _laid(tensor, *at[key]) for key, tensor in delta.tensors().items()})
-            for delta, at in zip(read(), lay, strict=True)
-        )
-
-    return _Stored(names=tuple(delta.name for delta in deltas), digest=digest(deltas), read=back)
-
-
-def _laid(tensor: Tensor, device: torch.device, strides: tuple[int, ...]) -> Tensor:
-    if 0 in strides:
-        return tensor.to(device)
-    laid = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=device)
-    laid[...] = tensor
-    return laid
+        return _Stored.of(deltas, read)
 
 
 def _size(deltas: Sequence[WeightDelta]) -> int:

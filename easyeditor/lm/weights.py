@@ -75,7 +75,7 @@ def add(model: nn.Module, deltas: Sequence[WeightDelta]) -> None:
     with torch.no_grad():
         for delta in deltas:
             weight = _parameter(model, delta.name)
-            change = delta.dense().to(weight.device)
+            change = delta.dense(weight.device)
             wide = torch.promote_types(weight.dtype, change.dtype)
             edited = (weight.to(wide) + change.to(wide)).to(weight.dtype)
             if not bool(torch.isfinite(edited).all()):
@@ -101,7 +101,7 @@ def rounding(model: nn.Module, deltas: Sequence[WeightDelta]) -> dict[str, Round
     found = {}
     for name in dict.fromkeys(delta.name for delta in deltas):
         weight = _parameter(model, name).detach()
-        changes = [delta.dense().to(weight.device) for delta in deltas if delta.name == name]
+        changes = [delta.dense(weight.device) for delta in deltas if delta.name == name]
         squares = torch.zeros(3, dtype=torch.float64)
         for rows in range(0, len(weight), ROWS_TOGETHER):
             part = slice(rows, rows + ROWS_TOGETHER)
