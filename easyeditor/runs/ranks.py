@@ -98,7 +98,7 @@ def own_device(rank: Rank, device: int | str, *, flag: bool = False, model_paral
     return rank.local
 
 
-def placed(hparams: H, rank: Rank, *, flag: bool) -> H:
+def placed(hparams: H, rank: Rank, *, flag: bool = False) -> H:
     """The hyper-parameters with this process's `own_device`; `flag`: --device was given. Raises ConfigError as that."""
     device = own_device(rank, hparams.device, flag=flag, model_parallel=hparams.model_parallel)
     return hparams if device == hparams.device else hparams.override([f"device={device}"])

@@ -18,7 +18,7 @@ from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
 from easyeditor.results.values import flag, integer, mean
 from easyeditor.runs.mass import Plan, check_same, plan
-from easyeditor.runs.ranks import Rank
+from easyeditor.runs.ranks import Rank, placed
 from easyeditor.runs.settings import RunSettings
 from easyeditor.survey.plan import Group, MethodChoice, Survey
 
@@ -111,9 +111,7 @@ def _cell(root: str, group: Group, choice: MethodChoice, seed: int, output: Path
     is_file = named.endswith((".yaml", ".yml"))
     yaml = yaml_path(named if is_file else Path(root) / named / group.model)
     sets = (*group.set, *choice.set, *([f"seed={seed}"] if seed else []))
-    hparams = load_hparams(yaml).override(sets)
-    if rank.world > 1 and str(hparams.device).isdigit():
-        hparams = hparams.override([f"device={rank.local}"])
+    hparams = placed(load_hparams(yaml).override(sets), rank)
     settings = RunSettings.from_dict({**group.run, "seed": seed}, f"group {group.name}: run")
     what = plan(hparams, settings)
     cell = Cell(group=group.name, method=choice.name, seed=seed, yaml=str(yaml), sets=sets, what=what, output=output)

@@ -65,7 +65,8 @@ def run_cell(cell: Cell, show: bool) -> None:
 def restart_peak() -> bool:
     """Begin a new measurement of the most memory taken; False where this machine has none."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for card in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(card)
         return True
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts at what is held now
@@ -74,9 +75,9 @@ def restart_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """The most memory taken since `restart_peak`: the GPU's that torch allocated, else the process's resident set."""
+    """The most memory taken since `restart_peak`: what torch allocated on all GPUs, else the process's resident set."""
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+        return sum(int(torch.cuda.max_memory_allocated(card)) for card in range(torch.cuda.device_count()))
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
