@@ -142,8 +142,8 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
-    from easyeditor.outputs import check_run
     from easyeditor.results.run import CONFIG
+    from easyeditor.runs.folder import check_run
     from easyeditor.runs.mass import begun, check_same, check_world, execute, plan, taken_up
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():

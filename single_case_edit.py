@@ -113,7 +113,8 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
 def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) -> None:
     """Raise before anything is computed if what is to be written has no place of its own, or cannot be made. `holds`:
     the file a run folder is known by."""
-    from easyeditor.outputs import check_outputs, check_run
+    from easyeditor.outputs import check_outputs
+    from easyeditor.runs.folder import check_run
 
     if args.adapter_rank is not None:
         from easyeditor.export.adapter import check_rank

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import OutputError
-from easyeditor.files import check_free, check_new, check_place
+from easyeditor.files import check_free, check_place
 from easyeditor.lm import embedded
 
 Places = Mapping[str, str | Path | None]
@@ -42,21 +42,6 @@ def check_outputs(
         for other, its in [*read, *list(targets.items())[number + 1 :]]:
             if relation := _relation(_resolved(place), _resolved(its)):
                 raise OutputError(f"{flag} {place} {relation} {other} {its}; choose a place of its own")
-
-
-def check_run(output: str | Path | None, holds: str) -> None:
-    """Raise OutputError if `output` cannot be a new run's folder: a run is there, known by the file it `holds`, or
-    something else is."""
-    if output is None:
-        return
-    try:
-        there = (Path(output) / holds).exists()
-        if not there:
-            check_new(Path(output))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{output}: cannot be the run folder ({error})") from error
-    if there:
-        raise OutputError(f"{output}: already holds a result; choose another --output")
 
 
 def _relation(place: Path, other: Path) -> str | None:

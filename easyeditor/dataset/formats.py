@@ -39,6 +39,7 @@ def parse_all(raw: Any, where: str, case_id: int | str = 0) -> list[EditRequest]
     name = "unrecognised"
     try:
         check_value(raw)
+        raw = {key: None if value != value else value for key, value in raw.items()}  # NaN: pandas writes it for none
         name = recognise(raw)
         made = FORMATS[name][1](raw, raw.get("case_id", case_id))
         return made if isinstance(made, list) else [made]
@@ -135,7 +136,7 @@ def _zsre(raw: Raw, case_id: int | str) -> EditRequest:
         subject=raw["subject"],
         target_new=raw["alt"],
         ground_truth=raw.get("answers"),
-        rephrase_prompts=raw.get("rephrase"),
+        rephrase_prompts=raw.get("rephrase") or None,
         locality=locality,
         case_id=case_id,
         **_free_texts(raw),
@@ -183,7 +184,7 @@ def _qaedit(raw: Raw, case_id: int | str) -> EditRequest:
         raw["prompt"],
         subject=raw["subject"],
         target_new=raw["target"],
-        rephrase_prompts=raw.get("rephrase"),
+        rephrase_prompts=raw.get("rephrase") or None,
         locality={"neighborhood": {"prompt": prompts, "ground_truth": answers}} if near else None,
         case_id=raw.get("id", case_id),
     )

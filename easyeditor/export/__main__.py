@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyeditor.cli import parser, quiet_transformers, run
-from easyeditor.errors import DataError
+from easyeditor.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +58,8 @@ def main() -> int:
     from easyeditor.outputs import check_outputs
 
     check_rank(args.rank)
+    if len({Path(edit).resolve() for edit in args.edits}) < len(args.edits):
+        raise ConfigError("an edit is named twice, and would be written twice; name each once")
     sources = [read_source(Path(edit)) for edit in args.edits]
     name = args.model or base_of(sources)
     check_outputs(folders={"--output": args.output}, reads={"EDIT": args.edits, "--model": name})

@@ -18,8 +18,8 @@ CURE = Path(__file__).resolve().parents[2] / "data" / "protection" / "cure.json"
 
 SMALL_DENOMINATOR = 1.0
 """|denominator| below which a collapse is predicted, and explained: between those of collapse cases (up to 0.2 in the
-papers and on the embedded model) and of ordinary requests (above 2; Fall of ROME, table 2), nearer to the latter so that few
-are missed."""
+papers and on the embedded model) and of ordinary requests (above 2; Fall of ROME, table 2), nearer to the latter so
+that few are missed."""
 
 
 @dataclass(frozen=True, kw_only=True)

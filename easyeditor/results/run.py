@@ -108,9 +108,7 @@ class Run:
     @property
     def base(self) -> float | None:
         """Perplexity of the unedited model: before every single edit, before the first of a sequence."""
-        if not self.edits or (self.mode != "single" and self.edits[0].step != 1):
-            return None
-        return self.edits[0].record.pre.ppl
+        return self.edits[0].record.pre.ppl if self.edits else None
 
     @property
     def bos(self) -> bool:

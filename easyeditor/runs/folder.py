@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import OutputError
-from easyeditor.files import make_folder, write_json
-from easyeditor.outputs import check_run
+from easyeditor.files import check_new, make_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
@@ -41,6 +40,21 @@ def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> 
             with suppress(OSError):
                 place.rmdir()
         raise
+
+
+def check_run(output: str | Path | None, holds: str) -> None:
+    """Raise OutputError if `output` cannot be a new run's folder: a run is there, known by the file it `holds`, or
+    something else is."""
+    if output is None:
+        return
+    try:
+        there = (Path(output) / holds).exists()
+        if not there:
+            check_new(Path(output))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{output}: cannot be the run folder ({error})") from error
+    if there:
+        raise OutputError(f"{output}: already holds a result; choose another --output")
 
 
 def _new_folder(output: str | None, name: str, holds: str, made: list[Path]) -> Path:

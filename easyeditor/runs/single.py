@@ -77,10 +77,13 @@ def _examine(
 
 def run_screen(work: Work) -> None:
     """Record the denominator of every request, and whether it predicts a collapse."""
-    todo = [n for n in work.numbers if n not in work.done]
-    for group in _groups(todo, SCREENED_TOGETHER):
+    for group in _groups(work.numbers, SCREENED_TOGETHER):
+        if work.done.keys() >= set(group):
+            continue
         found = work.editor.method.screen([work.requests[n] for n in group])
         for n, denominator in zip(group, found, strict=True):
+            if n in work.done:
+                continue
             request = work.requests[n]
             line = ScreenLine(
                 index=n,

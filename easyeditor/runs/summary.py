@@ -76,7 +76,7 @@ class Tally:
             self._guard[action] = self._guard.get(action, 0) + 1
         if record.post.ppl is None:
             return
-        if line.step == 1:
+        if self._before is None:
             self._before, self._bos = record.pre.ppl, record.bos
         self._ppl.append(record.post.ppl)
         if record.denominator is not None:

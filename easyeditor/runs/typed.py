@@ -171,7 +171,6 @@ def session(
     with run_at as folder:
         editor = make_editor(hparams)
         settle_model(folder, what, editor, rank)
-        discard(folder / SUMMARY)
         work = Work(
             editor=editor,
             settings=settings,
@@ -185,6 +184,7 @@ def session(
             watch=Watch(None, 0),
         )
         opened = Session(work)
+        discard(folder / SUMMARY)
         try:
             yield opened
         finally:

@@ -208,11 +208,12 @@ def _identity(plan: Plan, start: Start) -> Line:
         "kind": "search",
         "model": fingerprint(start.model),
         "method": plan.method,
-        "values": {key: value for key, value in start.values.items() if key != "model_name"},
+        "values": {key: value for key, value in start.values.items() if key not in ("model_name", "device")},
         "searched": [request.case_id for request in plan.searched],
         "checked": [request.case_id for request in plan.checked],
         "held_out": [request.case_id for request in plan.held_out],
         "sentences": plan.sentences.to_json(),
         "seed": plan.seed,
+        "ppl_ratio": plan.most_ratio,
     }
     return parse_json(to_json(identity))
