@@ -23,6 +23,7 @@ from easyeditor.evaluate import registry
 from easyeditor.evaluate.judge import URL
 from easyeditor.evaluate.scoring import score
 from easyeditor.methods.rome.method import ROME
+from easyeditor.records import WeightDelta
 from easyeditor.report.terminal import print_summary
 from easyeditor.results.journal import Journal
 from easyeditor.results.run import load_run
@@ -480,6 +481,26 @@ def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memi
         (tmp_path / "cut/results.jsonl").write_bytes(b"".join(raw[:kept]) + raw[kept][:40])
         assert mass("--resume", "cut", fresh=False).code == 0
         assert timeless(lines(tmp_path / "cut")) == timeless(found)
+
+
+def test_the_size_of_a_batch_s_update_is_computed_once(
+    mass: Any, memit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs a product of the rank squared, and is the same for all requests of the batch."""
+    asked: list[str] = []
+    plain = WeightDelta.norm
+
+    def counted(delta: WeightDelta) -> float:
+        asked.append(delta.name)
+        return plain(delta)
+
+    monkeypatch.setattr(WeightDelta, "norm", counted)
+    ran = mass("--hparams", memit, "--mode", "batch", "--batch-size", "5", "--output", "run")
+    assert ran.code == 0, ran.err
+    edits = [line for line in lines(tmp_path / "run") if line["kind"] == "edit"]
+    assert len(edits) == 5
+    assert sorted(asked) == sorted(edits[0]["delta"])
+    assert all(line["delta"] == edits[0]["delta"] for line in edits)
 
 
 # Refusals
