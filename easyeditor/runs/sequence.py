@@ -16,7 +16,7 @@ from easyeditor.results.record import Row, Side
 from easyeditor.results.values import mean
 from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.watching import Watcher, keys_of
-from easyeditor.runs.work import Work, edit_line, tried
+from easyeditor.runs.work import Work, edit_line, norms_of, tried
 
 DELTAS = "deltas"  # folder of the saved edits in a run's
 SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
@@ -155,12 +155,11 @@ def settle(
         work.editor.commit(outcome.kept, place)
     watched = watcher.seen(edit, nearest)
     seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
+    norms = norms_of(examined.result)  # once: those of a batch are the same on all its lines
     made: dict[int, RunLine] = {}
     for n, record, guard in zip(chunk, examined.records, outcome.entries, strict=True):
         seen = watched if n == chunk[-1] else None
-        line = edit_line(
-            record, n, work, result=examined.result, seconds=seconds, guard=guard, saved=saved, watched=seen
-        )
+        line = edit_line(record, n, work, norms=norms, seconds=seconds, guard=guard, saved=saved, watched=seen)
         made[n] = line
         if n not in (known or {}):
             work.record(line)

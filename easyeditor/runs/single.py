@@ -14,7 +14,7 @@ from easyeditor.records import EditResult
 from easyeditor.results.collapse import is_small
 from easyeditor.results.lines import ScreenLine
 from easyeditor.runs.guard import guarded
-from easyeditor.runs.work import Work, edit_line, tried
+from easyeditor.runs.work import Work, edit_line, norms_of, tried
 
 SCREENED_TOGETHER = 32  # requests whose keys are read in one go: bounds memory
 
@@ -72,7 +72,8 @@ def _examine(
     request = [work.requests[n]]
     examined = work.editor.examine_together(request, result=result, ppl_before=base, before=before, after=after, draw=n)
     outcome = guarded(work, request, examined, n, base)
-    work.record(edit_line(examined.record, n, work, result=result, seconds=examined.seconds, guard=outcome.entries[0]))
+    norms = norms_of(result)
+    work.record(edit_line(examined.record, n, work, norms=norms, seconds=examined.seconds, guard=outcome.entries[0]))
 
 
 def run_screen(work: Work) -> None:

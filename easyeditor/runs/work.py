@@ -87,23 +87,28 @@ def failed(request: EditRequest, number: int, mode: str, error: Exception) -> Fa
     )
 
 
+def norms_of(result: EditResult) -> dict[str, float]:
+    """How far an edit moves each weight."""
+    norms: dict[str, float] = {}
+    for delta in result.deltas:
+        norms[delta.name] = (norms.get(delta.name, 0.0) ** 2 + delta.norm() ** 2) ** 0.5
+    return norms
+
+
 def edit_line(
     record: EditRecord,
     number: int,
     work: Work,
     *,
-    result: EditResult,
+    norms: Mapping[str, float],
     seconds: Mapping[str, float],
     guard: Guard | None,
     saved: str | None = None,
     watched: Watched | None = None,
 ) -> EditLine:
-    """The line of one edit: its record, its place, its time (s), the guard's action, the norms of its update, the hash
-    of the `saved` edit if it stays in the model, what a sequence watches."""
+    """The line of one edit: its record, its place, the norms of its update (`norms_of`), its time (s), the guard's
+    action, the hash of the `saved` edit if it stays in the model, what a sequence watches."""
     spent = {name: seconds.get(name, 0.0) for name in PARTS}
-    norms: dict[str, float] = {}
-    for delta in result.deltas:
-        norms[delta.name] = (norms.get(delta.name, 0.0) ** 2 + delta.norm() ** 2) ** 0.5
     return EditLine(
         record=record,
         index=number,
