@@ -42,7 +42,8 @@ from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
-from easyeditor.lm.weights import add, rounding
+from easyeditor.lm.scored import line
+from easyeditor.lm.weights import add, frozen, rounding
 from easyeditor.methods.registry import load_hparams
 from easyeditor.runs.ranks import Rank, process_group
 from easyeditor.stats.collect import Pace, Settings, collect
@@ -414,6 +415,20 @@ def test_the_host_waits_for_the_device_so_often_in_a_pass(
     more = seen[1].syncs - seen[0].syncs  # of a Counter: only what is more, so that no place makes up for another
     assert more.total() <= 4 * most, more
     assert seen[1].kernels - seen[0].kernels <= 4 * operators * OTHER_VERSIONS
+
+
+def test_the_rows_of_a_batch_cost_one_wait() -> None:
+    """UltraEdit reads keys and gradients of all requests of a batch at once; what it waits for are the losses."""
+    values = {"alg_name": "UltraEdit", "device": "cpu", "inner_params": WEIGHTS, "ppl_sentence_num": 0}
+    for requests in (REQUESTS[:1], REQUESTS * 3):
+        with pretended() as seen:
+            pair = moved(build("llama"), LAYOUTS["two"]), tokenizer()
+            method: Any = BaseEditor(load_hparams({**values, "model_name": pair})).method
+            lines = [line(pair[1], request.prompt, request.target_new) for request in requests]
+            with frozen(pair[0]):
+                seen.clear()
+                method._rows(lines, None)
+        assert seen.at("methods/ultraedit") == 1, seen.syncs
 
 
 REFILLED = {"one": 7713 / 15, "two": 7928 / 15}  # operators a pass, recording included

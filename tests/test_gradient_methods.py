@@ -22,6 +22,7 @@ from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, training_
 from easyeditor.methods.ft.method import FT
 from easyeditor.methods.ultraedit.method import UltraEdit
 from easyeditor.methods.ultraedit.step import deviation, merged, solved, statistics
+from easyeditor.records import WeightDelta
 
 LOCFT = 1e-3
 """Relative, for LocFT's change: Adam divides gradients by their size, so that one rounding moves it by 7e-5 in the
@@ -249,6 +250,37 @@ def test_the_smaller_system_gives_the_same_step(count: int) -> None:
     assert (right is None) == (count > 5)
     step = left if right is None else left @ right
     assert torch.allclose(step.T, torch.linalg.inv(keys.T @ keys + torch.eye(5)) @ keys.T @ wanted)
+
+
+COUNTED: list[tuple[str, dict[str, Any]]] = [
+    ("FT-M", {"layers": [1, 2], "num_steps": 2, "lr": 1e-3}),
+    ("LocFT-BF", {"layers": [1], "num_steps": 2, "batch_size": 2}),
+    ("LoRA", {"layers": [1, 2], "num_steps": 2, "lr": 1e-3, "target_modules": ["down_proj"], "rank": 2}),
+    ("UltraEdit", {"inner_params": ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), COUNTED, ids=[name for name, _ in COUNTED])
+def test_the_size_of_an_update_is_computed_once_for_all_requests(
+    name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counted(way: str, plain: Any) -> Any:
+        def ask(*args: Any) -> Any:
+            asked.append(way)
+            return plain(*args)
+
+        return ask
+
+    for way in ("norm", "dense"):
+        monkeypatch.setattr(WeightDelta, way, counted(way, getattr(WeightDelta, way)))
+    counts = []
+    for requests in ([SEA], [SEA, ROME, BAY]):
+        asked.clear()
+        made(name, **values).compute(requests)
+        counts.append(sorted(asked))
+    assert counts[0] == counts[1]
 
 
 FEW = {"inner_params": ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj.weight"], "lr": 1e-3}
