@@ -7,7 +7,7 @@ import difflib
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ from easyeditor.methods.base import EditMethod
 from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.ft.hparams import FTHyperParams
 from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.records import EditRequest, EditResult, LayerTrace
 
 
 class FT(EditMethod[FTHyperParams]):
@@ -78,14 +78,13 @@ class FT(EditMethod[FTHyperParams]):
             settings = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=h.bound)
             epochs = fine_tune(copies, fixed or (lambda n: self._batches(made, orders[n - 1])), settings, watch)
             deltas = tuple(difference(self.model, copies))
+        norms = {delta.name: float(delta.dense().norm()) for delta in deltas}
+        by_request = [dict(zip(order, losses, strict=True)) for losses, order in zip(epochs, orders, strict=False)]
         return EditResult(
             method=h.alg_name,
             requests=tuple(requests),
             deltas=deltas,
-            traces=tuple(
-                self._trace([losses[order.index(n)] for losses, order in zip(epochs, orders, strict=False)], deltas)
-                for n in range(len(requests))
-            ),
+            traces=tuple(self._trace([losses[n] for losses in by_request], norms) for n in range(len(requests))),
             seconds=time.perf_counter() - started,
         )
 
@@ -109,9 +108,8 @@ class FT(EditMethod[FTHyperParams]):
         forward = TunedForward(self.parts, rows, first=min(self.layers), replay=bool(self.hparams.replay))
         return Batch(forward=forward, labels=tuple(labels for _, labels in made))
 
-    def _trace(self, losses: Sequence[float], deltas: Sequence[WeightDelta]) -> dict[int, LayerTrace]:
+    def _trace(self, losses: Sequence[float], norms: Mapping[str, float]) -> dict[int, LayerTrace]:
         """One request's losses, and how far each layer's weights moved (for all requests together)."""
-        norms = {delta.name: float(delta.dense().norm()) for delta in deltas}
         return {
             layer: LayerTrace.without_keys(
                 before=losses[0],

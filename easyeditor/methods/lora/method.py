@@ -19,7 +19,7 @@ from easyeditor.methods.base import EditMethod
 from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.lora.hparams import LoRAHyperParams
 from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.records import EditRequest, EditResult, LayerTrace
 
 
 class LoRA(EditMethod[LoRAHyperParams]):
@@ -64,11 +64,12 @@ class LoRA(EditMethod[LoRAHyperParams]):
             training = Training(num_steps=h.num_steps, lr=h.lr, weight_decay=h.weight_decay, bound=None)
             epochs = fine_tune(adapters.trained(), batches, training, watch)
             deltas = adapters.deltas()
+        norms = [delta.norm() for delta in deltas]
         return EditResult(
             method=h.alg_name,
             requests=tuple(requests),
             deltas=deltas,
-            traces=tuple(self._trace([losses[n] for losses in epochs], deltas) for n in range(len(requests))),
+            traces=tuple(self._trace([losses[n] for losses in epochs], norms) for n in range(len(requests))),
             seconds=time.perf_counter() - started,
         )
 
@@ -77,15 +78,15 @@ class LoRA(EditMethod[LoRAHyperParams]):
         forward = TunedForward(self.parts, rows, first=self.layers[0], replay=bool(self.hparams.replay))
         return Batch(forward=lambda _: forward({}), labels=tuple(labels for _, labels in made))  # adapters are in place
 
-    def _trace(self, losses: Sequence[float], deltas: Sequence[WeightDelta]) -> dict[int, LayerTrace]:
+    def _trace(self, losses: Sequence[float], norms: Sequence[float]) -> dict[int, LayerTrace]:
         """One request's losses, and how far each layer's weights moved (for all requests together)."""
-        norms = [(layer, delta.norm()) for layer, delta in zip(self._paths.values(), deltas, strict=True)]
+        moved = list(zip(self._paths.values(), norms, strict=True))
         return {
             layer: LayerTrace.without_keys(
                 before=losses[0],
                 after=losses[-1],
                 steps=len(losses),
-                delta_norm=math.hypot(*(norm for at, norm in norms if at == layer)),
+                delta_norm=math.hypot(*(norm for at, norm in moved if at == layer)),
                 losses=losses,
             )
             for layer in self.layers

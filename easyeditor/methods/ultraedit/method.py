@@ -107,13 +107,14 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             known = self._with(self._memory.state, own)
             deltas = tuple(self._delta(m, torch.cat(rows[m.path]), known[m.memory]) for m in self._modules)
             after = self._losses(lines, deltas)
-        if not any(delta.norm() for delta in deltas):
+        norms = [delta.norm() for delta in deltas]
+        if not any(norms):
             LOG.warning("%s: the edit changes nothing: %s", self.title, ALONE)
         return EditResult(
             method=self.hparams.alg_name,
             requests=tuple(requests),
             deltas=deltas,
-            traces=tuple(self._trace(deltas, *losses) for losses in zip(before, after, strict=True)),
+            traces=tuple(self._trace(norms, *losses) for losses in zip(before, after, strict=True)),
             seconds=time.perf_counter() - started,
             memory=own,
         )
@@ -133,13 +134,17 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             nonlocal done
             batch = Batch.of([lines[i] for i in members], input_device(self.model))
             weights = [shares[i] for i in members for _ in lines[i].labels]
-            batch = dataclasses.replace(batch, weights_N=torch.tensor(weights, device=batch.weights_N.device))
+            weights_N = torch.tensor(weights).to(batch.weights_N.device, non_blocking=True)
+            batch = dataclasses.replace(batch, weights_N=weights_N)
             factors, losses_B = gradient_factors(self.model, list(rows), batch)
-            for place, i in enumerate(members):
-                at = list(lines[i].scored)
-                losses[i] = float(losses_B[place]) / shares[i] / len(at)
-                for path, (x_BTK, gradient_BTD) in factors.items():
-                    rows[path][i] = torch.cat([x_BTK[place, at].double(), gradient_BTD[place, at].double()], dim=1)
+            lengths = [len(lines[i].labels) for i in members]
+            for path, (x_BTK, gradient_BTD) in factors.items():
+                at = batch.rows_N.to(x_BTK.device), batch.positions_N.to(x_BTK.device)
+                rows_NW = torch.cat([x_BTK[at].double(), gradient_BTD[at].double()], dim=1)
+                for i, own_nW in zip(members, torch.split(rows_NW, lengths), strict=True):
+                    rows[path][i] = own_nW
+            for i, loss, length in zip(members, losses_B.tolist(), lengths, strict=True):
+                losses[i] = loss / shares[i] / length
             done += len(members)
             if progress is not None:
                 progress(done, len(lines), "")
@@ -195,12 +200,12 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             self.budget.each([len(x.ids) for x in lines], read)
         return losses
 
-    def _trace(self, deltas: Sequence[WeightDelta], before: float, after: float) -> dict[int, LayerTrace]:
+    def _trace(self, norms: Sequence[float], before: float, after: float) -> dict[int, LayerTrace]:
         """A request's NLL before and after, and how far each layer's weights moved (for all requests together)."""
-        norms = [(module.layer, delta.norm()) for module, delta in zip(self._modules, deltas, strict=True)]
+        moved = [(module.layer, norm) for module, norm in zip(self._modules, norms, strict=True)]
         return {
             layer: LayerTrace.without_keys(
-                before=before, after=after, steps=1, delta_norm=math.hypot(*(norm for at, norm in norms if at == layer))
+                before=before, after=after, steps=1, delta_norm=math.hypot(*(norm for at, norm in moved if at == layer))
             )
             for layer in self.layers
         }
