@@ -431,6 +431,30 @@ def test_the_rows_of_a_batch_cost_one_wait() -> None:
         assert seen.at("methods/ultraedit") == 1, seen.syncs
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_leave_a_batch_leave_it_on_every_card(layout: str) -> None:
+    """Prompts of three lengths with one budget of tokens end in three steps."""
+    prompts = ["A", "Paris is in", "They say the Bridge is in"]
+    decoding = Decoding(tokens=24, count_prompt=True, eos=False, stops=("newline",))
+    wanted = generate(build("llama"), tokenizer(), prompts, decoding)
+    assert len({made.tokens for made in wanted} - {0}) == 3
+    with pretended():
+        assert generate(moved(build("llama"), LAYOUTS[layout]), tokenizer(), prompts, decoding) == wanted
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_a_step_of_continuations_waits_once_for_all_rows(top_k: int) -> None:
+    decoding = Decoding(tokens=4, eos=False, top_k=top_k)
+    waits = []
+    for prompts in (["A", "Paris is"], ["A", "Paris is", "Lyon", "The sea is", "We"]):
+        with pretended() as seen:
+            model = moved(build("llama"), LAYOUTS["one"])
+            seen.clear()
+            generate(model, tokenizer(), prompts, decoding)
+        waits.append(seen.syncs.total())
+    assert waits[0] == waits[1]
+
+
 REFILLED = {"one": 7713 / 15, "two": 7928 / 15}  # operators a pass, recording included
 MEAN = {"consistent_value": True, "if_c_rome": True}
 

@@ -451,6 +451,22 @@ def test_a_text_ends_where_it_stops_naturally(text: str, stops: Any, stop: str, 
     assert made.text == ("" if stop != "max_tokens" else text * 5)
 
 
+def test_a_prompt_is_made_text_once_however_long_its_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
+    tok = tokenizer()
+    (token,) = tok(".", add_special_tokens=False)["input_ids"]
+    decoded: list[list[int]] = []
+    plain = tok.decode
+
+    def counted(ids: Any, **options: Any) -> Any:
+        decoded.append(list(ids))
+        return plain(ids, **options)
+
+    monkeypatch.setattr(tok, "decode", counted)
+    (made,) = generate(steered("llama", token), tok, ["Bay is"], Decoding(tokens=5, stops=("newline",)))
+    assert made.text == "....."
+    assert decoded.count(encode(tok, "Bay is")) == 1
+
+
 def test_the_model_s_own_end_tokens_end_a_text() -> None:
     lm, tok = steered("llama", 77), tokenizer()
     assert generate(lm, tok, ["Bay"], Decoding(tokens=3))[0].stop == "max_tokens"
