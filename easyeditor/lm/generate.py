@@ -99,6 +99,8 @@ class _Row:
     decoding: Decoding
     made: list[int] = field(default_factory=list)
     stop: str = "max_tokens"
+    head: str | None = None
+    """The prompt's ids as text, decoded once somebody asks."""
 
     def __post_init__(self) -> None:
         used = len(self.ids) if self.decoding.count_prompt else 0
@@ -106,9 +108,8 @@ class _Row:
         seed = hashlib.sha256(f"{self.decoding.seed} {self.prompt}".encode()).digest()[:8]
         self.generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
 
-    def take(self, logits_V: Tensor, ends: set[int], tok: PreTrainedTokenizerBase) -> bool:
+    def take(self, token: int, ends: set[int], tok: PreTrainedTokenizerBase) -> bool:
         """Add one token; True when the row is done."""
-        token = self._choose(logits_V)
         if self.decoding.eos and token in ends:
             self.stop = "eos"
             return True
@@ -120,10 +121,9 @@ class _Row:
                 return True
         return len(self.made) >= self.limit
 
-    def _choose(self, logits_V: Tensor) -> int:
-        if self.decoding.top_k == 1:
-            return int(logits_V.argmax())
-        top = logits_V.float().cpu().topk(min(self.decoding.top_k, len(logits_V)))
+    def draw(self, logits_V: Tensor) -> int:
+        """One of the `top_k` likeliest; `logits_V` on the CPU."""
+        top = logits_V.topk(min(self.decoding.top_k, len(logits_V)))
         place = torch.multinomial(top.values.softmax(0), 1, generator=self.generator)
         return int(top.indices[place])
 
@@ -149,16 +149,25 @@ def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_
                 use_cache=True,
             )
         cache = output.past_key_values
-        going = [i for i, row in enumerate(rows) if not row.take(output.logits[0, i], ends, tok)]
+        tokens = _chosen(output.logits[0], rows)
+        going = [i for i, row in enumerate(rows) if not row.take(tokens[i], ends, tok)]
         if len(going) < len(rows) and going:
-            kept = torch.tensor(going, device=device)
+            kept = torch.tensor(going)  # on the host: every card takes it as the index of its own layers
             cache.batch_select_indices(kept)
             mask_BT = mask_BT[kept]
         rows = [rows[i] for i in going]
         if rows:
-            step_BT = torch.tensor([[row.made[-1]] for row in rows], device=device)
+            step_BT = torch.tensor([[row.made[-1]] for row in rows]).to(device, non_blocking=True)
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             positions_BT = mask_BT.sum(1, keepdim=True) - 1
+
+
+def _chosen(logits_BV: Tensor, rows: Sequence[_Row]) -> list[int]:
+    """The next token of every row; the host waits once for all of them."""
+    if rows[0].decoding.top_k == 1:
+        likeliest: list[int] = logits_BV.argmax(-1).tolist()
+        return likeliest
+    return [row.draw(logits_V) for row, logits_V in zip(rows, logits_BV.float().cpu(), strict=True)]
 
 
 def _result(tok: PreTrainedTokenizerBase, row: _Row) -> Generated:
@@ -174,8 +183,10 @@ def _result(tok: PreTrainedTokenizerBase, row: _Row) -> Generated:
 def _text(tok: PreTrainedTokenizerBase, row: _Row) -> str:
     """What was made, as it stands behind the prompt (a tokenizer may drop the space of a text's first word)."""
     options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    head, whole = tok.decode(row.ids, **options), tok.decode(row.ids + row.made, **options)
-    return str(whole[len(head) :] if whole.startswith(head) else tok.decode(row.made, **options))
+    if row.head is None:
+        row.head = str(tok.decode(row.ids, **options))
+    whole = tok.decode(row.ids + row.made, **options)
+    return str(whole[len(row.head) :] if whole.startswith(row.head) else tok.decode(row.made, **options))
 
 
 def _ends(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:
