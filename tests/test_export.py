@@ -26,6 +26,7 @@ from easyeditor import BaseEditor, EditRequest, EditResult
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.export import __main__ as export_main
 from easyeditor.export.adapter import adapter_of
+from easyeditor.export.sources import read_source
 from easyeditor.export.write import export
 from easyeditor.lm import embedded
 from easyeditor.lm.weights import add, applied
@@ -278,6 +279,21 @@ def test_a_whole_run_is_one_adapter(
     assert exported(script, "run", "--to", "checkpoint", "--output", "model").code == 0
     whole = states(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
     assert all(torch.equal(value, states(model)[name]) for name, value in whole.items())
+
+
+def test_what_only_later_edits_need_is_not_read_for_an_export(
+    script: Script, place: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of MEMIT-Seq's edits the keys of every request, in float64: more than the change itself."""
+    values = yaml.safe_load(request.getfixturevalue("memit").read_text(encoding="utf-8"))
+    Path("seq.yaml").write_text(yaml.safe_dump({**values, "alg_name": "MEMIT-Seq"}), encoding="utf-8")
+    flags = ["--hparams", "seq.yaml", *BATCH, "--data", place / "five.json", "--output", "run"]
+    assert script(mass_edit, *flags).code == 0
+    saved = [EditResult.load(folder) for folder in sorted(Path("run/deltas").iterdir())]
+    assert all(edit.memory for edit in saved)
+    edits = read_source(Path("run")).edits
+    assert [edit.requests for edit in edits] == [edit.requests for edit in saved]
+    assert not any(edit.memory for edit in edits)
 
 
 @pytest.mark.usefixtures("touchy")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import build, rome_hparams, tokenizer
 from script_runs import QUICK, Ran, awaited, call, record_of, save_tiny, write_yaml
 from test_mend_training import records
@@ -234,3 +235,40 @@ def test_an_edit_collects_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monk
     method = ROME(*hparams.model_name, hparams)
     method.prepare()
     assert sorted(path.suffix for path in method.statistics.key(1).paths[0].parent.iterdir()) == [".json", ".npz"]
+
+
+@pytest.mark.parametrize(("identity", "left"), [("2", 2), ("3", 5)], ids=["goes on", "another corpus: anew"])
+def test_what_an_edit_had_collected_when_it_was_killed(
+    identity: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five windows, killed in the fourth: the three that were written are not collected again."""
+    from easyeditor.stats import collect, gather
+
+    documents = ["The sea is blue.", "Rome is in Italy."] * 150
+    monkeypatch.setattr(gather, "open_corpus", lambda _: Corpus(name="own", identity="2", documents=documents))
+    monkeypatch.setattr(collect, "Pace", lambda pace=collect.Pace: pace(every=1))
+    changes = {"mom2_adjustment": True, "collect_stats": "auto", "mom2_dataset": "own", "mom2_n_samples": 300}
+    windows: list[None] = []
+    plain, most = collect._add_window, 3
+
+    def counted(*args: Any) -> None:
+        if len(windows) == most:
+            raise KeyboardInterrupt
+        windows.append(None)
+        plain(*args)
+
+    def method(stats: str) -> ROME:
+        hparams = rome_hparams((build("llama"), tokenizer()), **changes, stats_dir=str(tmp_path / stats))
+        return ROME(*hparams.model_name, hparams)
+
+    wanted = method("whole").statistics.moment(1).matrix_KK
+    monkeypatch.setattr(collect, "_add_window", counted)
+    with pytest.raises(KeyboardInterrupt):
+        method("cut").prepare()
+    windows.clear()
+    most = 9
+    monkeypatch.setattr(gather, "open_corpus", lambda _: Corpus(name="own", identity=identity, documents=documents))
+    again = method("cut")
+    assert torch.equal(again.statistics.moment(1).matrix_KK, wanted)
+    assert len(windows) == left
+    assert sorted(path.suffix for path in again.statistics.key(1).paths[0].parent.iterdir()) == [".json", ".npz"]

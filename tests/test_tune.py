@@ -21,6 +21,7 @@ from easyeditor.analysis.tools.safety import LayerSafety
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.easyedit import BaseEditor
+from easyeditor.methods.locate import statistics
 from easyeditor.methods.registry import load_hparams
 from easyeditor.tune import __main__ as tune
 from easyeditor.tune import running
@@ -398,6 +399,25 @@ def test_statistics_are_tried_where_the_start_has_none(go: Any, tmp_path: Path) 
     columns, *rows = [line.split(",") for line in (tmp_path / "run/table.csv").read_text().splitlines()]
     assert {"True", "False"} == {row[columns.index("mom2_adjustment")] for row in rows}
     assert list((tmp_path / "stats").rglob("*.npz"))
+
+
+def test_statistics_that_some_layers_lack_are_collected_in_one_pass(tmp_path: Path, monkeypatch: Any) -> None:
+    save_tiny(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("They all went to the house of the river.\n" * 20)
+    values, path = start_values("ROME", str(tmp_path / "model"), str(OTHER), (*FEW, *CORPUS))
+    start = begin("ROME", str(tmp_path / "model"), values, path, "cpu", ["clamp_norm_factor"])
+    asked: list[list[int]] = []
+    plain = statistics.gather
+
+    def counted(parts: Any, tok: Any, keys: Any, **options: Any) -> Any:
+        asked.append(sorted(keys))
+        return plain(parts, tok, keys, **options)
+
+    monkeypatch.setattr(statistics, "gather", counted)
+    for layers in ([2], [0, 1, 2], [0, 1, 2]):
+        start.collect(layers)
+    assert asked == [[2], [0, 1]]
 
 
 def test_a_search_begins_with_the_model_s_own_file() -> None:
