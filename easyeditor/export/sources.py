@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Edits of one folder, in order, computed on one model; `hparams` are those of its run."""
+    """Edits of one folder, in order, computed on one model; `hparams` are those of its run. A run's edits come without
+    what later edits would have to know."""
 
     edits: tuple[EditResult, ...]
     hparams: Mapping[str, Any]
@@ -114,7 +115,7 @@ def _of_run(folder: Path) -> Source:
     standing = {first: lines for first, lines in sorted(steps.items()) if any(line.stands for line in lines)}
     if not standing:
         raise DataError(f"{folder}: no edit of this run stands, so there is nothing to export")
-    edits = tuple(saved_edit(folder, first, lines) for first, lines in standing.items())
+    edits = tuple(replace(saved_edit(folder, first, lines), memory={}) for first, lines in standing.items())
     found = run.manifest.get("model_fingerprint")
     return Source(
         edits=edits,
