@@ -70,7 +70,10 @@ class Start:
         """The statistics of these layers that are lacking, in one pass."""
         hparams = self.hparams({"layers": sorted(set(layers)), "mom2_adjustment": True})
         assert isinstance(hparams, LocateHyperParams)
-        Statistics(self.parts, self.tok, hparams).moment(hparams.layers[-1])
+        statistics = Statistics(self.parts, self.tok, hparams)
+        lacking = [layer for layer in hparams.layers if statistics.key(layer).find() is None]
+        if lacking:
+            statistics.moment(lacking[0])  # which collects those of the others too
 
     def layers(self, end: int) -> list[int]:
         """The span of layers that ends at `end`; shorter at the model's begin."""
