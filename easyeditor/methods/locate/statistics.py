@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from easyeditor.errors import StatsError
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
 from easyeditor.locks import locked
@@ -115,7 +116,7 @@ class Statistics:
 
     def _collect(self, layer: int) -> Path:
         """Collect the statistics of all the method's layers that lack them, in one pass; of several processes one does,
-        and the others wait for it."""
+        and the others wait for it. A collection that was killed goes on."""
         h = self._hparams
         lacking = [other for other in h.layers if self.key(other).find() is None]
         if h.collect_stats != "auto":
@@ -131,7 +132,11 @@ class Statistics:
             lacking = [other for other in lacking if self.key(other).find() is None]  # another process may have them
             if lacking:
                 LOG.info("collecting second moments of layers %s on %s (kept in %s)", lacking, h.mom2_dataset, folder)
-                gather(self._parts, self._tok, {other: self.key(other) for other in lacking}, show=True)
+                keys = {other: self.key(other) for other in lacking}
+                try:
+                    gather(self._parts, self._tok, keys, resume=True, show=True)
+                except StatsError:  # what a kill left is of another collection, or damaged
+                    gather(self._parts, self._tok, keys, show=True)
         found = self.key(layer).find()
         assert found is not None
         return found
