@@ -14,7 +14,7 @@ from golden_numbers import MODELS, TOLERANCE, fold, pair, read, tensors
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.weights import frozen
 from easyeditor.methods.mend.hparams import MENDHyperParams
-from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights, nonzero
+from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights, nonzero_rows
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.mend.passes import Batch, read_factors
 from easyeditor.trainer.passes import PlainPasses
@@ -80,7 +80,7 @@ def test_factors_transforms_and_statistics(model: str) -> None:
                 raw, new = factors[weight.name], transformed[weight.name]
                 assert relative(fold(raw.x_NK[real]), s.tensors[f"{key}/x"]) < TOLERANCE
                 assert relative(fold(raw.delta_ND), s.tensors[f"{key}/delta"]) < TOLERANCE
-                assert len(nonzero(raw).x_NK) == s.raw[f"f32/{run}"]["rows_kept"][weight.name]
+                assert len(nonzero_rows({"": raw})[""].x_NK) == s.raw[f"f32/{run}"]["rows_kept"][weight.name]
                 assert relative(fold(new.x_NK), s.tensors[f"{key}/x_tilde"]) < TOLERANCE
                 assert relative(fold(new.delta_ND), s.tensors[f"{key}/delta_tilde"]) < TOLERANCE
                 update = torch.mm(*s.net.factors_of(weight, new))

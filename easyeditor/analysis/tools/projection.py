@@ -63,10 +63,3 @@ def cosine_distances(points_NK: Array, centre_K: Array) -> Array:
     points, centre = np.asarray(points_NK, dtype=np.float64), np.asarray(centre_K, dtype=np.float64)
     distances: Array = 1 - points @ centre / (np.linalg.norm(points, axis=1) * np.linalg.norm(centre))
     return distances
-
-
-def relative_distances(points_NK: Array, centre_K: Array) -> Array:
-    """||point - centre|| / ||centre|| for each point (N,)."""
-    centre = np.asarray(centre_K, dtype=np.float64)
-    distances: Array = np.linalg.norm(np.asarray(points_NK, dtype=np.float64) - centre, axis=1) / np.linalg.norm(centre)
-    return distances

@@ -134,11 +134,6 @@ class Hypernetwork(nn.Module):
         return [net for net in self.mend.values() if isinstance(net, GradientTransform)]
 
 
-def nonzero(factors: Factors) -> Factors:
-    """Only the rows where both x and delta have something."""
-    return nonzero_rows({"": factors})[""]
-
-
 def nonzero_rows(factors: Mapping[Name, Factors]) -> dict[Name, Factors]:
     """Of each gradient only the rows where both x and delta have something. The host asks the device once for all."""
     flat = {name: Factors(f.x_NK.flatten(0, -2), f.delta_ND.flatten(0, -2)) for name, f in factors.items()}
