@@ -650,11 +650,11 @@ def test_the_estimate_is_the_sum_of_what_takes_memory() -> None:
         ("MEMIT", {}, 1),
         ("EMMET", {}, 1),
         ("EMMET", {"update_norm_lambda": 2.0}, 2),  # C + gamma I, factored
-        ("MEMIT-Seq", {}, 2),  # the inverse with earlier keys
-        ("ENCORE", {}, 3),
-        ("AlphaEdit", {}, 3),  # C, P, the inverse
-        ("NAS", {}, 3),
-        ("SPHERE", {}, 3),
+        ("MEMIT-Seq", {}, 1),  # C, then the inverse with earlier keys
+        ("ENCORE", {}, 2),  # C and C + gamma I, then the inverse
+        ("AlphaEdit", {}, 2),  # P and the inverse
+        ("NAS", {}, 2),
+        ("SPHERE", {}, 2),
     ],
 )
 def test_the_estimate_counts_every_matrix_that_a_sequence_holds(name: str, changes: Numbers, each: int) -> None:
@@ -665,19 +665,21 @@ def test_the_estimate_counts_every_matrix_that_a_sequence_holds(name: str, chang
 
 @pytest.mark.parametrize("name", ["MEMIT-Seq", "ENCORE", "AlphaEdit", "EMMET", "FTP-ROME"])
 def test_a_sequence_holds_the_matrices_that_are_counted(name: str, tmp_path: Path) -> None:
-    """Every tensor (K, K) in float64 that lives on after two edits of a sequence, found by the collector."""
+    """Every tensor (K, K) in float64 that lives on after each edit of a sequence, found by the collector."""
     pair = build("llama"), tokenizer()
     (tmp_path / "own.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     given = hparams(name, pair, tmp_path, **({"update_norm_lambda": 2.0} if name == "EMMET" else {}))
     editor = BaseEditor(given)
     keys = {layer: editor.method.statistics.key(layer) for layer in SEARCHED[name]}  # type: ignore[attr-defined]
     gather(anatomy(pair[0]), pair[1], keys, corpus=str(tmp_path / "own.txt"), sums="float64", max_length=24)
+    held = []
     for request in REQUESTS:
         editor.commit(editor.compute(request))
-    gc.collect()
-    held = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == torch.float64 and x.shape == (48, 48)]
+        gc.collect()
+        found = (x for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == torch.float64)
+        held.append(len({x.data_ptr() for x in found if x.shape == (48, 48)}))
     counted = estimate(pair[0].config, given).statistics // (48 * 48 * 8)
-    assert len({x.data_ptr() for x in held}) == counted - 3
+    assert max(held) == counted - 3
 
 
 def test_a_dry_run_says_what_memory_it_would_take(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from easyeditor import BaseEditor, EditRequest, load_hparams
 from easyeditor.errors import NumericalError, StatsError
 from easyeditor.methods.locate import held as held_file
+from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.locate.updates import answering, inverse_with
 from easyeditor.records import EditResult
 from easyeditor.stats import factored as factored_file
@@ -214,8 +215,9 @@ def test_the_work_of_an_edit_does_not_grow_with_those_before(name: str, monkeypa
 
 
 @pytest.mark.parametrize("name", ["MEMIT-Seq", "ENCORE", "AlphaEdit"])
-def test_what_is_taken_back_leaves_no_bit(name: str) -> None:
+def test_what_is_taken_back_leaves_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commit a, b, revert, commit a, c, asked for in between or only at the end: the same bits as a, c alone."""
+    monkeypatch.setattr(Statistics, "moment", lambda *_: Factored(moment()))
     a, b, c = (drawn(K, 2, seed) for seed in range(3))
     wanted = committed(method(name), a, c).inverse(1)
     made = committed(method(name), a)
@@ -226,6 +228,23 @@ def test_what_is_taken_back_leaves_no_bit(name: str) -> None:
     made = committed(made, a)
     made.inverse(1)
     assert torch.equal(committed(made, c).inverse(1), wanted)
+
+
+@pytest.mark.parametrize("name", ["MEMIT-Seq", "ENCORE", "AlphaEdit"])
+def test_a_moment_is_let_go_once_the_inverse_is_made_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read again for later edits, but where all edits are taken back."""
+    made = committed(method(name, **METHODS[name][0]), drawn(K, 2))
+    for layer in LAYERS:
+        made.solve(layer, drawn(K, 2), drawn(D, 2))
+    kept = made.statistics
+    assert [kept._moments, kept._preserved, kept._raised] == [{}, {}, {}]
+    read: list[int] = []
+    monkeypatch.setattr(Statistics, "moment", lambda self, layer: read.append(layer) or Factored(moment()))
+    committed(made, drawn(K, 2, 1)).prepare()
+    assert not read
+    made.reverted(None)
+    made.prepare()
+    assert read == ([] if name == "AlphaEdit" else list(LAYERS))  # which has P
 
 
 def test_a_saved_edit_is_committed_without_statistics() -> None:
