@@ -172,14 +172,14 @@ def advice(made: Estimate, *, spread: bool = True) -> str:
 
 
 def _matrices(values: Mapping[str, Any]) -> int:
-    """How many matrices (K, K) a method holds at every layer once a sequence goes on."""
-    projects = "nullspace_threshold" in values
+    """How many matrices (K, K) a method holds at every layer of a sequence: those it begins with, for the inverse with
+    earlier keys takes their place."""
+    if "nullspace_threshold" in values:
+        return 2  # AlphaEdit's P, of which the second moment is let go, and the inverse
     held = {
         "C, factored": values.get("mom2_adjustment") or values.get("mom2_update_weight"),
         "C and first tokens' moment, factored": values.get("protect_first_tokens"),
         "C + gamma I, factored": values.get("update_norm_lambda"),
-        "AlphaEdit's P": projects,
-        "the inverse with earlier keys": projects or values.get("earlier_keys", "forgotten") != "forgotten",
     }
     return sum(map(bool, held.values()))
 

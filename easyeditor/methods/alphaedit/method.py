@@ -31,10 +31,8 @@ class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
         super().__init__(model, tok, hparams)
         self._spaces: dict[int, NullSpace] = {}
 
-    def prepare(self) -> None:
-        super().prepare()
-        for layer in self.layers:
-            self.space(layer)
+    def ready(self, layer: int) -> None:
+        self.space(layer)
 
     def space(self, layer: int) -> NullSpace:
         """P of a layer; read where it is kept, else computed and kept.
@@ -57,6 +55,7 @@ class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
                 LOG.warning("layer %d: P keeps %.1f %% of all directions, so it protects nothing", layer, 100 * share)
             device = self.model.get_parameter(self.parts.weight_name(layer)).device
             self._spaces[layer] = replace(made, projection_KK=made.projection_KK.to(device))
+            self.statistics.forget(layer)  # P is all that edits ask for
         return self._spaces[layer]
 
     def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:

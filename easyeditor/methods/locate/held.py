@@ -40,3 +40,10 @@ class Held:
             made_KK = inverse_with(made_KK, keys_KN.to(made_KK))
         self._inverses[layer] = made_KK
         return made_KK
+
+    def has_inverse(self, layer: int) -> bool:
+        """Was the inverse of a layer made, of these edits' keys or of some of them?"""
+        node: Held | None = self
+        while node is not None and layer not in node._inverses:
+            node = node._before
+        return node is not None

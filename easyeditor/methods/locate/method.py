@@ -115,7 +115,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
         """Contexts are generated and statistics read (or collected) now."""
         _ = self.context_groups
         for layer in self.layers:
-            self.held(layer)
+            self.ready(layer)
+
+    def ready(self, layer: int) -> None:
+        """What an update at `layer` is solved with is read (or collected) now."""
+        self.held(layer)
 
     @property
     def uses_statistics(self) -> bool:

@@ -101,7 +101,17 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
     def inverse(self, layer: int) -> Tensor | None:
         """(H + K_p K_p^T)^-1 (K, K), float64, K_p the keys of committed edits; None before the first."""
-        return self._earlier.state.inverse(layer, lambda: self.unedited_inverse(layer))
+
+        def first() -> Tensor:
+            made_KK = self.unedited_inverse(layer)
+            self.statistics.forget(layer)  # later edits change the inverse; only a revert asks for H again
+            return made_KK
+
+        return self._earlier.state.inverse(layer, first)
+
+    def ready(self, layer: int) -> None:
+        if not self._earlier.state.has_inverse(layer):
+            super().ready(layer)
 
     def committed(self, result: EditResult) -> None:
         self._earlier.committed(result)

@@ -26,7 +26,8 @@ RIDGE = 0.02  # added to later tokens' second moment, as a share of its mean dia
 
 
 class Statistics:
-    """Second moments as the hyper-parameters choose them, read (or collected) and factored once each."""
+    """Second moments as the hyper-parameters choose them, read (or collected) and factored once each, until they are
+    forgotten."""
 
     def __init__(self, parts: Anatomy, tok: PreTrainedTokenizerBase, hparams: LocateHyperParams) -> None:
         self._parts, self._tok, self._hparams = parts, tok, hparams
@@ -67,6 +68,13 @@ class Statistics:
         if (layer, ridge) not in self._raised:
             self._raised[layer, ridge] = Factored(plus_identity(held.matrix_KK, ridge))
         return self._raised[layer, ridge]
+
+    def forget(self, layer: int) -> None:
+        """Hold nothing of a layer any longer; who asks for it again has it read again."""
+        self._moments.pop(layer, None)
+        self._preserved.pop(layer, None)
+        for key in [key for key in self._raised if key[0] == layer]:
+            del self._raised[key]
 
     def _protected(self, layer: int, with_moment: bool) -> Tensor | None:
         h, parts = self._hparams, self._parts
