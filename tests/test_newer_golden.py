@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import relative
-from golden_numbers import MODELS, fold, folder, pair, read, request, tensors
+from golden_numbers import MODELS, fold, folder, pair, read, request, solved, tensors
 
 import easyeditor
 from easyeditor import BaseEditor, load_hparams
@@ -24,7 +24,7 @@ from easyeditor.errors import ConfigError, StatsError
 from easyeditor.methods.locate import filters
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod, anchor_of
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import EditRequest
+from easyeditor.records import EditRequest, EditResult
 
 UPDATE, VALUE = 8e-5, 3e-5
 LIMITS = {"keys": VALUE, "cur_z": VALUE, "residual_target": UPDATE, "delta_W": UPDATE, "adj_k": UPDATE, "resid": UPDATE}
@@ -59,18 +59,20 @@ def editor(model: str, alg_name: str, hparams: Any, contexts: str = "memit", **c
     )
 
 
-def check_edit(result: Any, wanted: dict[str, torch.Tensor], entry: str, layers: Any = LAYERS) -> None:
-    """Every tensor of an edit that the reference kept: targets, then by layer keys, what was missing, the update."""
-
-    def traced(name: str, layer: int) -> torch.Tensor:
-        return torch.stack([trace[layer].vectors[name] for trace in result.traces])
-
-    target = traced("target", layers[0])
+def check_edit(
+    made: BaseEditor, numbers: Any, wanted: dict[str, torch.Tensor], entry: str, layers: Any = LAYERS
+) -> EditResult:
+    """An edit of these requests, by every tensor of it that the reference kept: targets, then by layer keys, what was
+    missing, the update."""
+    seen = solved(made.method)
+    result = made.compute([request(n) for n in numbers])
+    target = torch.stack([trace[layers[-1]].vectors["target"] for trace in result.traces])
     assert relative(target, wanted[f"{entry}/z"]) < VALUE, entry
     for place, (delta, layer) in enumerate(zip(result.deltas, layers, strict=True)):
-        missing = traced("residual", layer) * (len(layers) - place)
+        keys, residual = seen[layer]
+        missing = residual * (len(layers) - place)
         found = {
-            "keys": traced("prefixed_key", layer),
+            "keys": keys,
             "residual_target": missing,
             "cur_z": target - missing,
             "delta_W": delta.dense(),
@@ -81,6 +83,7 @@ def check_edit(result: Any, wanted: dict[str, torch.Tensor], entry: str, layers:
             found |= {"adj_k": right, "resid": left.T}
         for name, tensor in found.items():
             assert relative(fold(tensor), wanted[f"{entry}/layer{layer}/{name}"]) < LIMITS[name], (entry, layer, name)
+    return result
 
 
 @pytest.mark.parametrize(("alg_name", "method"), [("AlphaEdit", "alphaedit"), ("MEMIT-Seq", "memit_seq")])
@@ -89,8 +92,7 @@ def test_two_batches_where_the_second_knows_the_first(model: str, alg_name: str,
     meta, wanted = golden(model, method)
     made = editor(model, alg_name, meta["hparams"])
     for batch, numbers in TRIOS:
-        result = made.compute([request(n) for n in numbers])
-        check_edit(result, wanted, f"f32/batch{batch}")
+        result = check_edit(made, numbers, wanted, f"f32/batch{batch}")
         for layer in LAYERS:
             after = wanted[f"f32/batch{batch}/layer{layer}/keys_after"]
             assert relative(fold(result.memory[f"keys.{layer}"].T), after) < VALUE
@@ -107,8 +109,7 @@ def test_encore_remembers_the_keys_it_solved_with(model: str) -> None:
     meta, wanted = golden(model, "encore")
     made = editor(model, "ENCORE", meta["f32/solve/batch1"]["hparams"])
     for batch, numbers in TRIOS:
-        result = made.compute([request(n) for n in numbers])
-        check_edit(result, wanted, f"f32/solve/batch{batch}")
+        result = check_edit(made, numbers, wanted, f"f32/solve/batch{batch}")
         made.commit(result)
 
 
@@ -128,8 +129,8 @@ def test_most_probable_early_stopping_ends_at_their_pass(model: str, run: str) -
 def test_emmet(model: str, run: str) -> None:
     meta, wanted = golden(model, "emmet")
     hparams = meta[f"f32/{run}"]["hparams"]
-    result = editor(model, "EMMET", hparams).compute([request(n) for n in meta[f"f32/{run}"]["requests"]])
-    check_edit(result, wanted, f"f32/{run}", hparams["layers"])
+    made = editor(model, "EMMET", hparams)
+    check_edit(made, meta[f"f32/{run}"]["requests"], wanted, f"f32/{run}", hparams["layers"])
 
 
 def test_emmet_has_easyedits_rule_for_a_single_request() -> None:
@@ -150,9 +151,8 @@ def test_nas_gives_targets_the_anchors_norm_or_drops_them(model: str, run: str) 
     made = editor(model, "NAS", meta["hparams"], norm_anchor_value=said["anchor"])
     assert isinstance(made.method, AnchoredMethod)
     assert relative(fold(made.method._initial([request(n) for n in range(6)])), wanted["f32/v0"]) < VALUE
-    result = made.compute([request(n) for n in range(6)])
+    result = check_edit(made, range(6), wanted, f"f32/{run}")
     assert [n for n, trace in enumerate(result.traces) if trace[4].notes["dropped"]] == said["skipped"]
-    check_edit(result, wanted, f"f32/{run}")
 
 
 @pytest.mark.parametrize("model", MODELS)
