@@ -84,8 +84,8 @@ class WeightDelta:
 class LayerTrace(LayerNumbers):
     """What one edit did at one layer: its numbers, and the vectors that the papers plot.
 
-    `vectors` (u, v, target, target_init; `key` is the bare prompt's, `prefixed_key` the mean over contexts) are in the
-    compute dtype, on the CPU.
+    `vectors` (u, v, target, target_init; `key` is the bare prompt's, `prefixed_key` the mean over contexts) are in
+    float32, on the CPU. A method that spreads an edit over layers has them, and `residual`, at the last one alone.
     """
 
     vectors: Mapping[str, Tensor] = field(default_factory=dict)

@@ -193,8 +193,9 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
                 deltas.append(self.delta(layer, right_rK.T, left_Dr))
                 size = deltas[-1].norm() if self.hparams.filters else float((left_Dr @ right_rK).norm())
                 for n, trace in enumerate(traces):
-                    notes = self.notes(layer, n)
-                    trace[layer] = _trace(found[n], residual_ND[n], bare_NK[n], keys_NK[n], size, notes)
+                    of = found[n], residual_ND[n], bare_NK[n], keys_NK[n]
+                    vectors = _vectors(*of) if layer == layers[-1] else {}
+                    trace[layer] = _trace(*of, size, self.notes(layer, n), vectors)
             memory = self.to_remember(Spread(rows, keys, deltas))
         return self.result(requests, deltas, traces, time.perf_counter() - started, memory)
 
@@ -255,7 +256,13 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
 
 def _trace(
-    found: Found, residual_D: Tensor, bare_K: Tensor, mean_K: Tensor, delta_norm: float, notes: Mapping[str, float]
+    found: Found,
+    residual_D: Tensor,
+    bare_K: Tensor,
+    mean_K: Tensor,
+    delta_norm: float,
+    notes: Mapping[str, float],
+    vectors: Mapping[str, Tensor],
 ) -> LayerTrace:
     return LayerTrace(
         numerator_norm=float(residual_D.norm()),
@@ -271,11 +278,16 @@ def _trace(
         losses=tuple(found.losses),
         loss_names=SEARCH_LOSSES,
         notes=notes,
-        vectors={
-            "target": found.target_D.float().cpu(),
-            "target_init": found.initial_D.float().cpu(),
-            "key": bare_K.float().cpu(),
-            "prefixed_key": mean_K.float().cpu(),
-            "residual": residual_D.float().cpu(),
-        },
+        vectors=vectors,
     )
+
+
+def _vectors(found: Found, residual_D: Tensor, bare_K: Tensor, mean_K: Tensor) -> dict[str, Tensor]:
+    """What the trace carries at the last layer; of all layers it would outweigh the update."""
+    return {
+        "target": found.target_D.float().cpu(),
+        "target_init": found.initial_D.float().cpu(),
+        "key": bare_K.float().cpu(),
+        "prefixed_key": mean_K.float().cpu(),
+        "residual": residual_D.float().cpu(),
+    }
