@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,18 +129,24 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Tensor, Tensor], Tensor]]] = 
 }
 
 
-def method(name: str, **changes: Any) -> Any:
-    """A method with statistics of these tests at both layers."""
+def editor_with(name: str, **changes: Any) -> BaseEditor:
+    """An editor whose method has statistics of these tests at both layers."""
     pair = (build("llama"), tokenizer())
     shared = ("device", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
     values = {key: vars(rome_hparams(pair))[key] for key in (*shared, "context_templates", "ppl_sentence_num")}
     values |= {"alg_name": name, "model_name": pair, "layers": list(LAYERS), "mom2_adjustment": True}
-    made = BaseEditor(load_hparams({**values, "mom2_update_weight": 20.0, **changes})).method
+    editor = BaseEditor(load_hparams({**values, "mom2_update_weight": 20.0, **changes}))
+    made: Any = editor.method
     for layer in LAYERS:
-        made.statistics._moments[layer] = Factored(moment())  # type: ignore[attr-defined]
+        made.statistics._moments[layer] = Factored(moment())
         if name == "AlphaEdit":
-            made._spaces[layer] = NullSpace(projection(), 30, 0.0, 1.0)  # type: ignore[attr-defined]
-    return made
+            made._spaces[layer] = NullSpace(projection(), 30, 0.0, 1.0)
+    return editor
+
+
+def method(name: str, **changes: Any) -> Any:
+    """That method."""
+    return editor_with(name, **changes).method
 
 
 def committed(made: Any, *edits: Tensor) -> Any:
@@ -245,6 +253,33 @@ def test_a_moment_is_let_go_once_the_inverse_is_made_of_it(name: str, monkeypatc
     made.reverted(None)
     made.prepare()
     assert read == ([] if name == "AlphaEdit" else list(LAYERS))  # which has P
+
+
+def test_keys_of_a_saved_edit_are_not_held_once_they_are_in_the_inverse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revert reads those of the others where they are saved: the same bits as if the edit had never been made."""
+
+    def keys_held() -> int:
+        gc.collect()
+        found = (x for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == torch.float64)
+        return sum(x.shape == (K, 1) for x in found)
+
+    monkeypatch.setattr(Statistics, "moment", lambda *_: Factored(moment()))
+    made, other, before = editor_with("MEMIT-Seq"), editor_with("MEMIT-Seq"), keys_held()
+    for n, request in enumerate(REQUESTS):
+        result = made.compute(request)
+        result.save(tmp_path / str(n))
+        made.commit(result, tmp_path / str(n))
+    del result
+    assert all(made.method.inverse(layer) is not None for layer in LAYERS)  # type: ignore[attr-defined]
+    assert keys_held() == before
+    made.revert(EditResult.load(tmp_path / "1"))
+    for n in (0, 2):
+        other.commit(EditResult.load(tmp_path / str(n)))
+    for layer in LAYERS:
+        ours, theirs = (editor.method.inverse(layer) for editor in (made, other))  # type: ignore[attr-defined]
+        assert torch.equal(ours, theirs)
 
 
 def test_a_saved_edit_is_committed_without_statistics() -> None:
