@@ -151,13 +151,13 @@ class Editor(Measuring):
             yield self.model
 
     def commit(self, result: EditResult, saved: Path | None = None) -> None:
-        """Keep an edit in the model; `revert` takes it back. With `saved`, the folder it is saved in, its deltas are
-        not kept a second time."""
+        """Keep an edit in the model; `revert` takes it back. With `saved`, the folder it is saved in, its deltas and
+        what its method remembers of it are not kept a second time."""
         if not self.edited:
             self._base = None
         self._ledger.commit(result.deltas, saved)
         try:
-            self.method.committed(result)
+            self.method.committed(result if saved is None else dataclasses.replace(result, folder=saved))
         except BaseException:
             self._ledger.revert(result.deltas)
             raise

@@ -122,7 +122,8 @@ class EditResult:
     """An edit as a value: computed on an unchanged model; apply it with `editor.applied` or `editor.commit`.
 
     `deltas` are added in order; `traces` has one mapping layer -> LayerTrace per request. `memory` is what the method
-    must know of the edit when it makes later ones, once this one is committed.
+    must know of the edit when it makes later ones, once this one is committed. `folder` is where it is saved and stays,
+    if it does: what is needed again is read there.
     """
 
     method: str
@@ -134,6 +135,7 @@ class EditResult:
     model_fingerprint: str | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def trace(self) -> EditTrace:

@@ -17,8 +17,8 @@ from easyeditor.methods.locate.updates import inverse_with
 class Held:
     """What is held in place after the edits committed so far: one edit's keys (`layer` -> (K, N)) after the others'.
 
-    Nothing is computed before `inverse` asks. Edits enter one by one in the order of their commits, so a run that goes
-    on, or one whose edits were taken back, comes to the same bits.
+    Nothing is computed before `inverse` asks; keys are held until they are in it. Edits enter one by one in the order
+    of their commits, so a run that goes on, or one whose edits were taken back, comes to the same bits.
     """
 
     def __init__(self, before: Held | None = None, keys: Mapping[int, Tensor] | None = None) -> None:
@@ -28,17 +28,21 @@ class Held:
     def inverse(self, layer: int, unedited: Callable[[], Tensor]) -> Tensor | None:
         """(H + K_p K_p^T)^-1 (K, K) of a layer, float64; None where no keys are held. `unedited` gives H^-1."""
         node: Held | None = self
-        later: list[Tensor] = []
+        later: list[Held] = []
         while node is not None and layer not in node._inverses:
             if layer in node._keys:
-                later.append(node._keys[layer])
+                later.append(node)
             node = node._before
         if node is None and not later:
             return None
-        made_KK = unedited() if node is None else node._inverses.pop(layer)
-        for keys_KN in reversed(later):
-            made_KK = inverse_with(made_KK, keys_KN.to(made_KK))
-        self._inverses[layer] = made_KK
+        made_KK = unedited() if node is None else node._inverses[layer]
+        for own in reversed(later):
+            made_KK = inverse_with(made_KK, own._keys[layer].to(made_KK))
+            own._inverses[layer] = made_KK
+            del own._keys[layer]
+            if node is not None:
+                del node._inverses[layer]
+            node = own
         return made_KK
 
     def has_inverse(self, layer: int) -> bool:
