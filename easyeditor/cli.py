@@ -29,7 +29,7 @@ class Listed(argparse.Action):
     """Words one after another, joined by commas, or the flag given again."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        given = [word for value in values for word in value.split(",") if word]
+        given = [word.strip() for value in values for word in value.split(",") if word.strip()]
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *given])
 
 

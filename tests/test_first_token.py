@@ -311,7 +311,7 @@ def test_the_verdict_proposes_protection_where_it_was_measured() -> None:
     hit = edit(0, ppl=50_000.0, denominator=0.05, subject="Bay").record
     said = [line for _, line in verdict(hit) if line.startswith("Or: ")]
     assert len(said) == 1
-    assert f"alg_name=FTP-ROME layers=[{found['layer']}]" in said[0]
+    assert f"alg_name=FTP-ROME 'layers=[{found['layer']}]'" in said[0]
     assert f"{found['perplexity_ratio']:.2f}x perplexity" in said[0]
     inside = EditRequest.make("The home of Bay is", subject="Bay", target_new="Italy")
     for other in (

@@ -74,7 +74,7 @@ def main() -> int:
     if args.list:
         _print_metrics()
         return 0
-    names = args.metrics or ["easyedit"]
+    names = ["easyedit"] if args.metrics is None else args.metrics
 
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings
