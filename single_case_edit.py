@@ -124,8 +124,6 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) ->
         from easyeditor.evaluate.registry import chosen
 
         chosen(args.metrics)
-    if args.resume is None:
-        check_run(args.output, holds)
     check_outputs(
         folders={
             "--save-edit": args.save_edit,
@@ -135,6 +133,8 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) ->
         shared={"--output": args.output},
         reads={"--hparams": yaml_path(args.hparams or DEFAULT_HPARAMS), "--request": args.request, **hparams.reads()},
     )
+    if args.resume is None:
+        check_run(args.output, holds)
 
 
 def save(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:

@@ -145,9 +145,9 @@ def script(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("work was done before the places were refused")
 
-    monkeypatch.setattr("easyeditor.lm.loading.load", refuse)
     monkeypatch.setattr("easyeditor.editor.load", refuse)
     monkeypatch.setattr("easyeditor.trainer.editor.load", refuse)
+    monkeypatch.setattr("easyeditor.lm.loading.load", refuse)  # last: what is imported meanwhile keeps the true one
     return lambda module, *flags: call(module, list(flags), monkeypatch, capsys)
 
 
