@@ -91,9 +91,11 @@ def _notes(found: Search) -> list[str]:
             f"Subjects in first place at layer {own.layer}: reach {own.reach:.3g} (median; 1 is as any other subject, "
             f"docs/experiments.md), |v0| {own.bare_v0:.3g} bare, {own.mean_v0:.3g} over contexts."
         )
+    left = any("left_after" in line for line in found.trials)
     notes.append(
         f"Trials on {best['requests']} facts; score: harmonic mean of rewrite, rephrase, locality; ppl: the worst "
-        f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}; taken by score / ppl:"
+        f"edit's perplexity against the unedited model's, at most {found.most_ratio:g}; taken by score / ppl"
+        f"{'; given up: behind the best until then on the same first facts' if left else ''}:"
     )
     notes += [f"  {_told(line)}{'  <- taken' if line is best else ''}" for line in found.trials]
     notes.append(f"Checked on {found.check['requests']} other facts: {_told(found.check)}")
