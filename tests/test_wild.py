@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build, tokenizer
+from conftest import build, rome_hparams, tokenizer
 from fake_runs import edit
 from script_runs import call, save_tiny
 from test_prompting import CHAT, chatty
 
-from easyeditor import EditRequest, WeightDelta, endpoint
+from easyeditor import BaseEditor, EditRequest, WeightDelta, endpoint
 from easyeditor.endpoint import Endpoint
 from easyeditor.errors import ConfigError, EndpointError
 from easyeditor.evaluate import __main__ as command
@@ -266,14 +266,23 @@ def test_what_a_judge_may_answer_instead(serve: Any, answer: tuple[int, bytes], 
 
 
 def test_an_address_that_is_none() -> None:
-    for url in ("file:///etc/passwd", "localhost:80", "ftp://x"):
+    for url in (
+        "file:///etc/passwd",
+        "localhost:80",
+        "ftp://x",
+        "http://",
+        "http://a:80x0/v1",
+        "http://a:99999",
+        "http://[::1",
+    ):
         with pytest.raises(ConfigError, match="is no http address; check the flag"):
             Endpoint(url=url, model="m", key=None, named_by="the flag")
 
 
-def test_a_port_that_is_no_number_is_one_line() -> None:
-    with pytest.raises(EndpointError, match=r"nonnumeric port.*check the flag"):
-        Endpoint(url="http://localhost:80x0/v1", model="m", key=None, named_by="the flag").ask("a")
+def test_a_bad_address_is_refused_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL, "http://localhost:80x0/v1")
+    with pytest.raises(ConfigError, match=f"is no http address; check {URL}"):
+        BaseEditor(rome_hparams("/nowhere"), metrics=["wild_judge"])
 
 
 def test_the_command_keeps_texts_and_fails_in_one_line(
