@@ -121,9 +121,9 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) ->
 
         check_rank(args.adapter_rank, "--adapter-rank")
     if args.metrics:
-        from easyeditor.evaluate.registry import chosen
+        from easyeditor.evaluate.registry import judge_for
 
-        chosen(args.metrics)
+        judge_for(args.metrics)
     check_outputs(
         folders={
             "--save-edit": args.save_edit,

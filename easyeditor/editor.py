@@ -20,7 +20,7 @@ from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.examined import Examined as Examined
 from easyeditor.evaluate.examined import State, edit_record
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.registry import Evaluation, chosen
+from easyeditor.evaluate.registry import Evaluation, chosen, judge_for
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.ledger import Ledger
@@ -65,6 +65,7 @@ class Editor(Measuring):
         self.hparams = hparams.checked()
         self.hparams.check_files()
         self.metrics = tuple(metric.name for metric in chosen(metrics)) if metrics else ()
+        judge_for(self.metrics)  # a bad address is refused before anything is loaded
         self.model, self.tok = load(
             self.hparams.model_name,
             device=self.hparams.device,

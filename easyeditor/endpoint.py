@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,12 @@ class Endpoint:
     named_by: str
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none, half an IPv6 address
+            whole = False
+        if not whole:
             raise ConfigError(f"{self.url!r:.200} is no http address; check {self.named_by}")
 
     def ask(self, text: str, **settings: Any) -> str:
@@ -62,8 +68,6 @@ def _sent(request: urllib.request.Request) -> bytes:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 return bytes(answer.read(MOST_BYTES))
-        except http.client.InvalidURL:
-            raise
         except (OSError, http.client.HTTPException) as error:
             if (isinstance(error, urllib.error.HTTPError) and error.code not in BUSY) or wait_s is None:
                 raise

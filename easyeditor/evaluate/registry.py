@@ -226,7 +226,11 @@ def _asking(
 
 
 def judge_for(names: Sequence[str]) -> Endpoint | None:
-    """The judge that the environment names, if one of these metrics asks it."""
+    """The judge that the environment names, if one of these metrics asks it.
+
+    Raises:
+        ConfigError: as `chosen`, or the judge's address is none.
+    """
     return judge_named() if names and any(metric.judged for metric in chosen(names)) else None
 
 

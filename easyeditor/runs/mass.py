@@ -12,7 +12,7 @@ from typing import Any
 from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.evaluate.registry import chosen
+from easyeditor.evaluate.registry import judge_for
 from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
 from easyeditor.locks import LOCK, locked, working
@@ -56,15 +56,15 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
     """Read the data and check that method and mode go together.
 
     Raises:
-        ConfigError: a pair of method and mode that makes no sense, an unknown metric. DataError: no usable dataset.
+        ConfigError: a pair of method and mode that makes no sense, an unknown metric, a judge's address that is none.
+        DataError: no usable dataset.
     """
     if settings.data == TYPED:
         raise ConfigError(
             "the requests of this run were typed; go on with single_case_edit.py --interactive --resume RUN"
         )
     _check_pair(hparams, settings)
-    if settings.metrics:
-        chosen(settings.metrics)
+    judge_for(settings.metrics)
     dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample)
     return Plan(hparams, settings, dataset, tuple(settings.select(dataset.requests)))
 
