@@ -17,7 +17,9 @@ from strangers import CachedStranger, Stranger, stranger
 from torch import nn
 
 from easyeditor.analysis.tools import figures
-from easyeditor.analysis.tools.safety import LayerSafety
+from easyeditor.analysis.tools.safety import SAFETY, LayerSafety
+from easyeditor.analysis.tools.traced import curves, layer_table
+from easyeditor.analysis.tools.tracing import LAST
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.easyedit import BaseEditor
@@ -265,6 +267,14 @@ def layer(number: int, reach: float) -> LayerSafety:
     return LayerSafety(
         layer=number, reach=reach, most_reach=reach, least_reach=reach, bare_v0=1, mean_v0=1, denominators=(1, 1, 1)
     )
+
+
+def test_only_what_was_measured_is_drawn_and_tabled() -> None:
+    """FT has no keys, so nothing is known of its first places; a model may know none of the facts."""
+    traced = [{"effects": {"mlp": {LAST: [0.1, 0.2]}}}]
+    safety = [layer(0, 1.0), layer(1, 0.5)]
+    assert [len(curves(a, b).get_axes()) for a, b in ((traced, []), ([], safety), (traced, safety))] == [1, 2, 3]
+    assert [len(layer_table(a, b).columns) for a, b in ((traced, []), (traced, safety))] == [2, 1 + len(SAFETY)]
 
 
 def test_candidates_are_the_peak_then_large_effects_by_safety() -> None:
