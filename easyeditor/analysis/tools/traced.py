@@ -103,15 +103,14 @@ def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> ResultT
         [
             layer,
             *(None if values is None else float(values[layer]) for values in effects.values()),
-            *(safety[layer].row()[1:] if safety else [None] * (len(SAFETY) - 1)),
+            *(safety[layer].row()[1:] if safety else []),
         ]
         for layer in range(count)
     ]
-    title = (
-        f"average indirect effect at the subject's last token ({len(lines)} facts), and subjects in first place: "
-        "reach |k^u.u|/|kbar.u|"
-    )
-    return ResultTable(name="layers", title=title, columns=["layer", *effects, *SAFETY[1:]], rows=rows)
+    title = f"average indirect effect at the subject's last token ({len(lines)} facts)"
+    title += ", and subjects in first place: reach |k^u.u|/|kbar.u|" if safety else ""
+    columns = ["layer", *effects, *(SAFETY[1:] if safety else ())]
+    return ResultTable(name="layers", title=title, columns=columns, rows=rows)
 
 
 def role_table(lines: Sequence[Line]) -> ResultTable:
@@ -148,18 +147,19 @@ def heat_map(lines: Sequence[Line], window: int) -> Figure:
 
 
 def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
-    """By layer: the effects at the subject's last token, and how safe subjects in first place are."""
-    figure = figures.panels(
-        ["Effect, subject's last token", "Reach |kᵘ·u| / |k̄·u|, first place", "‖v₀‖ of subjects in first place"],
-        width=4.8,
-    )
-    effect_ax, reach_ax, value_ax = figure.get_axes()
+    """By layer: the effects at the subject's last token, and how safe subjects in first place are; what was not
+    measured has no panel."""
+    titles = ["Effect, subject's last token"] if lines else []
+    titles += ["Reach |kᵘ·u| / |k̄·u|, first place", "‖v₀‖ of subjects in first place"] if safety else []
+    figure = figures.panels(titles, width=4.8)
     for kind in kinds_of(lines):
         if (values := average(lines, kind, LAST)) is not None:
             group = _group(NAMES[kind], [values], *LOOKS[kind])
+            effect_ax = figure.get_axes()[0]
             figures.bands(effect_ax, range(len(values)), [group], "layer", "average indirect effect", every=True)
     layers = [one.layer for one in safety]
     if safety:
+        reach_ax, value_ax = figure.get_axes()[-2:]
         ends = [[one.least_reach, one.reach, one.most_reach] for one in safety]
         ordered = np.array(ends).T
         reach_ax.fill_between(layers, ordered[0], ordered[2], color=VERMILLION, alpha=0.15, linewidth=0)
