@@ -277,6 +277,15 @@ def test_a_template_that_asks_for_the_day_is_told_the_same_one_always() -> None:
     assert user_turn(tok, "Bay is in").text.startswith("Today: 26 Jul 2024\n")
 
 
+@pytest.mark.parametrize("begin", [" a", "\n\n", "  {% set x = 1 %}", "{%- set x = 1 %}\n\n b"])
+def test_what_a_template_begins_with_is_rendered_as_it_is_alone(begin: str) -> None:
+    tok = chatty(begin + TURNS)
+    turns = [{"role": "user", "content": "Bay is in"}]
+    assert user_turn(tok, "Bay is in").text == tok.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+
+
 def test_an_eos_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="the tokenizer has no EOS token"):
         Prompting(eos=True).checked(chatty(eos_token=None))
