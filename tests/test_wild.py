@@ -273,6 +273,7 @@ def test_an_address_that_is_none() -> None:
         "http://",
         "http://a:80x0/v1",
         "http://a:99999",
+        "http://a/v 1",
         "http://[::1",
     ):
         with pytest.raises(ConfigError, match="is no http address; check the flag"):
