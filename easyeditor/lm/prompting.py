@@ -12,9 +12,9 @@ from easyeditor.errors import ModelError
 _DAY = {"%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%m": "07", "%d": "26", "%-d": "26", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
 _ONE_DAY = "{%- macro strftime_now(form) -%}{{ form"
-_ONE_DAY += "".join(f" | replace('{sign}', '{said}')" for sign, said in _DAY.items()) + " }}{%- endmacro -%}"
-"""Stands before a chat template: one that asks for the day is always told the same, so that a run gives the same edit
-on another day. (transformers hands a template no function of ours.)"""
+_ONE_DAY += "".join(f" | replace('{sign}', '{said}')" for sign, said in _DAY.items()) + " }}{%- endmacro %}\n"
+"""Stands before a chat template, on a line of its own, which is rendered as nothing: a template that asks for the day
+is always told the same, so that a run gives the same edit on another day. (No function of ours can be handed to it.)"""
 
 MARK = "\u2042user\u2042"  # stands for a turn's text while the template's own text around it is found
 
@@ -95,10 +95,8 @@ def _rendered(tok: PreTrainedTokenizerBase, prompt: str, answer: str | None = No
         turns.append({"role": "assistant", "content": answer})
     try:
         template = _ONE_DAY + tok.get_chat_template()
-        said = tok.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None, chat_template=template
-        )
-        return str(said)
+        asked = {"tokenize": False, "add_generation_prompt": answer is None, "chat_template": template}
+        return str(tok.apply_chat_template(turns, **asked))
     except Exception as error:  # a template is the checkpoint's own program, and may fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"the tokenizer's chat template fails ({type(error).__name__}: {reason})") from error
