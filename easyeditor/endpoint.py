@@ -34,7 +34,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         try:
             parts = urllib.parse.urlsplit(self.url)
-            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in self.url
         except ValueError:  # a port that is none, half an IPv6 address
             whole = False
         if not whole:
