@@ -143,7 +143,8 @@ class Statistics:
                 keys = {other: self.key(other) for other in lacking}
                 try:
                     gather(self._parts, self._tok, keys, resume=True, show=True)
-                except StatsError:  # what a kill left is of another collection, or damaged
+                except StatsError as error:  # what a kill left is of another collection, or damaged
+                    LOG.warning("%s; collecting anew", error)
                     gather(self._parts, self._tok, keys, show=True)
         found = self.key(layer).find()
         assert found is not None
