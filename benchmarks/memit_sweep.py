@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -63,27 +64,24 @@ def main() -> None:
                 if before is None:
                     before = [editor.score(r) for r in requests]
                     ppl = editor.perplexity()
-                    said = [mean([s.rewrite.accuracy for s in before])]
-                    said.append(mean([x.accuracy for s in before for x in s.rephrase]))
-                    print(f"| none | | | {said[0]:.3f} | {said[1]:.3f} | 1.000 | {ppl.mean:.1f} | |", flush=True)
+                    said = means([score.side(score) for score in before])
+                    print(f"| none | | | {said} | {ppl.mean:.1f} | |", flush=True)
                 result = editor.compute(requests)
                 with editor.applied(result):
                     after = [editor.score(r) for r in requests]
                     ppl = editor.perplexity()
-                records = [new.to_json(old) for new, old in zip(after, before, strict=True)]
-                near = [x for r in records for key, xs in r["locality"].items() if key.endswith("_acc") for x in xs]
-                loss = mean([t[editor.method.layers[-1]].loss_last for t in result.traces])
-                print(
-                    f"| {layers} | {clamp:g} | {weight:g} | {mean([s.rewrite.accuracy for s in after]):.3f} | "
-                    f"{mean([x.accuracy for s in after for x in s.rephrase]):.3f} | {mean(near):.3f} | "
-                    f"{ppl.mean:.1f} | {loss:.3f} |",
-                    flush=True,
-                )
+                said = means([new.side(old) for new, old in zip(after, before, strict=True)])
+                loss = statistics.fmean([t[editor.method.layers[-1]].loss_last for t in result.traces])
+                print(f"| {layers} | {clamp:g} | {weight:g} | {said} | {ppl.mean:.1f} | {loss:.3f} |", flush=True)
 
 
-def mean(values: list[float]) -> float:
-    """Plain mean; NaN of nothing."""
-    return statistics.fmean(values) if values else float("nan")
+def means(sides: list[Any]) -> str:
+    """Columns of the three accuracies: means within a request, then over requests."""
+    from easyeditor.results.values import mean
+
+    rows = [side.means() for side in sides]
+    columns = (mean(row.get(name) for row in rows) for name in ("rewrite_acc", "rephrase_acc", "locality_acc"))
+    return " | ".join("–" if value is None else f"{value:.3f}" for value in columns)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.files import to_json
 from easyeditor.lm import weights
 from easyeditor.records import EditRequest
+from easyeditor.results.values import mean_over_records
 
 LOG = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ class BaseEditor(Editor):
 
 def summary_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the records of `edit`, as EasyEdit's function of this name: under `pre` and `post` the accuracies and
-    `ppl`, those of `locality` and `portability` by key. Logged, and returned."""
+    `ppl`, those of `locality` and `portability` by key. A record counts once, however many prompts it has. Logged, and
+    returned."""
     found: dict[str, Any] = {}
     for state in ("pre", "post"):
         records = [record[state] for record in metrics]
@@ -138,13 +139,14 @@ def summary_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each accuracy, over all prompts, and of `ppl`."""
-    values: dict[str, list[float]] = {}
+    """The mean of each accuracy and of `ppl`: within a record, then over the records that have it."""
+    values: dict[str, list[list[float | None]]] = {}
     for record in records:
         for key, value in record.items():
-            if value is not None and (key.endswith("_acc") or key == "ppl"):
-                values.setdefault(key, []).extend(value if isinstance(value, list) else [value])
-    return {key: statistics.fmean(listed) for key, listed in values.items()}
+            if key.endswith("_acc") or key == "ppl":
+                values.setdefault(key, []).append(value if isinstance(value, list) else [value])
+    means = {key: mean_over_records(own) for key, own in values.items()}
+    return {key: found for key, found in means.items() if found is not None}
 
 
 def _check_others(call: str, others: Mapping[str, Any]) -> None:

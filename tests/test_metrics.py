@@ -6,16 +6,18 @@ import copy
 import json
 import math
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import fake_runs
 import pytest
 import torch
 from conftest import ARCHITECTURES, ROOT, build, tokenizer
 from golden_numbers import MODELS, pair, read
 
-from easyeditor import EditRequest, EditResult, WeightDelta, cli
+from easyeditor import EditRequest, EditResult, WeightDelta, cli, summary_metrics
 from easyeditor.dataset.formats import parse
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate import __main__ as command
@@ -24,10 +26,19 @@ from easyeditor.evaluate.metric import Answers, Settings, Value
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.registry import GROUPS, METRICS, Evaluation, chosen, evaluate
 from easyeditor.evaluate.scoring import Scored
+from easyeditor.export.harness.tasks import mean_of_records
 from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import applied
+from easyeditor.report.tables import collapse_table
+from easyeditor.report.wild import wild_table
+from easyeditor.results.lines import EvaluationLine, Retained
+from easyeditor.results.record import Side
+from easyeditor.results.run import load_run
+from easyeditor.runs.summary import Tally
+from easyeditor.survey.quality import ACCURACIES, mean_of, values_of
+from easyeditor.tune.trials import summed
 
 FULL = EditRequest.make(
     "They say that the Bridge is in",
@@ -145,6 +156,66 @@ def test_a_summary_counts_what_lacks_a_value() -> None:
     rows = (row_of(ES=1.0), row_of(ES=None), row_of(ES=0.0))
     found = Evaluation(names=("ES",), rows=rows, answers=Answers(settings=Settings())).summary()["ES"]
     assert found == {"mean": 0.5, "requests": 2, "missing": 1, "reasons": ["no field"]}
+
+
+UNEVEN = ("rephrase_acc", "locality_acc", "portability_acc", "zsre_paraphrase", "zsre_specificity", "PS", "NS")
+UNEVEN += ("gen_rephrase_em", "wild_rephrase", "wild_locality")
+
+
+def uneven(count: int, right: bool) -> tuple[fake_runs.EditLine, dict[str, Value]]:
+    """The line of a request with `count` paraphrases and probes, all of them right or wrong, and its metrics."""
+    probes = {"neighborhood": {"prompt": [f"near {n}" for n in range(count)], "ground_truth": ["x"] * count}}
+    request = EditRequest.make(
+        "Bay is in", subject="Bay", target_new="it", ground_truth="us", case_id=count,
+        rephrase_prompts=[f"Bay {n}" for n in range(count)], locality=probes, portability=probes,
+    )  # fmt: skip
+    first, other = scored((1,), (1,), 0.9), scored((0,), (1,), 0.1)
+    row: dict[str, Value] = {}
+    for metric in (METRICS[name] for name in UNEVEN):
+        asks, pairs = metric.asks(request, Settings()), metric.pairs(request, Settings())
+        wanted = [right == (answer == ("x" if prompt.startswith("near") else "it")) for prompt, answer in pairs]
+        texts = [
+            Generated(text=text, whole=text, stop="eos", tokens=1, ids=(n,)) for n, text in enumerate(("no", "it"))
+        ]
+        told = dict.fromkeys([*pairs, *((ask[0], "it") for ask in asks)], first)
+        before = Answers(settings=Settings(), scored=told, generated=dict.fromkeys(asks, texts[1]))
+        now = told | {pair: first if good else other for pair, good in zip(pairs, wanted, strict=True)}
+        row[metric.name] = value(
+            metric.name, request, scored=now, generated=dict.fromkeys(asks, texts[right]), before=before
+        )
+    shares = (float(right),) * count
+    side = Side(rewrite=shares[:1], rephrase=shares, locality={"n": shares}, portability={"n": shares})
+    line = fake_runs.edit(count, request=request)
+    return replace(line, record=replace(line.record, post=side, metrics={"before": row, "after": row})), row
+
+
+def test_every_mean_over_records_counts_a_record_once(tmp_path: Path) -> None:
+    """One prompt that is right, and nine that are wrong: 0.5, where all prompts together would say 0.1."""
+    (lines, rows), tally = zip(uneven(1, right=True), uneven(9, right=False), strict=True), Tally()
+    for line in lines:
+        tally.add(line)
+    after = [
+        line.record.post.means() | {name: row[name].value for name in UNEVEN}
+        for line, row in zip(lines, rows, strict=True)
+    ]
+    held = Evaluation(names=UNEVEN, rows=rows, answers=Answers(settings=Settings())).summary()
+    last = [Retained(index=n, case_id=n, metrics=one, **{k: one[k] for k in ACCURACIES}) for n, one in enumerate(after)]
+    aged = EvaluationLine(after=2, ppl=1.0, collapsed=False, retention=tuple(last))
+    run = load_run(fake_runs.write_run(tmp_path, [json.loads(json.dumps(line.to_json())) for line in lines]))
+    cases = [(n, value) for n, line in enumerate(lines) for value in line.record.post.rephrase]
+    easyedit = summary_metrics([line.record.to_json() for line in lines])["post"]
+    reported = [*wild_table([run]).rows, *collapse_table([run]).rows]
+    found: dict[str, list[Any]] = {
+        "summary_metrics": [easyedit["rephrase_acc"], easyedit["locality"]["n_acc"], easyedit["portability"]["n_acc"]],
+        "summary.json": [own["after"] for name, own in tally.means().items() if name != "rewrite_acc"],
+        "evaluate": [own["mean"] for own in held.values()],
+        "evaluation of a sequence": list(aged.means().values()),
+        "survey": [mean_of(values) for values in values_of(run).values()],
+        "tune": [summed([{**one, "ppl_ratio": 1.0, "collapsed": False} for one in after])[name] for name in ACCURACIES],
+        "harness": [mean_of_records(cases)],
+        "report": [value for row in reported for value in row if isinstance(value, float) and value < 1],
+    }  # fmt: skip
+    assert {name: set(map(float, values)) for name, values in found.items()} == {name: {0.5} for name in found}
 
 
 def test_entropy_by_hand() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +16,7 @@ from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT
 from easyeditor.records import EditRequest
 from easyeditor.results.values import Value as Value
+from easyeditor.results.values import mean
 
 Pair = tuple[str, str]
 """Prompt and answer, scored with the answer's tokens fed in."""
@@ -92,7 +92,7 @@ def missing(reason: str) -> Value:
 
 def mean_of(values: Sequence[float], **details: Any) -> Value:
     """The mean, with the values it is of."""
-    return Value(value=math.fsum(values) / len(values), details=details)
+    return Value(value=mean(values), details=details)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from easyeditor.lm.tokens import begins_texts_with_bos
 from easyeditor.lm.weights import frozen
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest
+from easyeditor.results.values import mean
 
 ESSENCE_TOKENS = 100  # of a text on the subject, as ROME's code reads
 
@@ -73,8 +74,12 @@ class Evaluation:
             values = [row[name] for row in self.rows if name in row]
             held = [v.value for v in values if v.value is not None]
             reasons = sorted({v.reason for v in values if v.reason is not None})
-            mean = math.fsum(held) / len(held) if held else None
-            found[name] = {"mean": mean, "requests": len(held), "missing": len(values) - len(held), "reasons": reasons}
+            found[name] = {
+                "mean": mean(held),
+                "requests": len(held),
+                "missing": len(values) - len(held),
+                "reasons": reasons,
+            }
         for name in self.names:
             if METRICS[name].harmonic:
                 found[name] = _harmonic([found[part] for part in METRICS[name].harmonic])
@@ -283,9 +288,9 @@ def _perplexities(
 
 
 def _harmonic(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    mean = harmonic_mean([part["mean"] for part in parts])
+    found = harmonic_mean([part["mean"] for part in parts])
     reasons = sorted({reason for part in parts for reason in part["reasons"]})
     requests = min(part["requests"] for part in parts)
-    if mean is None:
+    if found is None:
         return {"mean": None, "requests": 0, "missing": requests, "reasons": reasons}
-    return {"mean": mean, "requests": requests, "missing": max(part["missing"] for part in parts), "reasons": reasons}
+    return {"mean": found, "requests": requests, "missing": max(part["missing"] for part in parts), "reasons": reasons}

@@ -65,6 +65,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
+def mean_over_records(records: Iterable[Iterable[float | None]]) -> float | None:
+    """The mean over records of the mean of each record's own values: a record counts once, however many prompts it
+    has. Records without a known value are left out; None when there is no other."""
+    return mean(mean(own) for own in records)
+
+
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "int": integer,
     "float": known,

@@ -115,7 +115,7 @@ class Tally:
             "complete": recorded_now >= manifest["selected"],
             "collapsed": order,
             "ppl": self._perplexity(),
-            "metrics": self._means(),
+            "metrics": self.means(),
             "seconds": {name: sum(values) for name, values in self._seconds.items()} if edits else None,
             "seconds_per_edit": {n: statistics.median(v) for n, v in self._seconds.items()} if edits else None,
             "edits_per_second": edits / total if total else None,
@@ -129,7 +129,7 @@ class Tally:
         told = None if self._limit is None else forecast(sorted(self._points), self._limit)
         return None if told is None else told.to_json()
 
-    def _means(self) -> dict[str, Any]:
+    def means(self) -> dict[str, Any]:
         """Means over the edits that have a value; the one made of others (S) from their means."""
         found = {name: _means(pairs) for name, pairs in sorted(self._metrics.items())}
         for metric in METRICS.values():

@@ -86,7 +86,7 @@ def trial(start: Start, settings: Mapping[str, Any], on: Sample, lost: Callable[
 
 def summed(rows: Sequence[Line]) -> Line:
     """Means of the accuracies and their harmonic mean (`score`), the worst and the median perplexity ratio."""
-    means = {name: mean([row[name] for row in rows if row[name] is not None]) for name in METRICS}
+    means = {name: mean(row[name] for row in rows) for name in METRICS}
     ratios = sorted(math.inf if row["ppl_ratio"] is None else row["ppl_ratio"] for row in rows)
     ends = (ratios[-1], ratios[len(ratios) // 2]) if rows else (math.inf, math.inf)
     worst, median = (end if math.isfinite(end) else None for end in ends)
