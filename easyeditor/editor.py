@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,15 @@ from typing import Any, Self
 from transformers import PreTrainedModel
 
 from easyeditor.dataset.formats import parse
-from easyeditor.dataset.sentences import Sentences, load_sentences
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.dataset.sentences import Sentences
+from easyeditor.errors import DataError
 from easyeditor.evaluate.examined import Examined as Examined
 from easyeditor.evaluate.examined import State, edit_record
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.evaluate.registry import Evaluation, chosen, judge_for
+from easyeditor.evaluate.registry import Evaluation
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
-from easyeditor.lm.ledger import Ledger
-from easyeditor.lm.loading import load
 from easyeditor.measuring import Measuring
-from easyeditor.methods.registry import method_class
 from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.request import reconcile
@@ -58,30 +54,7 @@ class Editor(Measuring):
     ) -> None:
         """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses; `metrics` of the registry are
         measured around every edit beside EasyEdit's."""
-        if not isinstance(hparams, HyperParams):
-            raise ConfigError(
-                f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
-            )
-        self.hparams = hparams.checked()
-        self.hparams.check_files()
-        self.metrics = tuple(metric.name for metric in chosen(metrics)) if metrics else ()
-        judge_for(self.metrics)  # a bad address is refused before anything is loaded
-        self.model, self.tok = load(
-            self.hparams.model_name,
-            device=self.hparams.device,
-            dtype=self.hparams.dtype,
-            fp16=self.hparams.fp16,
-            model_parallel=self.hparams.model_parallel,
-        )
-        self.method = method_class(self.hparams.alg_name)(self.model, self.tok, self.hparams)
-        self.sentences = sentences
-        if sentences is None and self.hparams.ppl_sentence_num:
-            self.sentences = load_sentences(self.hparams.ppl_sentence_num)
-        self._ledger = Ledger(self.model)
-        self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
-        self._probe = None
-        self._said = set()
-        self._prefixes = random.Random(self.hparams.seed)
+        super().__init__(hparams, sentences, metrics)
 
     # -- edits as values ------------------------------------------------------------------------------------------
 
@@ -131,7 +104,7 @@ class Editor(Measuring):
             return None
         self._perplexity_probe()  # made now, so that both use one
         other = copy.copy(self)
-        other.method, other.hparams = method, method.hparams
+        other._method, other.hparams, other._bound = method, method.hparams, (self.model, self.tok, method.hparams)
         return other
 
     @contextmanager
@@ -154,11 +127,12 @@ class Editor(Measuring):
     def commit(self, result: EditResult, saved: Path | None = None) -> None:
         """Keep an edit in the model; `revert` takes it back. With `saved`, the folder it is saved in, its deltas and
         what its method remembers of it are not kept a second time."""
+        method = self.method
         if not self.edited:
             self._base = None
         self._ledger.commit(result.deltas, saved)
         try:
-            self.method.committed(result if saved is None else dataclasses.replace(result, folder=saved))
+            method.committed(result if saved is None else dataclasses.replace(result, folder=saved))
         except BaseException:
             self._ledger.revert(result.deltas)
             raise

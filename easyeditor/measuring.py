@@ -7,11 +7,8 @@ import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from easyeditor.dataset.sentences import Sentences
+from easyeditor.bound import Bound
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.many import measure_many
@@ -19,11 +16,9 @@ from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
-from easyeditor.hparams import HyperParams
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import SLOT
-from easyeditor.methods.base import EditMethod
 from easyeditor.progress import progress_bar
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results import collapse as verdict
@@ -32,19 +27,8 @@ from easyeditor.results.collapse import Collapse
 LOG = logging.getLogger(__name__)
 
 
-class Measuring:
+class Measuring(Bound):
     """The part of the editor that measures; nothing here changes the model."""
-
-    hparams: HyperParams
-    metrics: tuple[str, ...]
-    model: PreTrainedModel
-    tok: PreTrainedTokenizerBase
-    method: EditMethod[Any]
-    sentences: Sentences | None
-    _probe: PerplexityProbe | None
-    _prefixes: random.Random
-    _base_was_high: bool = False
-    _said: set[str]
 
     def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
         """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
@@ -118,17 +102,18 @@ class Measuring:
             return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
 
     def _perplexity_probe(self) -> PerplexityProbe | None:
+        method = self.method  # first: it follows a model that was assigned
         if self._probe is None and self.sentences is not None:
             self._probe = PerplexityProbe(
                 self.model,
                 self.tok,
                 self.sentences.texts,
-                parts=self.method.parts,
-                resume_layer=min(self.method.layers),
+                parts=method.parts,
+                resume_layer=min(method.layers),
                 fast=bool(self.hparams.replay),
                 batch_size=self.hparams.ppl_batch_size,
                 longest=self.hparams.longest_text,
-                batch_tokens=self.method.batch_tokens,
+                batch_tokens=method.batch_tokens,
                 add_start_token=begins_with_bos(self.tok, self.hparams.ppl_bos),
             )
         return self._probe

@@ -40,7 +40,7 @@ TWO: dict[str, Any] = {
 
 
 def editor_of(kind: str = "llama", *, tok: Any = None, **changes: Any) -> BaseEditor:
-    hparams = rome_hparams((build(kind), tok or tokenizer()), **{**FEW, **changes})
+    hparams = rome_hparams(changes.pop("model_name", (build(kind), tok or tokenizer())), **{**FEW, **changes})
     return BaseEditor.from_hparams(hparams)
 
 
@@ -451,6 +451,66 @@ def test_what_the_prefix_stands_before(if_prefix: bool | str, moved: int) -> Non
 def test_a_prefix_needs_a_context_with_text() -> None:
     with pytest.raises(ConfigError, match="context with text"):
         editor_of(if_prefix=True, context_templates=["{}"]).edit(**ONE)
+
+
+# What is assigned to an editor
+
+
+@pytest.mark.parametrize(
+    ("assigned", "as_new"),
+    [
+        ({"model": build("llama", seed=5)}, {"model_name": (build("llama", seed=5), tokenizer())}),
+        ({"model": build("gpt2", seed=5)}, {"model_name": (build("gpt2", seed=5), tokenizer())}),
+        ({"tok": tokenizer(bos=True)}, {"tok": tokenizer(bos=True)}),
+        ({"hparams.layers": [2], "hparams.v_lr": "0.1"}, {"layers": [2], "v_lr": 0.1}),
+        ({"hparams.alg_name": "R-ROME", "hparams.if_c_rome": True}, {"alg_name": "R-ROME", "if_c_rome": True}),
+        ({"hparams.if_prefix": True, "hparams.seed": 3}, {"if_prefix": True, "seed": 3}),
+        ({"hparams.ppl_sentence_num": 0}, {"ppl_sentence_num": 0}),
+        ({"sentences": None}, {"ppl_sentence_num": 0}),
+    ],
+    ids=lambda case: " ".join(case),
+)
+def test_what_is_assigned_is_used_as_by_a_new_editor(assigned: dict[str, Any], as_new: dict[str, Any]) -> None:
+    editor = editor_of(ppl_sentence_num=50)
+    _, old, _ = editor.edit(**TWO)
+    if not assigned.keys() & {"model", "tok"}:
+        editor.revert_all()
+    left = states(old)
+    for name, value in assigned.items():
+        owner, _, key = name.rpartition(".")
+        setattr(editor.hparams if owner else editor, key, value)
+    if "tok" in assigned:
+        editor.model = build("llama")
+    fresh = editor_of(**{"ppl_sentence_num": 50, **as_new})
+    found, model, originals = editor.edit(**TWO)
+    wanted, same_model, _ = fresh.edit(**TWO)
+    assert without_time(found) == without_time(wanted)
+    assert model is editor.model
+    assert same(model, states(same_model))
+    assert same(old, left) or model is old
+    editor.revert_all()
+    assert all(torch.equal(weight, editor.model.get_parameter(name)) for name, weight in originals.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("method", None, r"assign editor\.hparams"),
+        ("metrics", ["GE", "no_such"], "no_such"),
+        ("model", "gpt2", "pair from transformers"),
+        ("hparams.model_name", "gpt2", "make a new editor, or assign editor.model"),
+        ("hparams.dtype", "float16", "make a new editor"),
+        ("hparams.v_lr", "half", "v_lr is 'half'"),
+        ("hparams.layers", [2], r"call editor\.revert_all"),
+    ],
+)
+def test_what_cannot_be_assigned_says_what_to_do(name: str, value: Any, says: str) -> None:
+    editor = editor_of()
+    editor.edit(**ONE)
+    owner, _, key = name.rpartition(".")
+    with pytest.raises(ConfigError, match=says):  # noqa: PT012 - at the assignment, or at the next use
+        setattr(editor.hparams if owner else editor, key, value)
+        editor.edit(**ONE)
 
 
 # Hyper-parameters at the door

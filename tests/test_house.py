@@ -34,6 +34,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("lm",),
     ("dataset", "stats"),
     ("methods", "evaluate"),
+    ("bound",),
     ("measuring",),
     ("editor", "estimate"),
     ("easyedit", "trainer", "runs"),
