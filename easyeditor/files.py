@@ -165,10 +165,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
     with whole_file(path) as part:
         mode = part.stat().st_mode  # safetensors makes files that only their owner reads, whatever the umask says
+        own = _scratch(path)  # a folder: safetensors writes to a temporary file of its own name, which a kill leaves
+        own.mkdir()
         try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, own / "t", metadata)
+            (own / "t").replace(part)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        finally:
+            _remove(own)
         part.chmod(mode)
 
 

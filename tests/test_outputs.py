@@ -23,7 +23,7 @@ import single_case_edit
 from easyeditor.analysis import __main__ as analysis
 from easyeditor.errors import ModelError, OutputError
 from easyeditor.evaluate import __main__ as evaluate
-from easyeditor.files import whole_file, write_json, write_tensors, write_text
+from easyeditor.files import sweep, whole_file, write_json, write_tensors, write_text
 from easyeditor.lm.loading import save
 from easyeditor.report import __main__ as report
 from easyeditor.stats import __main__ as stats
@@ -88,6 +88,22 @@ def test_whatever_ends_the_saving_of_a_model_leaves_nothing(
     monkeypatch.setattr(tok, "save_pretrained", fail)
     with pytest.raises(seen):
         save(build("llama"), tok, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_while_tensors_are_saved_leaves_nothing_that_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: Any, file: Path, *__: Any) -> None:
+        (file.parent / ".tmpA1b2C3").write_text("half")  # as safetensors does, in the folder of its target
+        os._exit(9)
+
+    monkeypatch.setattr("safetensors.torch.save_file", killed)
+    if not (child := os.fork()):
+        write_tensors(tmp_path / "new", {"a": torch.ones(1)})
+    assert awaited(child) == 9
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
