@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from fake_runs import edit_line, evaluation, screen_lines, sequential_lines, single_lines, training_lines, write_run
+from test_outputs import content
 
 from easyeditor import cli
 from easyeditor.errors import DataError, OutputError
@@ -508,15 +510,43 @@ def test_latex_escapes(written: Path) -> None:
     assert r"efficacy (\%)" in text
 
 
-def test_a_second_report_replaces_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    run = write_run(tmp_path / "run", screen_lines(six_edits()))
+def test_a_second_report_replaces_what_the_first_lists_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    both = [*screen_lines(six_edits()), *six_edits()]
+    run, report = write_run(tmp_path / "run", both), tmp_path / "run/report"
     assert run_script(monkeypatch, run) == 0
-    stale = run / "report" / "figures" / "old.png"
-    stale.parent.mkdir(exist_ok=True)
-    stale.touch()
+    mine = [report / "figures/mine.png", report / "figures/screen.png", report / "tables/mine.csv"]
+    for path in mine:
+        path.write_text("mine")
+    assert (report / "tables/screen.csv").exists()
+    write_run(run, six_edits())
     assert run_script(monkeypatch, run) == 0
-    assert not stale.exists()
+    assert not (report / "tables/screen.csv").exists()
+    assert [path.read_text() for path in mine] == ["mine"] * 3
     assert "report/index.html" in capsys.readouterr().out
+    (report / "tables/screen.csv").write_text("mine")  # in the way of what comes now
+    write_run(run, both)
+    before = content(report)
+    assert run_script(monkeypatch, run) == 2
+    assert "tables/screen.csv: is there and not of the last report" in capsys.readouterr().err
+    shutil.move(report / "figures", tmp_path / "elsewhere")
+    (report / "figures").symlink_to(tmp_path / "elsewhere")
+    assert run_script(monkeypatch, run) == 2
+    assert "figures: is a link" in capsys.readouterr().err
+    (report / "figures").unlink()
+    shutil.move(tmp_path / "elsewhere", report / "figures")
+    assert content(report) == before
+
+
+def test_a_report_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", six_edits())
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build.write_report(build.make_report(load_runs([run])), run / "report")
+    assert run_script(monkeypatch, run) == 0
+    assert list((run / "report/figures").iterdir())
 
 
 def test_the_report_loads_no_torch(tmp_path: Path) -> None:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import OutputError
-from easyeditor.files import check_parent, write_bytes, write_text
+from easyeditor.files import check_parent, discard, write_bytes, write_text
 from easyeditor.report import curves, run_table, scatter, tables, watched, wild
 from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.opening import opening
-from easyeditor.report.page import html_page, is_page
+from easyeditor.report.page import html_page, is_page, listed
 from easyeditor.report.render import to_csv, to_latex, without_run
 from easyeditor.report.tables import Table
 from easyeditor.results.run import Run
 
 PAGE = "index.html"
-MADE = {"figures": ("*.png", "*.svg"), "tables": ("*.csv", "*.tex")}
-"""Folders of a report and what it writes there."""
+MADE = {"figures": ("png", "svg"), "tables": ("csv", "tex")}
+"""Folders of a report and the kinds of files it writes there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,30 +76,38 @@ def check_output(folder: Path) -> None:
         raise OutputError(f"{folder}: is there already and not a folder; choose another --output")
     if folder.is_dir() and any(folder.iterdir()) and not is_page(folder / PAGE):
         raise OutputError(f"{folder}: holds other files and no {PAGE} of ours; choose an empty or new folder")
+    for name in MADE:
+        if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
+            raise OutputError(f"{folder / name}: is a link or no folder; move it away, or choose another --output")
     above = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     if not os.access(above, os.W_OK):
         raise OutputError(f"{folder}: cannot be written; choose another place with --output DIR")
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write all files of a report, the page last, in place of an earlier report there; returns the page's path.
+    """Write all files of a report in place of an earlier report there; returns the page's path. What the earlier page
+    lists goes; nothing else is touched. The page comes first, so that what a killed report wrote is listed too.
 
     Raises:
-        OutputError: something cannot be written.
+        OutputError: something cannot be written, or a file of that name is there and not of the earlier report.
     """
     check_output(folder)
-    for name, patterns in MADE.items():
-        for old in (path for pattern in patterns for path in sorted((folder / name).glob(pattern))):
-            old.unlink()
-    for figure in report.figures:
-        write_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
-        write_bytes(folder / "figures" / f"{figure.name}.svg", figure.svg)
-    for table in report.tables:
-        write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))
-        write_text(folder / "tables" / f"{table.name}.tex", to_latex(table))
     page = folder / PAGE
+    files = {
+        f"figures/{figure.name}.{end}": getattr(figure, end) for figure in report.figures for end in ("png", "svg")
+    }
+    for table in report.tables:
+        files |= {f"tables/{table.name}.csv": to_csv(table), f"tables/{table.name}.tex": to_latex(table)}
+    old = {f"{room}/{name}.{end}" for room, name in listed(page) for end in MADE[room]}
+    for name in files.keys() - old:
+        if os.path.lexists(folder / name):
+            raise OutputError(f"{folder / name}: is there and not of the last report; move it away")
+    for name in sorted(old - files.keys()):
+        discard(folder / name)
     parts = (report.tables, report.figures, report.notes, report.commands, report.verdicts)
     write_text(page, html_page(report.title, *parts))
+    for name, content in files.items():
+        write_bytes(folder / name, content.encode() if isinstance(content, str) else content)
     return page
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -75,6 +76,13 @@ def is_page(path: Path) -> bool:
             return _POLICY.encode() in source.read(1000)
     except OSError:
         return False
+
+
+def listed(path: Path) -> list[tuple[str, str]]:
+    """(`figures` or `tables`, name) of each figure and table on a page that `html_page` made; none without a page."""
+    text = path.read_text(encoding="utf-8", errors="replace") if is_page(path) else ""
+    found = re.findall(r'<h2 id="([A-Za-z0-9][\w.-]*)">[^<]*</h2>\n<(figure|div)', text)
+    return [("figures" if tag == "figure" else "tables", name) for name, tag in found]
 
 
 def html_page(
