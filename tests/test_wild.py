@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +164,22 @@ class Server:
         asked = self.asked
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers["Authorization"], {}))
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 asked.append((self.path, self.headers["Authorization"], body))
                 status, answer = answers(body)
                 if status:
                     self.send_response(status)
+                    if 300 <= status < 400:
+                        self.send_header("Location", answer.decode())
                     self.end_headers()
-                self.wfile.write(answer)
+                with suppress(OSError):
+                    for byte in answer if status == 0 else [answer]:
+                        self.wfile.write(bytes([byte]) if status == 0 else answer)
+                        time.sleep(0.01 if status == 0 else 0)
 
             def log_message(self, *_args: Any) -> None:
                 pass
@@ -197,7 +208,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
         made.http.server_close()
 
 
-def chat(content: str) -> tuple[int, bytes]:
+def chat(content: Any) -> tuple[int, bytes]:
     return 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode()
 
 
@@ -247,22 +258,55 @@ def test_a_busy_judge_is_asked_again(serve: Any) -> None:
     [
         ((401, b"no"), "no answer .HTTP Error 401", 1),
         ((503, b""), "no answer .HTTP Error 503", 3),
-        ((200, b"<html>"), "no answer", 1),
+        ((200, b"<html>"), "no chat completion", 1),
         ((200, b'{"error": "no"}'), "no chat completion .KeyError", 1),
         ((200, b"[]"), "no chat completion", 1),
-        ((0, b""), "no answer .Remote end closed", 3),
-        ((0, b"SSH-2.0 hello\r\n"), "no answer .SSH-2.0 hello", 3),
-        ((200, b"\xff"), "no answer", 1),
+        ((0, b""), "no answer .RemoteDisconnected", 3),
+        ((0, b"SSH-2.0 secret\r\n"), "no answer .BadStatusLine", 3),
+        ((200, b"\xff"), "no chat completion .UnicodeDecodeError", 1),
+        ((200, b"A" * 1_000_001), "more than 1,000,000 bytes", 1),
+        (chat(None), "its content is null, not a text", 1),
+        (chat([{"text": "A"}]), "its content is list", 1),
+        (chat("you sent secret"), "holds the key", 1),
+        ((200, b'{"choices": ["\\ud800 secret"]}'), "no chat completion .ValueError", 1),
+        ((200, b"[" * 100_000), "no chat completion .ValueError", 1),
+        ((0, b"HTTP/1.0 200 OK\r\nA: " + b"a" * 150), "none that was whole within 0.5 s", 1),
     ],
 )
-def test_what_a_judge_may_answer_instead(serve: Any, answer: tuple[int, bytes], said_of_it: str, times: int) -> None:
+def test_what_a_judge_may_answer_instead(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes], said_of_it: str, times: int
+) -> None:
+    if "within" in said_of_it:
+        monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.5)
     server = serve(lambda _body: answer)
     judge = judge_named()
     assert judge is not None
     with pytest.raises(EndpointError, match=f"{said_of_it}.*") as refused:
         verdicts(judge, [("Q", "a", "a")])
     assert "\n" not in str(refused.value)
+    assert "secret" not in f"{refused.value}{refused.value.__cause__}{judge}"
     assert len(server.asked) == times
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(serve: Any, status: int) -> None:
+    other = serve(lambda _body: chat("A"))
+    serve(lambda _body: (status, f"{other.url}/chat/completions".encode()))
+    judge = judge_named()
+    assert judge is not None
+    with pytest.raises(EndpointError, match=f"HTTP Error {status}, a redirect; none is followed"):
+        judge.ask("Q")
+    assert not other.asked
+
+
+def test_a_proxy_for_http_sees_nothing(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve(lambda _body: chat("B"))
+    monkeypatch.setenv("http_proxy", proxy.url)
+    serve(lambda _body: chat("A"))
+    judge = judge_named()
+    assert judge is not None
+    assert judge.ask("Q") == "A"
+    assert not proxy.asked
 
 
 def test_an_address_that_is_none() -> None:
@@ -275,9 +319,29 @@ def test_an_address_that_is_none() -> None:
         "http://a:99999",
         "http://a/v 1",
         "http://[::1",
+        "http://user:secret@a/v1",
+        "http://user%3Asecret%40a/v1",
+        "http://a/v1?key=secret",
+        "http://a/v1#secret",
+        "http://a/v\t1",
+        "http://a/v1\n",
+        "http://a/v\x7f",
+        "http://b\xfccher/v1",
+        "http://a..b/v1",
+        "http://a\\b/v1",
+        "http://a\udcff/v1",
     ):
-        with pytest.raises(ConfigError, match="is no http address; check the flag"):
+        with pytest.raises(ConfigError, match="is no http address; check the flag") as refused:
             Endpoint(url=url, model="m", key=None, named_by="the flag")
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "secret ", "s\x1becret", "s\xe9cret", "secret\udcff"])
+def test_a_key_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, URL: "http://a/v1", KEY: key})
+    with pytest.raises(ConfigError, match=f"key holds a space, a line end .* check {URL}") as refused:
+        BaseEditor(rome_hparams("/nowhere"), metrics=["wild_judge"])
+    assert "cret" not in str(refused.value)
 
 
 def test_a_bad_address_is_refused_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

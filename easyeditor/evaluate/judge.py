@@ -19,7 +19,7 @@ Verdict = bool | None
 
 
 def judge_named() -> Endpoint | None:
-    """The endpoint the environment names, or None. Raises ConfigError where it is no http address."""
+    """The endpoint the environment names, or None. Raises ConfigError where it is no http address, or its key none."""
     url = os.environ.get(URL)
     if not url:
         return None
