@@ -51,6 +51,8 @@ class HyperParams:
     chat_template: bool = False
     """Give every prompt, of requests and of evaluation, as the user's turn of the tokenizer's own chat template, and
     take the answer as the beginning of the assistant's (`lm/prompting.py`)."""
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the chat template is told beside the turns, such as `{enable_thinking: false}` (EasyEdit's key)."""
     target_eos: bool = False
     """End the target with the tokenizer's EOS, so that the model learns to stop there, and score it so."""
     replay: bool | Literal["check"] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import single_case_edit
 from easyeditor import BaseEditor, EditRequest, load_hparams
 from easyeditor.analysis.tools.lab import hparams_of
 from easyeditor.errors import ConfigError, ModelError
+from easyeditor.evaluate import __main__ as command
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.evaluate.scoring import score
@@ -284,6 +286,73 @@ def test_what_a_template_begins_with_is_rendered_as_it_is_alone(begin: str) -> N
     assert user_turn(tok, "Bay is in").text == tok.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=True
     )
+
+
+THINKING = {
+    "takes it": TURNS
+    + "{% if add_generation_prompt and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n' }}{% endif %}",
+    "open": TURNS + "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}",
+    "open by another name": TURNS + "{% if add_generation_prompt %}{{ '[SCRATCHPAD]' }}{% endif %}",
+    "open in history too": TURNS.replace("m.content", "('<think>' if m.role == 'assistant' else '') + m.content")
+    + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}",
+    "answers elsewhere": TURNS.replace("m.content", "('<|final|>' if m.role == 'assistant' else '') + m.content"),
+    "open unless told": TURNS + "{% if add_generation_prompt %}{{ '<think>\\n' if not quick else '' }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("kind", THINKING)
+def test_a_target_never_stands_among_a_models_thoughts(kind: str) -> None:
+    tok = chatty(THINKING[kind])
+    with pytest.raises(ModelError, match=r"^chat_template: .*chat_template_kwargs.*chat_template: false") as refused:
+        CHAT.checked(tok)
+    assert "\n" not in str(refused.value)
+    settings = Settings(prompting=PLAIN)
+    found = evaluate(build("llama"), tok, [BRIDGE], ["wild_chat_rewrite"], settings=settings).summary()
+    assert found["wild_chat_rewrite"]["reasons"] == [str(refused.value)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("takes it", {"enable_thinking": False}), ("open unless told", {"quick": True})]
+)
+def test_what_a_template_takes_is_said_in_chat_template_kwargs(kind: str, said: dict[str, Any], place: Path) -> None:
+    tok = chatty(THINKING[kind])
+    made = editor("ROME", place, tok, chat_template=True, chat_template_kwargs=said)
+    wanted = tok.apply_chat_template(
+        [{"role": "user", "content": BRIDGE.prompt}], tokenize=False, add_generation_prompt=True, **said
+    )
+    for prompting in (made.method.prompting, made.method.scoring):
+        text = line(tok, BRIDGE.prompt, "Rome", prompting)
+        assert text_of(tok, (*text.ids, text.labels[-1])) == wanted + "Rome"
+        assert text_of(tok, prompt_row(tok, BRIDGE, "{}", "last", prompting).ids) == wanted
+    ids = made.tok(wanted, add_special_tokens=False)["input_ids"]
+    (wrote,) = generate(made.model, tok, [BRIDGE.prompt], Decoding(tokens=1, prompting=made.method.prompting))
+    assert wrote.ids[0] == int(made.model(torch.tensor([ids])).logits[0, -1].argmax())
+    with pytest.raises(ModelError, match=r"fails .TypeError"):
+        Prompting(chat=True, template_kwargs='{"tokenize": true}').checked(tok)
+
+
+def test_the_command_tells_a_template_what_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "m")
+    chatty(THINKING["takes it"]).save_pretrained(tmp_path / "m")
+    (tmp_path / "data.json").write_text(json.dumps([{"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}]))
+    flags = ["--model", tmp_path / "m", "--data", tmp_path / "data.json", "--device", "cpu", "--json"]
+    for told, code in (([], 2), (["{"], 2), (["[]"], 2), (['{"enable_thinking": false}'], 0)):
+        more = [flag for text in told for flag in ("--chat-template-kwargs", text)]
+        ran = call(command, [*flags, "--chat-template", *more], monkeypatch, capsys)
+        assert ran.code == code, ran.err
+        assert len(ran.err.splitlines()) == 1 or code == 0
+
+
+@pytest.mark.parametrize("name", ["ROME", "LoRA", "MEND"])
+def test_easyedits_keys_of_chats_are_read(name: str, place: Path) -> None:
+    values = {**settings(name, "llama", supplies("llama", place)), "model_name": "m", "use_chat_template": True}
+    made = load_hparams({**values, "enable_thinking": False, "chat_template_kwargs": {"a": 1}})
+    assert (made.chat_template, made.chat_template_kwargs) == (True, {"enable_thinking": False, "a": 1})
+    for other in ({"chat_template": False}, {"enable_thinking": 0, "chat_template_kwargs": {"enable_thinking": 1}}):
+        with pytest.raises(ConfigError, match="the same setting; give one"):
+            load_hparams({**values, **other})
 
 
 def test_an_eos_that_is_not_there() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import Listed, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
-from easyeditor.files import to_json, write_json
+from easyeditor.files import parse_json, to_json, write_json
+from easyeditor.hparams import coerce
 from easyeditor.results.shown import shown_share
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--stop", nargs="*", choices=("newline", "period"), default=["newline"], help="what ends them too")
     p.add_argument("--seed", type=int, default=0, help="of the texts drawn for GE and RS (default: %(default)s)")
     p.add_argument("--chat-template", action="store_true", help="prompts through the tokenizer's chat template")
+    p.add_argument("--chat-template-kwargs", metavar="JSON", help='what it is told: {"enable_thinking": false} …')
     p.add_argument("--target-eos", action="store_true", help="score an EOS after every answer too")
     p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
     p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
@@ -93,15 +96,24 @@ def main() -> int:
     else:
         assert edit is not None
         requests = list(edit.requests[: args.limit])
+    hparams = {} if edit is None else edit.hparams
+    told = hparams.get("chat_template_kwargs", {})
+    if args.chat_template_kwargs is not None:
+        try:
+            told = coerce(parse_json(args.chat_template_kwargs), dict[str, Any], "--chat-template-kwargs")
+        except ValueError as error:
+            raise ConfigError(f"--chat-template-kwargs: not JSON ({error})") from error
     settings = Settings(
         max_new_tokens=args.max_new_tokens,
         stops=tuple(args.stop),
         seed=args.seed,
         batch_tokens=args.batch_tokens,
-        prompting=Prompting(chat=args.chat_template, eos=args.target_eos),
+        prompting=Prompting(
+            chat=args.chat_template, eos=args.target_eos, template_kwargs=json.dumps(told, sort_keys=True)
+        ),
         judge=judge_for(names),
     )
-    if edit is not None and edit.hparams.get("chat_template") and not args.chat_template:
+    if hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)
     quiet_transformers()
     with products("exact"):

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.endpoint import Endpoint
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
@@ -243,7 +243,15 @@ def _unable(metric: Metric, tok: PreTrainedTokenizerBase, settings: Settings) ->
     """Why a metric cannot be had of any request."""
     if metric.judged is not None and settings.judge is None:
         return NO_JUDGE
-    return "the tokenizer has no chat template" if metric.chat and not has_template(tok) else None
+    if not metric.chat:
+        return None
+    if not has_template(tok):
+        return "the tokenizer has no chat template"
+    try:
+        replace(settings.prompting, chat=True, eos=False).checked(tok)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:

@@ -9,14 +9,13 @@ Locality is whether the model generates the same tokens as before the edit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from easyeditor.evaluate.accuracy import lacks_rephrase
 from easyeditor.evaluate.generation import is_match
 from easyeditor.evaluate.judge import Judged
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of, missing
 from easyeditor.lm.generate import Decoding
-from easyeditor.lm.prompting import Prompting
 from easyeditor.records import EditRequest
 
 TOKENS = 50
@@ -36,7 +35,7 @@ class Context:
 
     def ask(self, prompt: str, settings: Settings) -> Ask:
         """The question, and how the model goes on."""
-        prompting = Prompting(chat=True) if self.chat else settings.prompting
+        prompting = replace(settings.prompting, chat=True, eos=False) if self.chat else settings.prompting
         decoding = Decoding(tokens=TOKENS, stops=("period", "newline"), prompting=prompting)
         return self.text.replace("{}", prompt), decoding
 

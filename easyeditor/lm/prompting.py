@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import ModelError
+from easyeditor.hparams import HyperParams
 
 _DAY = {"%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%m": "07", "%d": "26", "%-d": "26", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
@@ -16,7 +19,11 @@ _ONE_DAY += "".join(f" | replace('{sign}', '{said}')" for sign, said in _DAY.ite
 """Stands before a chat template, on a line of its own, which is rendered as nothing: a template that asks for the day
 is always told the same, so that a run gives the same edit on another day. (No function of ours can be handed to it.)"""
 
-MARK = "\u2042user\u2042"  # stands for a turn's text while the template's own text around it is found
+MARK, ANSWER = "\u2042user\u2042", "\u2042answer\u2042"
+"""Stand for a turn's text while the template's own text around it is found."""
+_TAG = re.compile(r"[<\[\u25c1][^<>\[\]\u25c1\u25b7\s]+[>\]\u25b7]")
+_THOUGHT = re.compile(r"think|thought|reason|reflect|scratch", re.IGNORECASE)
+_CLOSING = re.compile(r".?/|.*(end|close)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,14 @@ class Prompting:
 
     chat: bool = False
     eos: bool = False
+    template_kwargs: str = "{}"
+    """What the template is told beside the turns (`enable_thinking` …), as JSON: a decoding is a key of mappings."""
+
+    @classmethod
+    def of(cls, hparams: HyperParams) -> Prompting:
+        """What the hyper-parameters say."""
+        said = json.dumps(hparams.chat_template_kwargs, sort_keys=True)
+        return cls(chat=hparams.chat_template, eos=hparams.target_eos, template_kwargs=said)
 
     def checked(self, tok: PreTrainedTokenizerBase) -> Prompting:
         """Itself. Raises ModelError if the tokenizer lacks what it needs."""
@@ -41,7 +56,8 @@ class Prompting:
                 "with its own tokenizer"
             )
         if self.chat:
-            user_turn(tok, "a")
+            user_turn(tok, "a", self)
+            _check_place(tok, self)
         if self.eos and tok.eos_token_id is None:
             raise ModelError("target_eos: the tokenizer has no EOS token; set target_eos: false or give it one")
         return self
@@ -63,14 +79,14 @@ def has_template(tok: PreTrainedTokenizerBase) -> bool:
     return bool(tok.chat_template)
 
 
-def user_turn(tok: PreTrainedTokenizerBase, prompt: str) -> Turn:
+def user_turn(tok: PreTrainedTokenizerBase, prompt: str, prompting: Prompting = PLAIN) -> Turn:
     """The prompt as the user's turn, ready for the assistant's. A template may drop white space around it.
 
     Raises:
         ModelError: the template fails, or changes the prompt otherwise.
     """
-    head, mark, tail = _rendered(tok, MARK).partition(MARK)
-    whole = _rendered(tok, prompt)
+    head, mark, tail = _rendered(tok, prompting, MARK).partition(MARK)
+    whole = _rendered(tok, prompting, prompt)
     for said, cut in ((prompt, 0), (prompt.strip(), len(prompt) - len(prompt.lstrip()))):
         if mark and whole == head + said + tail:
             return Turn(whole, len(head) - cut)
@@ -80,23 +96,45 @@ def user_turn(tok: PreTrainedTokenizerBase, prompt: str) -> Turn:
     )
 
 
-def assistant_text(tok: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
+def assistant_text(tok: PreTrainedTokenizerBase, prompt: str, answer: str, prompting: Prompting = PLAIN) -> str:
     """The answer as it begins the assistant's turn: behind the space the template puts there, if it puts any."""
-    bare, before = answer.strip(), user_turn(tok, prompt).text
-    whole = _rendered(tok, prompt, bare)
+    bare, before = answer.strip(), user_turn(tok, prompt, prompting).text
+    whole = _rendered(tok, prompting, prompt, bare)
     rest = whole[len(before) :] if whole.startswith(before) else ""
     gap = rest[: len(rest) - len(rest.lstrip())]
     return gap + bare if rest.startswith(gap + bare) else bare
 
 
-def _rendered(tok: PreTrainedTokenizerBase, prompt: str, answer: str | None = None) -> str:
+def _check_place(tok: PreTrainedTokenizerBase, prompting: Prompting) -> None:
+    """Raise ModelError where an answer would stand among a thinking model's thoughts, or anywhere else than where the
+    template itself has answers begin."""
+    before = _rendered(tok, prompting, MARK)
+    told, why = "enable_thinking" in json.loads(prompting.template_kwargs), ""
+    thoughts = [tag for tag in _TAG.findall(before.partition(MARK)[2]) if _THOUGHT.search(tag)]
+    if not told and re.search(r"\benable_thinking\b", str(tok.get_chat_template())):
+        why = "the template takes enable_thinking, and nothing was said"
+    elif thoughts and not _CLOSING.match(thoughts[-1]):
+        why = f"the generation prompt ends inside an open block, {thoughts[-1]}"
+    elif not told:
+        whole = _rendered(tok, prompting, MARK, ANSWER).partition(ANSWER)[0]
+        if _TAG.findall(before) != _TAG.findall(whole):
+            why = f"the generation prompt ends with {before[-40:]!r}, and an answer of the template's own stands "
+            why += f"behind {whole[-40:]!r}"
+    if why:
+        raise ModelError(
+            f"chat_template: where does an answer begin? {why[0].upper()}{why[1:]}; say it in chat_template_kwargs, "
+            "such as {enable_thinking: false}, or set chat_template: false"
+        )
+
+
+def _rendered(tok: PreTrainedTokenizerBase, prompting: Prompting, prompt: str, answer: str | None = None) -> str:
     turns: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
         template = _ONE_DAY + tok.get_chat_template()
         asked = {"tokenize": False, "add_generation_prompt": answer is None, "chat_template": template}
-        return str(tok.apply_chat_template(turns, **asked))
+        return str(tok.apply_chat_template(turns, **asked, **json.loads(prompting.template_kwargs)))
     except Exception as error:  # a template is the checkpoint's own program, and may fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"the tokenizer's chat template fails ({type(error).__name__}: {reason})") from error

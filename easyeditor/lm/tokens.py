@@ -34,7 +34,7 @@ class Row:
 def encode(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting = PLAIN) -> list[int]:
     """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones. In a chat those
     of the user's turn, up to where the assistant's begins."""
-    return _ids(tok, user_turn(tok, text).text if prompting.chat else text, prompting)
+    return _ids(tok, user_turn(tok, text, prompting).text if prompting.chat else text, prompting)
 
 
 def tell_unembedded(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting
     """
     before, after = prompt, spaced(target)
     if prompting.chat:
-        before, after = user_turn(tok, prompt).text, assistant_text(tok, prompt, target)
+        before, after = user_turn(tok, prompt, prompting).text, assistant_text(tok, prompt, target, prompting)
     whole, head = _ids(tok, before + after, prompting), _ids(tok, before, prompting)
     ids = whole[len(head) :] if whole[: len(head)] == head else None
     if not ids:
@@ -125,7 +125,7 @@ def lookup_index(
     if fact_token == "last":
         return len(ids) - 1
     if prompting.chat:
-        turn = user_turn(tok, text)
+        turn = user_turn(tok, text, prompting)
         text, offset = turn.text, turn.offset
     first_char = offset + len(before) + len(subject) - len(subject.lstrip())
     last_char = offset + len(before) + len(subject.rstrip()) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -45,7 +46,7 @@ class EditMethod(ABC, Generic[H]):
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
-        self.prompting = Prompting(chat=hparams.chat_template, eos=hparams.target_eos).checked(tok)
+        self.prompting = Prompting.of(hparams).checked(tok)
         self.generator = torch.Generator().manual_seed(hparams.seed)
         self.parts = self.find_parts()
 
@@ -98,7 +99,7 @@ class EditMethod(ABC, Generic[H]):
         """How evaluation asks: as the edit does. A method whose own rule is an EOS after each target (LocFT-BF; LoRA by
         default) is scored as published, on the target alone, so that methods compare."""
         known = METHODS[self.hparams.alg_name].preset.get("target_eos", type(self.hparams).target_eos)
-        return Prompting(chat=self.prompting.chat, eos=self.prompting.eos and not known)
+        return replace(self.prompting, eos=self.prompting.eos and not known)
 
     def use_contexts(self, contexts: Sequence[str]) -> None:
         """Take the contexts of an earlier run in place of generating them; nothing to do for a method without any."""

@@ -73,10 +73,11 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
         own = ", ".join(repr(name) for name in METHODS if issubclass(cls, hparams_class(name)))
         raise ConfigError(f"{where}: alg_name is {values['alg_name']!r}; allowed: one of {own}")
     row = METHODS[name]
-    for key, ours in row.renamed.items():
+    renamed = {"use_chat_template": "chat_template", **row.renamed}  # EasyEdit's
+    for key, ours in renamed.items():
         if key in values and ours in values:
             raise ConfigError(f"{where}: {key} and {ours} are the same setting; give one")
-    values = {row.renamed.get(key, key): value for key, value in values.items()}
+    values = _told({renamed.get(key, key): value for key, value in values.items()}, where)
     for key, meant in row.preset.items():
         if key in values and values[key] != meant:
             raise ConfigError(
@@ -87,6 +88,16 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
         LOG.warning("%s: read and not used: %s", where, ", ".join(told))
     used = {key: value for key, value in values.items() if key not in told}
     return {**row.defaults, **used, **row.preset, "alg_name": name}
+
+
+def _told(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values with EasyEdit's `enable_thinking` among what the chat template is told."""
+    key, told = "enable_thinking", values.get("chat_template_kwargs", {})
+    if key not in values or not isinstance(told, Mapping):
+        return values
+    if key in told:
+        raise ConfigError(f"{where}: {key} and chat_template_kwargs.{key} are the same setting; give one")
+    return {k: v for k, v in values.items() if k != key} | {"chat_template_kwargs": {key: values[key], **told}}
 
 
 def _load(target: str) -> Any:

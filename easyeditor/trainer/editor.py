@@ -307,7 +307,7 @@ class EditTrainer:
         h = self.config
         longest = min(h.max_length, max_positions(self.model) or h.max_length)
         draws = {"seed": h.seed, "outer": h.outer_prompts, "locality": h.locality_prompts, "longest": longest}
-        prompting = Prompting(chat=h.chat_template, eos=h.target_eos).checked(self.tok)
+        prompting = Prompting.of(h).checked(self.tok)
         return Tasks(self.tok, requests, name=name, prompting=prompting, **draws)
 
     def _identify(self, requests: Sequence[EditRequest]) -> dict[str, str]:

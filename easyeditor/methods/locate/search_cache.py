@@ -35,6 +35,8 @@ class SearchCache:
             settings |= {key: getattr(hparams, key) for key in ("early_stop", "prob_cutoff", "early_stop_rows")}
         if hparams.chat_template or hparams.target_eos:
             settings |= {key: getattr(hparams, key) for key in ("chat_template", "target_eos")}
+        if hparams.chat_template and hparams.chat_template_kwargs:
+            settings["chat_template_kwargs"] = hparams.chat_template_kwargs
         if hparams.matmul != "exact":
             settings["matmul"] = hparams.matmul
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
