@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub
 import pytest
 
+from easyeditor.dataset.columns import requests_from_columns
 from easyeditor.dataset.formats import parse, parse_all
 from easyeditor.dataset.reader import read_dataset, read_sample
 from easyeditor.errors import DataError
@@ -190,12 +193,12 @@ def test_zsre_of_mend_s_split(tmp_path: Path) -> None:
     ("record", "part"),
     [
         ({**WIKI, "portability": [1]}, "portability must be a mapping of names to prompts and answers, found list"),
-        ({**WIKI, "locality": {"a": [{"prompt": "b"}]}}, "malformed flat record .*'ground_truth'"),
-        ({**WIKI, "locality": {"a": [5]}}, "malformed flat record"),
-        ({**WIKI, "locality": {"a": [{"prompt": [], "ground_truth": "b"}]}}, "locality.a: prompts and ground truths"),
+        ({**WIKI, "locality": {"a": [{"prompt": "b"}]}}, "locality.a must have 'prompt' and 'ground_truth', found"),
+        ({**WIKI, "locality": {"a": [5]}}, "locality.a must have 'prompt' and 'ground_truth', found 5"),
+        ({**WIKI, "locality": {"a": {"prompt": ["b", "c"], "ground_truth": ["d"]}}}, "2 prompts but 1 ground truths"),
         ({**WIKIBIO, "labels": []}, "target_new must be text, found NoneType"),
-        ({**WIKIBIGEDIT, "mhop_ans": None}, "portability.mhop"),
-        ({**QAEDIT, "locality": [{"loc": "a"}]}, "malformed qaedit record .*loc_ans"),
+        ({**WIKIBIGEDIT, "mhop_ans": {"a": "b"}}, "portability.mhop"),
+        ({**QAEDIT, "locality": [{"loc": "a"}]}, "locality must have 'prompt' and 'ground_truth', found {'loc': 'a'}"),
         ({**MQUAKE, "requested_rewrite": [{"prompt": "a"}]}, "malformed mquake record"),
         ({**MQUAKE, "requested_rewrite": 5}, "malformed mquake record"),
         ({**MQUAKE, "questions": None}, "malformed mquake record"),
@@ -204,6 +207,214 @@ def test_zsre_of_mend_s_split(tmp_path: Path) -> None:
 def test_a_record_that_is_not_of_its_layout_is_one_line(record: dict[str, Any], part: str) -> None:
     with pytest.raises(DataError, match=f"^here: .*{part}") as caught:
         parse_all(record, "here")
+    assert "\n" not in str(caught.value)
+
+
+# Layouts of the field, and variants of them
+
+
+ASKED = probe(("Bay is a", "city"))
+HALLU = {
+    **{"topic": "city", "subject": "Bay", "relation": "country", "object": "Italy", "question": "Where is Bay?"},
+    **{"paraphrased_question": "Bay is where?", "locality_question": "How large is Bay?"},
+    **{"multiple_choice_with_letters": "A. Italy  B. Wales", "multiple_choice_labels": "A"},
+    **{"yes_question": "Is Bay in Italy?", "reversed_relation_question": "What is in Italy?"},
+    **{"question_2hop": "What do they speak in Bay?", "answer_2hop": "Italian", "question_3hop": "", "answer_3hop": ""},
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "rephrase", "locality", "portability"),
+    [
+        pytest.param(  # EasyEdit's zsre_mend_eval_portability_gpt4.json
+            {
+                **{
+                    "src": "Where is Bay?",
+                    "alt": "Italy",
+                    "subject": "Bay",
+                    "rephrase": "Bay is where?",
+                    "loc_ans": "c",
+                },
+                **{"loc": "nq question: a b", "portability": {"New Question": "Bay is a", "New Answer": "city"}},
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "c"))},
+            {"one_hop": ASKED},
+            id="zsre with portability",
+        ),
+        pytest.param(  # CKnowEdit
+            {
+                **{"prompt": "Where is Bay?", "target_old": "Wales", "target_new": "Italy", "subject": "Bay"},
+                **{"portability": [{"prompt": "Bay is a", "answer": "city"}], "rephrase": ["Bay is where?", ""]},
+                "locality": [{"prompt": "a b", "answer": "c"}, {}, {"prompt": "d", "answer": ""}],
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "c"))},
+            {"one_hop": ASKED},
+            id="cknowedit",
+        ),
+        pytest.param(
+            HALLU,
+            ("Bay is where?",),
+            {},
+            {
+                "yes": probe(("Is Bay in Italy?", "Yes")),
+                "reversed_relation": probe(("What is in Italy?", "Bay")),
+                "2hop": probe(("What do they speak in Bay?", "Italian")),
+                "multiple_choice": probe(("Where is Bay? A. Italy  B. Wales", "A")),
+            },
+            id="hallueditbench",
+        ),
+        pytest.param(
+            {"src": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": ["c", "d"]},
+            (),
+            {"neighborhood": probe(("a b", "c"))},
+            {},
+            id="ultraedit",
+        ),
+        pytest.param(
+            {
+                **{"prompt": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": "c"},
+                "rephrase_prompt": "Bay is where?",
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "c"))},
+            {},
+            id="ultraeditbench",
+        ),
+        pytest.param(
+            {
+                **{"prompt": "Where is Bay?", "alt": "Italy", "subject": "Bay", "equiv_prompt": ["Bay is where?"]},
+                **{"unrel_prompt": "a b", "unrel_ans": "c"},
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "c"))},
+            {},
+            id="fever",
+        ),
+        pytest.param(  # WISE's temporal
+            {
+                **{"prompt": "Where is Bay?", "target_new": "Italy", "subject": "Bay", "ood_rephrase": "Bay is where?"},
+                **{"locality_prompt": "a b", "locality_ground_truth": "c"},
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "c"))},
+            {},
+            id="wise",
+        ),
+        pytest.param(  # ROME's notebook, and probes of other layouts in a flat record
+            {
+                **{"prompt": ["Where is {}?"], "subject": ["Bay"], "target_new": {"str": "Italy"}},
+                **{"target_true": {"str": "Wales"}, "loc": "a b", "loc_ans": 7, "rephrased_prompt": "Bay is where?"},
+                "portability": {"prompt": ["Bay is a", "e"], "ground_truth": [["city", "town"], None]},
+            },
+            ("Bay is where?",),
+            {"neighborhood": probe(("a b", "7"))},
+            {"one_hop": ASKED},
+            id="rome's notebook",
+        ),
+        pytest.param(
+            {
+                **{"question": "Where is Bay?", "answer": ["", "Italy"], "subject": "Bay", "locality": float("nan")},
+                **{"para_question": "Bay is where?", "sub_question": ["Bay is a"], "sub_answer": ["city"]},
+                "locality_inputs": {"near": {"prompt": "a b", "ground_truth": [["c"]]}, "far": None},
+            },
+            ("Bay is where?",),
+            {"near": probe(("a b", "c"))},
+            {"sub_question": ASKED},
+            id="unke",
+        ),
+    ],
+)
+def test_probes_under_every_name(record: Any, rephrase: Any, locality: Any, portability: Any) -> None:
+    request = parse(record, "here")
+    assert (request.prompt, request.subject, request.target_new) == ("Where is Bay?", "Bay", "Italy")
+    assert request.ground_truth == ("Wales" if "target_old" in record or "target_true" in record else None)
+    assert (request.rephrase_prompts, request.locality, request.portability) == (rephrase, locality, portability)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", None, float("nan"), [], [""], [[]], [None]])
+def test_a_probe_without_an_answer_is_left_out_and_counted(
+    nothing: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    near = {"a": {"prompt": ["b", "c"], "ground_truth": [nothing, "d"]}}
+    records = [
+        {**flat("Bay"), "locality": near, "rephrase_prompt": ["e", ""]},
+        {**flat("Bay"), "portability": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
+        {**flat("Bay"), "locality_prompt": "b", "locality_ground_truth": nothing},
+        {"src": "Bay is in", "alt": "Italy", "subject": "Bay", "loc": "b", "loc_ans": nothing},
+        {**WIKIBIGEDIT, "mhop_ans": nothing},
+        {**QAEDIT, "locality": [{"loc": "b", "loc_ans": nothing}]},
+        {**WIKIBIO, "locality": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
+    ]
+    for record, names in zip(
+        records,
+        (
+            *("rephrase 1, locality a 1", "portability a 1", "locality neighborhood 1", "locality neighborhood 1"),
+            *("portability mhop 1", "locality neighborhood 1", "locality a 1"),
+        ),
+        strict=True,
+    ):
+        caplog.clear()
+        found = read_dataset(write(tmp_path / "a.json", [record]))
+        assert [line.partition(": ")[2] for line in caplog.messages] == [
+            f"probes left out, for they have no answer: {names}"
+        ]
+        assert sum(found.to_json()["left_out"].values()) == names.count("1")
+    assert parse(records[0], "here").locality == {"a": probe(("c", "d"))}
+    caplog.clear()
+    (request,) = requests_from_columns("Bay is in", "Italy", None, None, near_columns(nothing), None, "Bay")
+    assert request.locality == {}
+    assert caplog.messages == ["edit(): probes left out, for they have no answer: locality a 1"]
+
+
+def near_columns(answer: Any) -> dict[str, Any]:
+    return {"a": {"prompt": ["b"], "ground_truth": [answer]}}
+
+
+@pytest.mark.parametrize("name", ["columns", "indexed", "by name", "wrapped", "csv", "tsv", "parquet"])
+def test_other_ways_to_write_the_records(name: str, tmp_path: Path) -> None:
+    records = [{**flat(city), "note": "a, b"} for city in ("Bay", "Rome")]
+    columns = {key: [record[key] for record in records] for key in records[0]}
+    whole = {
+        "columns": columns,
+        "indexed": {key: dict(enumerate(column)) for key, column in columns.items()},
+        "by name": dict(enumerate(records)),
+        "wrapped": {"data": records},
+    }
+    path = tmp_path / f"a.{name if name not in whole else 'json'}"
+    if name in whole:
+        write(path, whole[name])
+    elif name == "parquet":
+        datasets.Dataset.from_list(records).to_parquet(str(path))
+    else:
+        with open(path, "w", encoding="utf-8-sig", newline="") as sink:
+            writer = csv.DictWriter(sink, list(columns), delimiter="," if name == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(records)
+    found = read_dataset(str(path))
+    assert [(r.subject, r.target_new, r.case_id) for r in found.requests] == [("Bay", "Italy", 0), ("Rome", "Italy", 1)]
+    assert found.unread == ("note",)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "part"),
+    [
+        ("a.csv", "prompt,subject,target_new\nBay is in,Bay,Italy,more\n", "record 0: line 2 has more cells than the"),
+        ("a.csv", 'prompt,subject,target_new\nBay is in,"Bay,Italy\n', "record 0: not CSV after line 1"),
+        ("a.csv", "prompt,subject,target_new\nBay is in,,Italy\n", "record 0: request 0: subject is empty"),
+        ("a.csv", "a,b\n1,2\n", r"record 0: record with fields \['a', 'b'\] is of no known format"),
+        ("a.parquet", "PAR1", "not readable as Parquet"),
+        ("a.json", "<!DOCTYPE html><html>", "this is an HTML or XML page"),
+        ("a.json", "version https://git-lfs.github.com/spec/v1\noid", "this is a Git LFS pointer"),
+    ],
+)
+def test_a_file_that_is_no_data_is_refused_with_the_true_reason(
+    file: str, content: str, part: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=part) as caught:
+        read_dataset(str(tmp_path / file))
     assert "\n" not in str(caught.value)
 
 
@@ -232,7 +443,7 @@ def test_absent_subjects_are_counted_in_one_line(tmp_path: Path, caplog: pytest.
 
 def test_other_bad_records_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     there = {"src": "Where is Bay?", "alt": "Italy", "subject": "Bay"}
-    path = write(tmp_path / "zsre.json", [there, {**there, "alt": ""}, {**there, "alt": 3}])
+    path = write(tmp_path / "zsre.json", [there, {**there, "alt": ""}, {**there, "alt": True}])
     with caplog.at_level(logging.WARNING):
         assert len(read_dataset(path, skip_bad=True).requests) == 1
     (line,) = caplog.messages

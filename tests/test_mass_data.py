@@ -117,11 +117,6 @@ def test_a_folder_of_datasets_with_splits(tmp_path: Path) -> None:
         ("a.json", json.dumps([FLAT, flat("Rome", prompt="Paris is")]), "record 1: .*'Rome' is not in the prompt"),
         ("a.json", json.dumps([FLAT, {"requested_rewrite": 5}]), "record 1: malformed counterfact record"),
         ("a.json", json.dumps([FLAT, QUESTION]), "record 1: is a question record and those before are flat"),
-        (
-            "a.json",
-            json.dumps([flat("Bay", case_id=4), flat("Rome", case_id="4")]),
-            "record 1: has the case id '4' of record 0",
-        ),
         ("a.json", "[" * 100_000, "not readable as JSON .*nested too deeply"),
     ],
 )
@@ -147,12 +142,27 @@ def test_skip_bad_leaves_bad_records_out_and_lists_them(tmp_path: Path) -> None:
     with open(path, "a", encoding="utf-8") as sink:
         sink.write('{"prompt": "half')
     found = read_dataset(str(path), skip_bad=True)
-    assert [r.subject for r in found.requests] == ["Bay", "Oslo"]
-    assert [b.number for b in found.bad] == [1, 2, 3, 4, 6]
+    assert [r.subject for r in found.requests] == ["Bay", "Rome", "Oslo"]
+    assert [b.number for b in found.bad] == [1, 2, 3, 6]
     assert found.to_json()["bad"][2]["reason"].startswith("is a question record")
     write(path, [5, 6])
     with pytest.raises(DataError, match=r"no usable record in it \(2 bad; the first: record 0"):
         read_dataset(str(path), skip_bad=True)
+
+
+def test_a_case_id_that_an_earlier_record_has_gets_the_record_s_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    qaedit = [{"id": 7, "prompt": f"{name} is in", "target": "Italy", "subject": name} for name in ("Bay", "Rome")]
+    mixed = [flat("Bay", case_id=4), flat("Rome", case_id="4"), flat("Oslo", case_id=4.0), flat("Cork", case_id=None)]
+    for records, ids in ((qaedit, [7, "7-1"]), (mixed, [4, "4-1", "4-2", 3])):
+        caplog.clear()
+        found = read_dataset(write(tmp_path / "a.json", records))
+        assert [r.case_id for r in found.requests] == ids
+        (line,) = caplog.messages
+        assert (
+            f"case ids given twice: {len(ids) - ids.count(3) - 1} got their record's number added; the first: " in line
+        )
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easyeditor.dataset.formats import make_request
+from easyeditor.dataset.probes import Asked, Reading, answered, first, left_out, paraphrases
 from easyeditor.errors import DataError
 from easyeditor.records import EditRequest
+
+LOG = logging.getLogger(__name__)
 
 
 def requests_from_columns(
@@ -17,8 +22,11 @@ def requests_from_columns(
     locality_inputs: Mapping[str, Any] | None,
     portability_inputs: Mapping[str, Any] | None,
     subject: str | Sequence[str] | None,
+    *,
+    needs_subject: bool = True,
 ) -> list[EditRequest]:
-    """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ."""
+    """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ, and for a subject that is not
+    in its prompt where the method needs it."""
     listed = _listed(prompts)
     count = len(listed)
     columns: dict[str, list[Any]] = {
@@ -30,23 +38,32 @@ def requests_from_columns(
     for key, values in columns.items():
         if len(values) != count:
             raise DataError(f"edit(): {count} prompts but {len(values)} {key}; give one for each prompt")
-    localities = _spread(locality_inputs, count, "locality_inputs")
-    portabilities = _spread(portability_inputs, count, "portability_inputs")
-    return [
-        EditRequest.make(
+    reading = Reading(needs_subject=needs_subject)
+    localities = _spread(locality_inputs, count, "locality", reading)
+    portabilities = _spread(portability_inputs, count, "portability", reading)
+    requests = [
+        make_request(
             prompt,
-            **{key: values[i] for key, values in columns.items()},
+            columns["subject"][i],
+            reading,
+            target_new=first(columns["target_new"][i]),
+            ground_truth=first(columns["ground_truth"][i]),
+            rephrase_prompts=paraphrases(columns["rephrase_prompts"][i], reading),
             locality=localities[i],
             portability=portabilities[i],
             case_id=i,
         )
         for i, prompt in enumerate(listed)
     ]
+    if reading.left_out:
+        LOG.warning("edit(): %s", left_out(reading))
+    return requests
 
 
-def _spread(inputs: Mapping[str, Any] | None, count: int, where: str) -> list[dict[str, Any]]:
+def _spread(inputs: Mapping[str, Any] | None, count: int, kind: str, reading: Reading) -> list[dict[str, Any]]:
     """``{key: {"prompt": […N], "ground_truth": […N]}}`` as one mapping per prompt; an entry may be None or a list."""
-    spread: list[dict[str, Any]] = [{} for _ in range(count)]
+    where = f"{kind}_inputs"
+    asked: list[list[Asked]] = [[] for _ in range(count)]
     for key, probe in (inputs or {}).items():
         if not isinstance(probe, Mapping) or not {"prompt", "ground_truth"} <= probe.keys():
             raise DataError(f"{where}[{key!r}] must have 'prompt' and 'ground_truth', found {probe!r}")
@@ -59,9 +76,8 @@ def _spread(inputs: Mapping[str, Any] | None, count: int, where: str) -> list[di
                 "give one for each edit (None where there is none)"
             )
         for i in range(count):
-            if prompts[i] not in (None, ""):
-                spread[i][key] = {"prompt": prompts[i], "ground_truth": answers[i]}
-    return spread
+            asked[i].append((key, prompts[i], answers[i]))
+    return [answered(probes, kind, reading) for probes in asked]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -6,13 +6,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from easyeditor.dataset.probes import Asked, Reading, empty, first, read_probes
 from easyeditor.errors import AbsentSubject, DataError
 from easyeditor.files import check_value, read_json
 from easyeditor.records import EditRequest
 from easyeditor.request import TEXT_FIELDS
 
 Raw = Mapping[str, Any]
-Made = EditRequest | list[EditRequest]
+Parse = Callable[[Raw, int | str, Reading], EditRequest | list[EditRequest]]
+
+SUBJECTS = ("subject", "concept")
+OLD = ("ground_truth", "target_true", "target_old", "answers")
+"""Fields with the answer before the edit."""
+IDS = ("case_id", "case_index", "id")
+
+
+class _Tracked(dict[str, Any]):
+    """A record that notes which of its fields are read."""
+
+    def __init__(self, raw: Raw) -> None:
+        super().__init__(raw)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
 
 
 def recognise(raw: Raw) -> str:
@@ -24,218 +46,165 @@ def recognise(raw: Raw) -> str:
     raise DataError(f"record with fields {sorted(map(str, raw))} is of no known format ({listed})")
 
 
-def parse(raw: Any, where: str, case_id: int | str = 0) -> EditRequest:
+def parse(raw: Any, where: str, case_id: int | str = 0, reading: Reading | None = None) -> EditRequest:
     """One record of any supported format that holds one edit. Raises DataError that starts with `where`."""
-    made = parse_all(raw, where, case_id)
-    if len(made) != 1:
-        raise DataError(f"{where}: holds {len(made)} edits; only a dataset (mass_edit.py --data) takes such a record")
-    return made[0]
+    edits = parse_all(raw, where, case_id, reading)
+    if len(edits) != 1:
+        raise DataError(f"{where}: holds {len(edits)} edits; only a dataset (mass_edit.py --data) takes such a record")
+    return edits[0]
 
 
-def parse_all(raw: Any, where: str, case_id: int | str = 0) -> list[EditRequest]:
-    """The edits of one record, nearly always one. Raises DataError that starts with `where`."""
+def parse_all(raw: Any, where: str, case_id: int | str = 0, reading: Reading | None = None) -> list[EditRequest]:
+    """The edits of one record, nearly always one; `reading` says how, and is told what was left unread.
+
+    Raises DataError that starts with `where`.
+    """
     if not isinstance(raw, Mapping):
         raise DataError(f"{where}: a record must be a JSON object, found {type(raw).__name__}")
-    name = "unrecognised"
+    reading, name = reading or Reading(), "unrecognised"
     try:
         check_value(raw)
-        raw = {key: None if value != value else value for key, value in raw.items()}  # NaN: pandas writes it for none
-        name = recognise(raw)
-        made = FORMATS[name][1](raw, raw.get("case_id", case_id))
-        return made if isinstance(made, list) else [made]
+        record = _Tracked({key: None if value != value else value for key, value in raw.items()})
+        name = recognise(record)
+        edits = FORMATS[name][1](record, _case_id(record, case_id), reading)
     except AbsentSubject as error:
         raise AbsentSubject(f"{where}: {error}") from error
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: malformed {name} record ({type(error).__name__}: {error})") from error
+    reading.unread.update(key for key, value in raw.items() if key not in record.read and not empty(value))
+    return edits if isinstance(edits, list) else [edits]
 
 
-def read_request(path: Path) -> EditRequest:
+def read_request(path: Path, *, needs_subject: bool = True) -> EditRequest:
     """The one record in a JSON file (an object, or a list with a single object)."""
     raw = read_json(path)
     if isinstance(raw, list):
         if len(raw) != 1:
             raise DataError(f"{path}: holds {len(raw)} records; --request takes a file with one")
         raw = raw[0]
-    return parse(raw, str(path))
+    return parse(raw, str(path), reading=Reading(needs_subject=needs_subject))
 
 
-def _mquake(raw: Raw, case_id: int | str) -> Made:
+def _case_id(raw: Raw, number: int | str) -> Any:
+    for name in IDS:
+        value = raw.get(name)
+        if isinstance(value, float) and value.is_integer():  # pandas, where another record has none
+            value = int(value)
+        if name == IDS[0] and value is not None:
+            return value
+        if isinstance(value, (int, str)) and not isinstance(value, bool) and not empty(value):
+            return value
+    return number
+
+
+def _request(
+    raw: Raw, case_id: int | str, reading: Reading, prompt: Any, target: Any, subject: Any, old: Any, **more: Asked
+) -> EditRequest:
+    """A request of the parts that every format has, with all probes and texts of `raw`; `more` as `read_probes`'."""
+    target, subject = first(target), _only(subject)
+    if subject is None and reading.needs_subject:
+        raise AbsentSubject(
+            f"request {case_id!r}: it has no subject; give it one, the words in the prompt whose fact is changed"
+        )
+    given: dict[str, Any] = {
+        **{"target_new": target, "ground_truth": first(old), "case_id": case_id},
+        **read_probes(raw, target, reading, **more),
+        **{name: raw[name] for name in TEXT_FIELDS if raw.get(name)},
+    }
+    return make_request(_only(prompt), subject, reading, **given)
+
+
+def make_request(prompt: Any, subject: Any, reading: Reading, **given: Any) -> EditRequest:
+    """`EditRequest.make`, without a subject that is not in the prompt where `reading` needs none."""
+    if not reading.needs_subject and empty(subject):
+        subject = None
+    try:
+        return EditRequest.make(prompt, subject=subject, **given)
+    except AbsentSubject:
+        if reading.needs_subject:
+            raise
+        return EditRequest.make(prompt, subject=None, **given)
+
+
+def _only(value: Any) -> Any:
+    """The text of a value that may be a list of one."""
+    several = isinstance(value, (list, tuple)) and len(value) > 1
+    return value if several else first(value)
+
+
+def _plain(prompt: str, target: str) -> Parse:
+    """A format whose record is the edit itself: the fields of its prompt and its target."""
+
+    def read(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest:
+        subject = next((raw[name] for name in SUBJECTS if name in raw), None)
+        old = next((raw[name] for name in OLD if not empty(raw.get(name))), None)
+        return _request(raw, case_id, reading, raw[prompt], raw[target], subject, old)
+
+    return read
+
+
+def _mquake(raw: Raw, case_id: int | str, reading: Reading) -> list[EditRequest]:
     """MQuAKE, original and Remastered: a record holds one or more edits, and questions that need all of them.
 
     Each edit is a request (of several, the case ids end in -1, -2 …), its question a paraphrase. The questions are the
     last one's portability, for only then are all edits made; their name says how many edits it takes.
     """
     edits, questions = raw["requested_rewrite"], raw["questions"]
-    made: list[EditRequest] = []
     if not edits:
         raise DataError("requested_rewrite is empty, so there is nothing to edit")
     name = "multi_hop" if len(edits) == 1 else f"multi_hop_{len(edits)}_edits"
-    probes = {name: {"prompt": questions, "ground_truth": [raw["new_answer"]] * len(questions)}}
-    for number, edit in enumerate(edits, 1):
-        new, old = (edit[key]["str"] if key in edit else edit[f"{key}_str"] for key in ("target_new", "target_true"))
-        request = EditRequest.make(
+    asked: dict[str, Asked] = {"portability": (name, list(questions), [raw["new_answer"]] * len(questions))}
+    return [
+        _request(
+            {"rephrase_prompt": edit.get("question")},
+            case_id if len(edits) == 1 else f"{case_id}-{number}",
+            reading,
             edit["prompt"],
-            subject=edit["subject"],
-            target_new=new,
-            ground_truth=old,
-            rephrase_prompts=edit.get("question"),
-            portability=probes if number == len(edits) else None,
-            case_id=case_id if len(edits) == 1 else f"{case_id}-{number}",
+            _target(edit, "target_new"),
+            edit["subject"],
+            _target(edit, "target_true"),
+            **(asked if number == len(edits) else {}),
         )
-        made.append(request)
-    return made
+        for number, edit in enumerate(edits, 1)
+    ]
 
 
-def _counterfact(raw: Raw, case_id: int | str) -> EditRequest:
+def _counterfact(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest:
     """ROME's CounterFact: `requested_rewrite` with nested targets, paraphrases, neighbourhood prompts."""
     rewrite = raw["requested_rewrite"]
-    truth = rewrite["target_true"]["str"]
+    truth = _target(rewrite, "target_true")
     near = list(raw.get("neighborhood_prompts") or [])
-    return EditRequest.make(
-        rewrite["prompt"],
-        subject=rewrite["subject"],
-        target_new=rewrite["target_new"]["str"],
-        ground_truth=truth,
-        rephrase_prompts=raw.get("paraphrase_prompts"),
-        locality={"neighborhood": {"prompt": near, "ground_truth": [truth] * len(near)}} if near else None,
-        case_id=case_id,
-        **_free_texts(raw),
-    )
+    parts = (rewrite["prompt"], _target(rewrite, "target_new"), rewrite["subject"], truth)
+    return _request(raw, case_id, reading, *parts, locality=("neighborhood", near, [truth] * len(near)))
 
 
-def _flat(raw: Raw, case_id: int | str) -> EditRequest:
-    """EasyEdit's flat CounterFact, HardCF/HardEdit and KnowEdit: prompt, subject, target_new, ground_truth, probes."""
-    locality = _named_probes(raw, "locality")
-    if raw.get("locality_prompt"):
-        locality["neighborhood"] = {"prompt": raw["locality_prompt"], "ground_truth": raw.get("locality_ground_truth")}
-    return EditRequest.make(
-        raw["prompt"],
-        subject=raw["subject"],
-        target_new=raw["target_new"],
-        ground_truth=raw.get("ground_truth"),
-        rephrase_prompts=raw.get("rephrase_prompt") or raw.get("rephrase_prompts") or raw.get("rephrase"),
-        locality=locality,
-        portability=_named_probes(raw, "portability"),
-        case_id=case_id,
-        **_free_texts(raw),
-    )
+def _target(rewrite: Raw, name: str) -> Any:
+    """`{"str": …}` of ROME's records, or Remastered's flat field."""
+    return first(rewrite[name] if name in rewrite else rewrite.get(f"{name}_str"))
 
 
-def _zsre(raw: Raw, case_id: int | str) -> EditRequest:
-    """ZsRE: `src` edited to `alt`; `answers` true; `loc` is a Natural Questions prompt, its "nq question: " mark
-    removed."""
-    locality = None
-    if raw.get("loc"):
-        answers = raw.get("loc_ans")
-        answer = answers[0] if isinstance(answers, list) and answers else answers
-        locality = {"neighborhood": {"prompt": raw["loc"].removeprefix("nq question: "), "ground_truth": answer}}
-    return EditRequest.make(
-        raw["src"],
-        subject=raw["subject"],
-        target_new=raw["alt"],
-        ground_truth=raw.get("answers"),
-        rephrase_prompts=raw.get("rephrase") or None,
-        locality=locality,
-        case_id=case_id,
-        **_free_texts(raw),
-    )
+def _hallueditbench(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest:
+    """HalluEditBench: `question` about `subject` answered by `object`; the multiple choice comes behind it."""
+    parts = (raw["question"], raw["object"], raw["subject"], None)
+    choices = raw.get("multiple_choice_with_letters")
+    asked = None if empty(choices) else f"{raw['question']} {choices}"
+    more = ("multiple_choice", asked, raw.get("multiple_choice_labels"))
+    return _request(raw, case_id, reading, *parts, portability=more)
 
 
-def _wikibio(raw: Raw, case_id: int | str) -> EditRequest:
-    """KnowEdit's WikiBio: `text` about `concept`, continued by `labels`."""
-    return EditRequest.make(
-        raw["text"],
-        subject=raw["concept"],
-        target_new=_first(raw["labels"]),
-        locality=_named_probes(raw, "locality"),
-        portability=_named_probes(raw, "portability"),
-        case_id=case_id,
-    )
-
-
-def _wikibigedit(raw: Raw, case_id: int | str) -> EditRequest:
-    """WikiBigEdit: `update` is the question and `ans` its new answer, also to `personas`; `mhop` needs a second hop."""
-    names = {"personas": ("personas", "ans"), "mhop": ("mhop", "mhop_ans")}
-    near = {"neighborhood": {"prompt": raw["loc"], "ground_truth": raw.get("loc_ans")}} if raw.get("loc") else None
-    further = {
-        name: {"prompt": raw[prompt], "ground_truth": raw.get(answer)}
-        for name, (prompt, answer) in names.items()
-        if raw.get(prompt)
-    }
-    return EditRequest.make(
-        raw["update"],
-        subject=raw["subject"],
-        target_new=raw["ans"],
-        ground_truth=raw.get("ground_truth"),
-        rephrase_prompts=raw.get("rephrase") or None,
-        locality=near,
-        portability=further,
-        case_id=case_id,
-    )
-
-
-def _qaedit(raw: Raw, case_id: int | str) -> EditRequest:
-    """QAEdit: `prompt` answered by `target`; `locality` a list of `loc` with `loc_ans`."""
-    near = raw.get("locality") or []
-    prompts, answers = [item["loc"] for item in near], [_first(item["loc_ans"]) for item in near]
-    return EditRequest.make(
-        raw["prompt"],
-        subject=raw["subject"],
-        target_new=raw["target"],
-        rephrase_prompts=raw.get("rephrase") or None,
-        locality={"neighborhood": {"prompt": prompts, "ground_truth": answers}} if near else None,
-        case_id=raw.get("id", case_id),
-    )
-
-
-def _question(raw: Raw, case_id: int | str) -> EditRequest:
-    """Question lists: `question` with the subject in it, continued by `answer`."""
-    return EditRequest.make(
-        raw["question"],
-        subject=raw["subject"],
-        target_new=raw["answer"],
-        case_id=raw.get("case_index", case_id),
-        **_free_texts(raw),
-    )
-
-
-def _named_probes(raw: Raw, field: str) -> dict[str, Any]:
-    """`name: {"prompt": …, "ground_truth": …}` as it is; KnowEdit's `name: [{"prompt": …, "ground_truth": …}, …]` made
-    so: of answers that mean the same the first, a prompt without an answer left out."""
-    value = raw.get(field) or {}
-    if not isinstance(value, Mapping):
-        raise DataError(f"{field} must be a mapping of names to prompts and answers, found {type(value).__name__}")
-    named = {name: _paired(probe) if isinstance(probe, list) else probe for name, probe in value.items()}
-    return {name: probe for name, probe in named.items() if probe is not None}
-
-
-def _paired(items: list[Any]) -> dict[str, list[Any]]:
-    pairs = [(_first(item["prompt"]), _first(item["ground_truth"])) for item in items]
-    kept = [pair for pair in pairs if pair[1] not in (None, "")]
-    return {"prompt": [prompt for prompt, _ in kept], "ground_truth": [answer for _, answer in kept]}
-
-
-def _first(value: Any) -> Any:
-    """The first of a list, however deep; None of an empty one."""
-    while isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    return value
-
-
-def _free_texts(raw: Raw) -> dict[str, Any]:
-    """Prompts and texts that only metrics read; any format may bring them under these names."""
-    return {name: raw[name] for name in TEXT_FIELDS if raw.get(name)}
-
-
-FORMATS: dict[str, tuple[frozenset[str], Callable[[Raw, int | str], Made]]] = {
+FORMATS: dict[str, tuple[frozenset[str], Parse]] = {
     "mquake": (frozenset({"requested_rewrite", "questions"}), _mquake),
     "counterfact": (frozenset({"requested_rewrite"}), _counterfact),
-    "flat": (frozenset({"prompt", "subject", "target_new"}), _flat),
-    "zsre": (frozenset({"src", "alt", "subject"}), _zsre),
-    "wikibigedit": (frozenset({"update", "ans", "subject"}), _wikibigedit),
-    "qaedit": (frozenset({"prompt", "target", "subject"}), _qaedit),
-    "wikibio": (frozenset({"text", "labels", "concept"}), _wikibio),
-    "question": (frozenset({"question", "subject", "answer"}), _question),
+    "flat": (frozenset({"prompt", "target_new"}), _plain("prompt", "target_new")),
+    "zsre": (frozenset({"src", "alt"}), _plain("src", "alt")),
+    "wikibigedit": (frozenset({"update", "ans"}), _plain("update", "ans")),
+    "qaedit": (frozenset({"prompt", "target"}), _plain("prompt", "target")),
+    "ultraedit": (frozenset({"src", "ans"}), _plain("src", "ans")),
+    "ultraeditbench": (frozenset({"prompt", "ans"}), _plain("prompt", "ans")),
+    "fever": (frozenset({"prompt", "alt"}), _plain("prompt", "alt")),
+    "wikibio": (frozenset({"text", "labels", "concept"}), _plain("text", "labels")),
+    "question": (frozenset({"question", "answer"}), _plain("question", "answer")),
+    "hallueditbench": (frozenset({"question", "subject", "object"}), _hallueditbench),
 }

@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from easyeditor.dataset.formats import parse_all, recognise
+from easyeditor.dataset.probes import Reading, left_out, listed_probes
+from easyeditor.dataset.raw import FILES, Raw, from_file
 from easyeditor.errors import AbsentSubject, DataError
 from easyeditor.fetch import hub
-from easyeditor.files import parse_unchecked, read_json
+from easyeditor.files import read_json
 from easyeditor.records import EditRequest
 
 LOG = logging.getLogger(__name__)
-
-Raw = tuple[Any, str | None]
-"""One record as it stands in the source, or None and what is wrong with it."""
-FILES = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,15 @@ class Dataset:
     sha256: str
     requests: tuple[EditRequest, ...]
     bad: tuple[BadRecord, ...] = ()
+    unread: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Probes without an answer, by kind and name."""
+
+    def said(self, requests: Sequence[EditRequest]) -> str:
+        """One line on the data of those of its requests that are used: their probes, and the fields not read."""
+        chosen = f"{len(requests):,} of {len(self.requests):,} requests ({self.format})"
+        unread = f"; fields not read: {', '.join(self.unread)}" if self.unread else ""
+        return f"{self.source}: {chosen}; probes: {listed_probes(requests)}{unread}"
 
     def to_json(self) -> dict[str, Any]:
         """Identity for a manifest, without the requests."""
@@ -50,26 +57,32 @@ class Dataset:
             "sha256": self.sha256,
             "requests": len(self.requests),
             "bad": bad,
+            "unread": list(self.unread),
+            "left_out": dict(self.left_out),
         }
 
 
-def read_dataset(source: str, *, skip_bad: bool = False, sample: str | None = None) -> Dataset:
-    """Read JSON (a list, or one record), JSON lines, a `datasets` folder, or a Hugging Face dataset: `NAME[:SPLIT]`, or
-    one of its files as `NAME:FILE.json`.
+def read_dataset(
+    source: str, *, skip_bad: bool = False, sample: str | None = None, needs_subject: bool = True
+) -> Dataset:
+    """Read JSON (a list, or one record), JSON lines, CSV, Parquet, a `datasets` folder, or a Hugging Face dataset:
+    `NAME[:SPLIT]`, or one of its files as `NAME:FILE.json`.
 
-    All records must be of one format and have case ids of their own. With `skip_bad` those that break a rule are left
-    out and listed in `bad`. `sample` is a file of record numbers, `FILE.json[:NAME]`: those are taken, in its order.
+    All records must be of one format. A case id that an earlier record has gets the record's number added. With
+    `skip_bad` records that break a rule are left out and listed in `bad`. `sample` is a file of record numbers,
+    `FILE.json[:NAME]`: those are taken, in its order. Without `needs_subject`, as for a method that uses none, a record
+    whose subject is not in its prompt is read without it.
 
     Raises:
         DataError: nothing there, not readable, no usable record, or a bad record (with its number).
     """
     path, (name, _, part) = Path(source), source.rpartition(":")
     if path.is_file():
-        raw, sha256 = _from_file(path)
+        raw, sha256 = from_file(path)
     elif _is_folder(source) or not (_looks_like_file(source) or _looks_like_file(part)):
         raw, sha256 = _from_datasets(source)
     elif name and not _looks_like_file(name):
-        raw, sha256 = _from_file(_hub_file(source, name, part))
+        raw, sha256 = from_file(_hub_file(source, name, part))
     else:
         raise DataError(f"{source}: no such file")
     records: Iterable[tuple[int, Raw]] = enumerate(raw)
@@ -77,13 +90,24 @@ def read_dataset(source: str, *, skip_bad: bool = False, sample: str | None = No
         numbers = read_sample(sample)
         records = _sampled(source, list(raw), numbers, sample)
         sha256 = hashlib.sha256(f"{sha256} {numbers}".encode()).hexdigest()
-    requests, bad, name = _requests(source, records, skip_bad)
+    met = Reading(needs_subject=needs_subject)
+    requests, bad, name = _requests(source, records, skip_bad, met)
     if not requests:
         if not bad:
             raise DataError(f"{source}: holds no records")
         first = f"the first: record {bad[0].number}, {bad[0].reason}"
         raise DataError(f"{source}: no usable record in it ({len(bad)} bad; {first})")
-    return Dataset(source=source, format=name, sha256=sha256, requests=tuple(requests), bad=tuple(bad))
+    if met.left_out:
+        LOG.warning("%s: %s", source, left_out(met))
+    return Dataset(
+        source=source,
+        format=name,
+        sha256=sha256,
+        requests=tuple(requests),
+        bad=tuple(bad),
+        unread=tuple(met.unread),
+        left_out=met.left_out,
+    )
 
 
 def read_sample(sample: str) -> list[int]:
@@ -116,25 +140,24 @@ def _sampled(source: str, raw: list[Raw], numbers: list[int], sample: str) -> li
 
 
 def _requests(
-    source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool
+    source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool, met: Reading
 ) -> tuple[list[EditRequest], list[BadRecord], str]:
     requests: list[EditRequest] = []
     bad: list[BadRecord] = []
     absent: list[str] = []  # number and reason of records without their subject
     others: list[str] = []  # the same of other bad records
     name = ""
-    seen: dict[str, int] = {}  # case id as text -> record
+    seen: set[str] = set()  # case ids as text
+    renamed: list[str] = []
     for number, (record, problem) in records:
         try:
             if problem is not None:
                 raise DataError(problem)
-            made = parse_all(record, "unusable", number)
+            own = Reading(needs_subject=met.needs_subject)
+            made = parse_all(record, "unusable", number, own)
             found = recognise(record)
             if name and found != name:
                 raise DataError(f"is a {found} record and those before are {name}; a dataset holds one format")
-            for request in made:
-                if (first := seen.setdefault(str(request.case_id), number)) != number:
-                    raise DataError(f"has the case id {request.case_id!r} of record {first}; case ids must differ")
         except DataError as error:
             reason = str(error).removeprefix("unusable: ")
             if isinstance(error, AbsentSubject):
@@ -146,7 +169,18 @@ def _requests(
             bad.append(BadRecord(number=number, reason=reason))
             continue
         name = name or found
-        requests += made
+        met.add(own)
+        for request in made:
+            case_id = request.case_id
+            while str(case_id) in seen:
+                case_id = f"{case_id}-{number}"
+            seen.add(str(case_id))
+            if case_id != request.case_id:
+                renamed.append(f"record {number}, {request.case_id!r} -> {case_id!r}")
+            requests.append(replace(request, case_id=case_id))
+    if renamed:
+        told = f"{len(renamed)} got their record's number added; the first: {renamed[0]}"
+        LOG.warning("%s: case ids given twice: %s", source, told)
     _tell_absent(source, absent, skip_bad)
     if others:
         LOG.warning("%s: bad records left out: %d; the first: %s", source, len(others), others[0])
@@ -164,56 +198,6 @@ def _tell_absent(source: str, absent: list[str], skip_bad: bool) -> None:
     if not skip_bad:
         raise DataError(f"{told}; --skip-bad leaves such records out")
     LOG.warning("%s; left out", told)
-
-
-def _from_file(path: Path) -> tuple[Iterator[Raw], str]:
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable UTF-8 text file ({error})") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty")
-    raw = _lines(text) if _is_lines(text, path) else _whole(text, path)
-    return raw, hashlib.sha256(content).hexdigest()
-
-
-def _is_lines(text: str, path: Path) -> bool:
-    """JSON lines: by the file's name, or because its first line is an object by itself and more follow."""
-    if path.suffix.lower() in FILES[1:]:
-        return True
-    head, _, rest = text.lstrip().partition("\n")
-    if not head.startswith("{") or not rest.strip():
-        return False
-    try:
-        return isinstance(parse_unchecked(head), dict)
-    except ValueError:
-        return False
-
-
-def _whole(text: str, path: Path) -> Iterator[Raw]:
-    try:
-        value = parse_unchecked(text)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno} of {text.count(chr(10)) + 1} lines"
-        raise DataError(f"{path}: not whole JSON ({error.msg} at {where}); is the file cut off?") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise DataError(f"{path}: expected a JSON list of records, found {type(value).__name__}")
-    return ((item, None) for item in value)
-
-
-def _lines(text: str) -> Iterator[Raw]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield parse_unchecked(line), None
-        except ValueError as error:
-            yield None, f"line {number} is not JSON ({error})"
 
 
 def _is_folder(source: str) -> bool:
