@@ -34,21 +34,41 @@ class Journal:
             whole = max((end for end, *_ in _scan(path, None)), default=0)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
             self._file.truncate(whole)
+            self._length = whole
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line and wait until it is on disk. Raises OutputError (disk full): what is recorded stays."""
+        """Write one line and wait until it is on disk.
+
+        Raises:
+            OutputError: as `check`; or disk full: what is recorded stays.
+        """
+        self.check()
         data = memoryview((to_json(line) + "\n").encode())
         try:
             while data:
-                data = data[self._file.write(data) or 0 :]
+                written = self._file.write(data) or 0
+                self._length += written
+                data = data[written:]
             os.fsync(self._file.fileno())
         except OSError as error:
             reason = error.strerror or str(error)
             raise OutputError(
                 f"{self.path}: cannot be written ({reason}); make room and go on with --resume"
             ) from error
+
+    def check(self) -> None:
+        """Raise OutputError if the file is not the one that was opened, or not as long as it was left."""
+        own = os.fstat(self._file.fileno())
+        try:
+            there = os.path.samestat(own, os.stat(self.path))
+        except OSError:
+            there = False
+        if not there or own.st_size != self._length:
+            raise OutputError(
+                f"{self.path}: was removed, replaced or changed while it was written to; put it back, and go on with it"
+            )
 
     def close(self) -> None:
         """Close the file."""

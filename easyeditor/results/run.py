@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -190,14 +191,21 @@ def journals(folder: Path) -> list[Path]:
 
 
 def recorded(folder: Path, notes: list[str] | None = None) -> Iterator[Line]:
-    """Every line recorded by any process, each once: the first that is there counts.
+    """Every line recorded by any process, each once.
 
     Raises:
-        DataError: a damaged line (file and line are named).
+        DataError: a damaged line, or two different records of one thing (file and line are named).
     """
-    for _, line in _lines(folder, [] if notes is None else notes):
+    for _, _, line in _lines(folder, [] if notes is None else notes):
         if line is not None:
             yield line
+
+
+def placed_lines(folder: Path) -> Iterator[tuple[str, RunLine]]:
+    """`run_lines`, each with the file and the number it has there."""
+    for where, _, line in _lines(folder, []):
+        if line is not None and not isinstance(line, TrainingLine):
+            yield where, line
 
 
 def run_lines(folder: Path) -> Iterator[RunLine]:
@@ -213,28 +221,36 @@ def merge(folder: Path) -> None:
     ranks = sorted(folder.glob(RANKS))
     if not ranks:
         return
-    placed = [(getattr(line, "index", -1), raw) for raw, line in _lines(folder, [])]
+    placed = [(getattr(line, "index", -1), raw) for _, raw, line in _lines(folder, [])]
     write_bytes(folder / RESULTS, b"".join(raw for _, raw in sorted(placed, key=lambda item: item[0])))
     for path in ranks:
         discard(path)
 
 
-def _lines(folder: Path, notes: list[str]) -> Iterator[tuple[bytes, Line | None]]:
-    """Each line's bytes and value, repeats left out; None for a kind that is not known, which is noted."""
-    seen: set[tuple[str, int]] = set()
+def _lines(folder: Path, notes: list[str]) -> Iterator[tuple[str, bytes, Line | None]]:
+    """Each line's place, bytes and value, equal repeats left out; None for a kind that is not known, which is noted.
+
+    Raises:
+        DataError: a damaged line, or two different records of one thing.
+    """
+    seen: dict[tuple[str, int], tuple[str, bytes]] = {}
     repeats, unknown = 0, Counter[str]()
     for path in journals(folder):
         for number, raw, value in read_raw(path, notes):
-            line = line_of(value, f"{path}, line {number}")
+            where = f"{path}, line {number}"
+            line = line_of(value, where)
             if line is None:
                 unknown[str(value["kind"])] += 1
             elif not isinstance(line, TrainingLine):
-                about = _about(line)
-                if about in seen:
+                kind, index = about = _about(line)
+                digest = hashlib.sha256(raw.strip()).digest()
+                before, same = seen.setdefault(about, (where, digest))
+                if same != digest:
+                    raise DataError(f"{where}: another record of {kind} #{index} than {before}; remove the wrong one")
+                if before != where:
                     repeats += 1
                     continue
-                seen.add(about)
-            yield raw, line
+            yield where, raw, line
     notes += [f"{folder}: {n} lines of kind {kind!r} are not known and left out" for kind, n in unknown.items()]
     if repeats:
         notes.append(f"{repeats} edits are recorded more than once; the first record counts")

@@ -29,7 +29,7 @@ from easyeditor.runs.sequence import DELTAS, run_sequence
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
-from easyeditor.runs.work import Watch, Work
+from easyeditor.runs.work import Watch, Work, planned_lines
 
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
@@ -187,13 +187,11 @@ def execute(
     sequence = settings.mode != "single"
     done: dict[int, RunLine] = {}
     evaluated: set[int] = set()
-    for line in run_lines(folder):
+    for line in planned_lines(folder, settings, what.requests):
         if isinstance(line, EvaluationLine):
             evaluated.add(line.after)
         else:
             done[line.index] = _brief(line, sequence)
-    if done and max(done) >= len(what.requests):
-        raise DataError(f"{folder}: record {max(done) + 1} is recorded, and the run has {len(what.requests)} requests")
     numbers = rank.share(range(len(what.requests)))
     mine = [n for n in numbers if n in done]
     if not rank.first and len(mine) == len(numbers):
@@ -219,6 +217,8 @@ def execute(
             watch=watch,
         )
         (run_screen if settings.screen else run_sequence if sequence else run_single)(work)
+        if rank.first:  # who else writes is not awaited yet, and puts nothing together
+            journal.check()
     if not rank.first:
         return None
     if rank.world > 1:

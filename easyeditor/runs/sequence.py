@@ -98,8 +98,10 @@ def saved_edit(folder: Path, first: int, lines: Iterable[RunLine]) -> EditResult
     """The edit that was saved when `lines` were recorded. Raises DataError: missing, damaged, or another one."""
     place = delta_folder(folder, first)
     saved = EditResult.load(place)
-    recorded = {line.saved_sha256 for line in lines if isinstance(line, EditLine)} - {None}
-    if recorded and saved.sha256() not in recorded:
+    kept = [line for line in lines if isinstance(line, EditLine) and line.saved_sha256 is not None]
+    asked = [(request.prompt, request.target_new) for request in saved.requests]
+    same = all((line.request.prompt, line.request.target_new) in asked for line in kept)
+    if not same or (kept and saved.sha256() not in {line.saved_sha256 for line in kept}):
         raise DataError(
             f"{place}: is not the edit that was recorded (its sha256 is {saved.sha256()[:12]}…); the run cannot go on "
             "without it: put the right files there, or start a new run"

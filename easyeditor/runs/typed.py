@@ -28,7 +28,7 @@ from easyeditor.runs.ranks import Rank
 from easyeditor.runs.sequence import delta_folder, evaluate, saved_edit, settle
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.watching import Watcher
-from easyeditor.runs.work import Watch, Work
+from easyeditor.runs.work import Watch, Work, planned_lines
 
 TAKEN_BACK = Guard(action="revert", kept=False)
 
@@ -44,10 +44,12 @@ class Session:
         self._requests: list[EditRequest] = []
         self._ppl: PerplexityReport | None = None  # of the model as it is; None: to be measured
         self._watcher = Watcher(self.editor)
-        for line in run_lines(work.folder):
+        for line in planned_lines(work.folder, work.settings):
             if isinstance(line, EvaluationLine):
                 work.evaluated.add(line.after)
             elif isinstance(line, EditLine):
+                if line.index != len(self.lines):
+                    raise DataError(f"{work.folder}: edit #{line.index} is recorded where #{len(self.lines)} must be")
                 self.lines.append(line.lean(said=True))
                 self._requests.append(line.request)
         self._work = replace(work, requests=self._requests)

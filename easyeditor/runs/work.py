@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easyeditor.editor import Editor
 from easyeditor.errors import DataError, NumericalError
+from easyeditor.files import plain, to_json
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.journal import Journal
-from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine
+from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine, ScreenLine
 from easyeditor.results.record import EditRecord
+from easyeditor.results.run import placed_lines
 from easyeditor.results.shown import shown_ppl
 from easyeditor.results.watched import Watched
 from easyeditor.runs.settings import RunSettings
@@ -85,6 +87,63 @@ def failed(request: EditRequest, number: int, mode: str, error: Exception) -> Fa
     return FailureLine(
         index=number, step=number + 1, case_id=request.case_id, prompt=request.prompt, mode=mode, error=said
     )
+
+
+def planned_lines(
+    folder: Path, settings: RunSettings, requests: Sequence[EditRequest] | None = None
+) -> Iterator[RunLine]:
+    """What a run that goes on has recorded, each line compared with the plan (of typed `requests` nothing is known).
+
+    Raises:
+        DataError: a line that this run cannot have written (file and line are named).
+    """
+    for where, line in placed_lines(folder):
+        if why := _unplanned(line, settings, requests):
+            raise DataError(f"{where}: is not of this run: {why}; put the run's own file there, or start a new run")
+        yield line
+
+
+def _unplanned(line: RunLine, settings: RunSettings, requests: Sequence[EditRequest] | None) -> str | None:
+    """Why a line cannot be one of this run, if so."""
+    if isinstance(line, EvaluationLine):
+        if settings.mode == "single":
+            return "an evaluation, which mode single has not"
+        cases = [(row.index, row.case_id) for row in line.retention]
+        return None if requests is None else _other(cases, line.after, requests)
+    if isinstance(line, ScreenLine) != settings.screen:
+        return (
+            f"a line of kind {line.to_json()['kind']!r}, and the run {'is' if settings.screen else 'is not'} a screen"
+        )
+    if not isinstance(line, ScreenLine):
+        if line.mode != settings.mode:
+            return f"its mode is {line.mode}, the run's {settings.mode}"
+        if line.step != line.index + 1:
+            return f"it is step {line.step}, and its index {line.index}"
+    if requests is None:
+        return None
+    case = line.request.case_id if isinstance(line, EditLine) else line.case_id
+    if why := _other([(line.index, case)], line.index + 1, requests):
+        return why
+    wanted = requests[line.index]
+    asked = line.request.prompt if isinstance(line, EditLine) else line.prompt
+    same = asked == wanted.prompt
+    if isinstance(line, EditLine):
+        same = to_json(line.request.to_json()) == to_json(wanted.to_json())
+    if isinstance(line, ScreenLine):
+        same = same and line.subject == wanted.subject
+    return (
+        None if same else f"its request ({asked!r:.60}) is not number {line.index} of the data ({wanted.prompt!r:.60})"
+    )
+
+
+def _other(cases: Sequence[tuple[int, Any]], below: int, requests: Sequence[EditRequest]) -> str | None:
+    """Why cases, by index, are not those of the run's first `below` requests."""
+    if below > len(requests):
+        return f"it is of record {below}, and the run has {len(requests)} requests"
+    for index, case in cases:
+        if index >= below or plain(requests[index].case_id) != case:
+            return f"its case {case!r:.60} is not number {index} of the data"
+    return None
 
 
 def norms_of(result: EditResult) -> dict[str, float]:
