@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from easyeditor.errors import ConfigError, EasyEditorError, OutputError
+from easyeditor.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
 from easyeditor.files import check_encodable
-from easyeditor.hparams import HyperParams
+from easyeditor.process import Terminated, heard, lost, stoppable, streams
+
+if TYPE_CHECKING:
+    from easyeditor.hparams import HyperParams
 
 LONGEST_LINE = 500
 EXIT_ERROR = 2
@@ -31,10 +33,6 @@ class Listed(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         given = [word.strip() for value in values for word in value.split(",") if word.strip()]
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *given])
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: everything that undoes or keeps its work on Ctrl-C does so now."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,58 +63,57 @@ def parser(doc: str) -> Parser:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main and exit: its return value, 2 with one line on stderr for an expected error, 130 for
-    Ctrl-C (SIGINT), 143 for SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    """Run a script's main and exit: its return value, 2 with one line on stderr for an expected error, for memory that
+    ran out and for output that could not be written, 130 for Ctrl-C (SIGINT), 143 for SIGTERM."""
+    with streams():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        for size in ("COLUMNS", "LINES"):  # rich takes any number for a terminal's, 0 too
+            if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get(size, "")):
+                os.environ.pop(size, None)
+        try:
+            code = _ended(main)
+            sys.stdout.flush()
+            if (error := lost()) is not None and code in (0, EXIT_COLLAPSED):
+                fail(f"standard output: cannot be written ({error.strerror}); files are whole, what was printed is not")
+        except SystemExit as stopped:
+            code = stopped.code
+    raise SystemExit(code)
+
+
+def _ended(main: Callable[[], int]) -> Any:
+    """The exit code of a script; what is wrong is said."""
     try:
-        with _terminable():
-            code = main()
-        sys.stdout.flush()
-    except EasyEditorError as error:
-        fail(str(error))
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(EXIT_ERROR) from None
-    except OSError as error:
-        fail(str(OutputError(str(error))))
+        with stoppable():
+            return main()
+    except SystemExit as stopped:  # argparse: --help, a wrong flag
+        return stopped.code
     except KeyboardInterrupt as stop:
         print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
-        raise SystemExit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
-    raise SystemExit(code)
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    except EasyEditorError as error:
+        fail(str(error))
+    except Exception as error:
+        if out_of_memory(error):
+            fail(
+                f"out of memory ({error or 'Python found none'}); take less at a time, a narrower dtype, or more of it"
+            )
+        if isinstance(error, OSError):
+            fail(str(OutputError(str(error))))
+        raise
 
 
 @contextmanager
 def resumable(how: str) -> Iterator[None]:
     """Inside, a run that is interrupted keeps what it has recorded, and its last line says `how` to go on."""
     try:
-        yield
+        with heard():
+            yield
     except KeyboardInterrupt as stop:
         stop.args = (f"what is recorded is kept: {how}",)
         raise
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated, unless it was ignored or handled already."""
-
-    def stop(*_: object) -> NoReturn:
-        raise Terminated
-
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:

@@ -35,3 +35,11 @@ class NumericalError(EasyEditorError):
 
 class OutputError(EasyEditorError):
     """A result could not be written (disk full, read-only folder, a file in the way)."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did memory run out: a GPU's, or the CPU's as Python, numpy, torch or the kernel say it?"""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = ("DefaultCPUAllocator", "annot allocate memory", "std::bad_alloc")
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in said)

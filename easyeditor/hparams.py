@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from easyeditor.errors import ConfigError
 from easyeditor.files import check_value, parse_json
 from easyeditor.plain_yaml import parse_yaml
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LOG = logging.getLogger(__name__)
 
@@ -248,10 +250,18 @@ def coerce(value: Any, declared: Any, key: str) -> Any:
     if _holds_bool(value) and not _allows_bool(declared):
         raise ConfigError(f"{key} is {value!r} (bool); allowed: {describe_type(declared)}")
     try:
-        return TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except (ValidationError, RecursionError) as error:
+        return _adapter(declared).validate_python(value)
+    except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         wanted = describe_type(declared)
         raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); allowed: {wanted}") from error
+
+
+@functools.cache
+def _adapter(declared: Any) -> TypeAdapter[Any]:
+    """What checks a type: made once, and pydantic is imported when it is first needed."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def describe_type(declared: Any) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from easyeditor.process import look
+
 Progress = Callable[[int, int, str], None]
 """Called with (done, of, note): what a progress bar needs."""
 
@@ -35,6 +37,7 @@ def _bar(title: str, initial: int) -> Iterator[Progress]:
     with tqdm(desc=title, initial=initial, leave=True, dynamic_ncols=True, file=sys.stderr) as bar:
 
         def show(done: int, of: int, note: str) -> None:
+            look()
             bar.total = of
             bar.n = done
             bar.set_postfix_str(note, refresh=False)
@@ -59,6 +62,7 @@ def _lines(title: str, initial: int) -> Iterator[Progress]:
 
     def show(done: int, of: int, note: str) -> None:
         nonlocal said, held
+        look()
         held = done, of, note
         if time.monotonic() - said >= EVERY_SECONDS:
             said = time.monotonic()

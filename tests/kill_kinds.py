@@ -77,6 +77,13 @@ def training(place: Path, root: Path) -> list[Job]:
     return [same_flags(pretrain_mend, *flags)]
 
 
+def plan_of(place: Path, out: Path, seeds: str = "[0]") -> str:
+    """A survey's plan: ROME on the four requests."""
+    group = {"name": "one", "model": "tiny", "methods": [{"name": "ROME", "hparams": str(place / "rome.yaml")}]}
+    group |= {"run": {"data": str(place / "data.json")}, "seeds": json.loads(seeds)}
+    return yaml.safe_dump({"name": "Killed", "output": str(out), "groups": [group]})
+
+
 KINDS: dict[str, tuple[int, Callable[[Path, Path], list[Job]]]] = {
     "single": (1, lambda place, root: [mass(place, root, "--together", "3")]),
     "sequential": (1, lambda place, root: [mass(place, root, "--mode", "sequential", "--eval-every", "2")]),

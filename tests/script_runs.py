@@ -139,7 +139,8 @@ def forked(
         first()
         cli.run(script.main)
     except SystemExit as stopped:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os._exit(int(stopped.code or 0))
     finally:
         os._exit(99)

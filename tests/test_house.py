@@ -25,7 +25,7 @@ from conftest import ROOT
 import easyeditor
 
 LAYERS = [  # low to high; rooms of one layer do not import each other
-    ("errors",),
+    ("errors", "process"),
     ("files", "palette", "progress"),
     ("endpoint", "fetch", "locks", "plain_yaml"),
     ("hparams", "request"),

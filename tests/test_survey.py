@@ -228,19 +228,29 @@ def test_a_killed_survey_goes_on_to_the_same_bits(
         assert then == now
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(go: Any, copied: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (lambda: ConfigError("no statistics\nhere"), "no statistics here"),
+        (lambda: torch.empty(2**50), "DefaultCPUAllocator"),
+        (MemoryError, "MemoryError"),
+    ],
+)
+def test_a_cell_that_fails_is_named_and_the_others_go_on(
+    fail: Callable[[], Any], said: str, go: Any, copied: Path, monkeypatch: Any
+) -> None:
     shutil.rmtree(copied / FOLDERS[1])
     with monkeypatch.context() as patch:
 
-        def fail(*args: Any, **kwargs: Any) -> None:
-            raise ConfigError("no statistics\nhere")
+        def prepare(*args: Any, **kwargs: Any) -> None:
+            raise fail()
 
-        patch.setattr(ROME, "prepare", fail)
+        patch.setattr(ROME, "prepare", prepare)
         ran = go()
     assert ran.code == 2
     last = ran.err.splitlines()[-1]
     assert last.startswith("error: 1 of 3 cells could not be run; the first is one-by-one/ROME-seed0, failed: ")
-    assert "no statistics here" in last
+    assert said in last
     assert "one-by-one/ROME-seed0: failed" in (copied / "page/index.html").read_text(encoding="utf-8")
     assert go().code == 0  # mended: the failure is forgotten
     assert "could not" not in (copied / "page/index.html").read_text(encoding="utf-8")

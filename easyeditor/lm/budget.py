@@ -15,6 +15,7 @@ import torch
 from easyeditor.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.tokens import token_batches
+from easyeditor.process import look
 
 LOG = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Budget:
             done: set[int] = set()
             for batch in token_batches([lengths[i] for i in left], self.tokens):
                 numbers = [left[i] for i in batch]
+                look()
                 try:
                     run(numbers)
                 except torch.OutOfMemoryError as error:
@@ -137,6 +139,7 @@ class Queue:
 
     def fill(self) -> list[int]:
         """The next ones, as many as fit beside those that run: a row that is alone always does."""
+        look()
         new = []
         while self.waiting and self._fits([*self.running, self.waiting[0]]):
             new.append(self.waiting.pop(0))

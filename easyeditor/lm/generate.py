@@ -20,6 +20,7 @@ from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import check_length, encode
+from easyeditor.process import look
 from easyeditor.progress import Progress
 
 Stop = Literal["newline", "period"]
@@ -139,6 +140,7 @@ def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     cache: Any = None
     while rows:
+        look()
         last_B = torch.full((len(rows),), step_BT.shape[1] - 1)
         with selected_head(model, torch.arange(len(rows)), last_B):
             output = model(

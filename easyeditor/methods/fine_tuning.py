@@ -17,6 +17,7 @@ from easyeditor.errors import NumericalError
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import row_sums
 from easyeditor.lm.tokens import Row, encode, target_ids
+from easyeditor.process import look
 from easyeditor.records import EditRequest
 
 DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
@@ -69,6 +70,7 @@ def fine_tune(
         for epoch in range(1, training.num_steps + 1):
             losses: list[float] = []
             for batch in batches(epoch) if callable(batches) else batches:
+                look()
                 optimiser.zero_grad()
                 loss_B = row_losses(batch.forward(copies), batch.labels)
                 found = loss_B.tolist()

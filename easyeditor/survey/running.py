@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import EasyEditorError
+from easyeditor.errors import EasyEditorError, out_of_memory
 from easyeditor.files import discard, write_json
+from easyeditor.process import look
 from easyeditor.results.run import CONFIG
 from easyeditor.runs.mass import begun, execute, taken_up
 from easyeditor.runs.ranks import POLL, Rank
@@ -36,7 +37,11 @@ def run_cells(cells: Sequence[Cell], rank: Rank, show: bool) -> None:
         LOG.info("%s: %d requests", cell.name, cell.size)
         try:
             run_cell(cell, show)
-        except (EasyEditorError, torch.OutOfMemoryError) as error:
+            look()
+        except Exception as error:
+            look()  # the end of a run that a signal ended is no finding
+            if not isinstance(error, EasyEditorError) and not out_of_memory(error):
+                raise
             said = " ".join(f"{type(error).__name__}: {error}".split())
             LOG.warning("%s: could not be run: %s", cell.name, said)
             write_json(cell.failure, {"cell": cell.name, "error": said})

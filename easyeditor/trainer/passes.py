@@ -22,6 +22,7 @@ from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.scored import Batch, Line, nll, row_sums, scored_logits
 from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
+from easyeditor.process import look
 from easyeditor.trainer.patched import PatchedBlocks
 
 
@@ -101,6 +102,7 @@ class PlainPasses:
         device = input_device(self._parts.model)
         outcomes = []
         for task in tasks:
+            look()
             locality = Batch.of(task.locality, device, mean=True) if task.locality else None
             edit, outer = Batch.of(task.edit, device, mean=False), Batch.of(task.outer, device, mean=True)
             outcomes.append(self.run(edit, outer, locality))
@@ -142,6 +144,7 @@ class SharedPasses:
 
     def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
         """All tasks, their head rows together."""
+        look()
         kept = [[self._known(draw.pool) for draw in task.draws] for task in tasks]
         before = [
             known.head[i]
