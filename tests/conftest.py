@@ -48,6 +48,27 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_LLAMA, "sliding_window": 12, "query_pre_attn_scalar": 8},
 }
 ARCHITECTURES = sorted(TINY)
+_WIDE = {**_LLAMA, "head_dim": 16}  # attention wider than the MLP
+_POOL = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2}
+_POOL |= {**_WIDE, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+NOT_KNOWN: dict[str, dict[str, Any]] = {"olmo2": _LLAMA, "phi3": {**_LLAMA, "pad_token_id": 1}, "cohere2": _WIDE}
+"""Types that the table has not."""
+MIXTURES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "minimax_m2", "granitemoe"), _POOL),
+    "phimoe": _POOL,
+    "deepseek_v2": {
+        **_POOL,
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+    },
+    "glm4_moe": {**_POOL, "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1},
+    "llama4_text": {**_POOL, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 48},
+    "jamba": {**_POOL, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+}
+"""Mixtures of experts: heads x head size is above the hidden width, as in the real ones."""
+MIXTURES["jamba"] |= {"attn_layer_period": 4, "attn_layer_offset": 2, "use_mamba_kernels": False}
 REAL = {"smol", "gemma"}
 """Fixtures that are an embedded model."""
 
@@ -70,7 +91,9 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of one architecture, large enough in scale that prompts matter."""
-    config = AutoConfig.for_model(kind, vocab_size=400, bos_token_id=0, eos_token_id=1, **{**TINY[kind], **changes})
+    config = AutoConfig.for_model(
+        kind, vocab_size=400, bos_token_id=0, eos_token_id=1, **{**(TINY | NOT_KNOWN | MIXTURES)[kind], **changes}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

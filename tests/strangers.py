@@ -135,3 +135,24 @@ def stranger(kind: type[S], seed: int = 0) -> S:
 
 AutoConfig.register("stranger", StrangerConfig)
 AutoModelForCausalLM.register(StrangerConfig, Stranger)
+
+
+class Pool(nn.Module):
+    """A mixture of experts in which no name says so: a matrix for each, or a list of modules, and a router."""
+
+    def __init__(self, listed: bool) -> None:
+        super().__init__()
+        self.picks = nn.Linear(WIDTH, 4, bias=False)
+        both = [nn.Sequential(nn.Linear(WIDTH, WIDE), nn.Linear(WIDE, WIDTH)) for _ in range(4)]
+        self.many = nn.ModuleList(both) if listed else None
+        self.inner, self.outer = nn.Parameter(torch.zeros(4, WIDE, WIDTH)), nn.Parameter(torch.zeros(4, WIDTH, WIDE))
+        if listed:
+            self.inner = self.outer = None
+
+    def forward(self, states: Tensor) -> Tensor:
+        share = self.picks(states).softmax(-1)
+        if self.many is not None:
+            gave = torch.stack([one(states) for one in self.many], -1)
+        else:
+            gave = torch.einsum("edw,ewh,bth->btde", self.outer, self.inner, states)
+        return (gave * share.unsqueeze(2)).sum(-1)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, build, rome_hparams, same, states, tokenizer
-from strangers import CachedStranger, Stranger, StrangerConfig, stranger
+from conftest import ARCHITECTURES, MIXTURES, NOT_KNOWN, build, rome_hparams, same, states, tokenizer
+from script_runs import call, save_tiny, write_yaml
+from strangers import CachedStranger, Pool, Stranger, StrangerConfig, stranger
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import mass_edit
+import single_case_edit
+from easyeditor.analysis import __main__ as analysis
+from easyeditor.analysis.tools.safety import safety_of
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.lm.architectures import anatomy, attention_of
 from easyeditor.lm.discover import discover, module_name, replay_checked
 from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.records import EditRequest
+from easyeditor.stats import __main__ as stats
+from easyeditor.tune import __main__ as tune
+from easyeditor.tune.start import Start
+
+BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
 
 OTHERS: dict[str, dict[str, Any]] = {  # real types that the table has not, and their parts
     "stablelm": {"rewrite": "model.layers.{}.mlp.down_proj", "mlp": "model.layers.{}.mlp"},
@@ -124,3 +136,75 @@ def uneven() -> Stranger:
 def test_what_cannot_be_found_is_said(make: Any, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         discover(make())
+
+
+# What is no MLP
+
+
+@pytest.mark.parametrize("kind", NOT_KNOWN)
+def test_attention_is_no_mlp_however_wide_it_is(kind: str) -> None:
+    assert discover(build(kind)).rewrite == "model.layers.{}.mlp.down_proj"
+    with pytest.raises(ModelError, match=r"no MLP output.*self_attn.o_proj is no MLP's: self_attn mixes tokens"):
+        discover(build("cohere2", intermediate_size=16))
+
+
+DENSE = {"deepseek_v2": [0], "glm4_moe": [0, 1], "llama4_text": [0, 2], "jamba": [0, 2]}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_are_refused_by_name_and_dense_layers_found(kind: str) -> None:
+    model = build(kind)
+    if kind not in DENSE:
+        for names in ({}, {"block": "model.layers.{}", "mlp": "model.layers.{}.mlp", "rewrite": "lm_head{}"}):
+            with pytest.raises(ModelError, match=r"layer 0 is a mixture of experts \(\w+\.experts\): "):
+                anatomy(model, **names)
+        return
+    parts = anatomy(model)
+    assert parts.dense == DENSE[kind]
+    assert parts.key_width(parts.dense[-1]) == 48
+    with pytest.raises(ModelError, match=rf"layer {len(parts.blocks) - 1} is a mixture.*: {str(DENSE[kind])[1:-1]}$"):
+        parts.check_layers([0, len(parts.blocks) - 1])
+    with pytest.raises(ModelError, match="layer 3 is a mixture"):
+        parts.rewrite(3)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_experts_that_no_name_tells_are_found_by_their_shape(listed: bool) -> None:
+    model = stranger(Stranger)
+    for tier in model.trunk.tiers[:2]:
+        tier.wide, tier.narrow = Pool(listed), nn.Identity()
+    with pytest.raises(ModelError, match=rf"layer 1 is a .* \(wide.{'many' if listed else 'inner'}\).*: 2$"):
+        anatomy(model).check_layers([1])
+
+
+def test_every_script_says_which_layer_is_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(tmp_path / "moe", "qwen3_moe")
+    yaml = write_yaml(tmp_path / "rome.yaml", model, ppl_sentence_num=0)
+    facts = tmp_path / "facts.json"
+    facts.write_text('[{"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}]', encoding="utf-8")
+    for module, flags in (
+        (single_case_edit, ["--hparams", yaml]),
+        (mass_edit, ["--hparams", yaml, "--data", facts]),
+        (tune, ["--model", model, "--output", tmp_path / "found.yaml"]),
+        (stats, ["--hparams", yaml, "--layers", "1"]),
+        (analysis, ["trace", "--hparams", yaml, "--output", tmp_path / "trace", "--kept", tmp_path / "kept"]),
+    ):
+        ran = call(module, flags, monkeypatch, capsys)
+        assert ran.code == 2, ran.err
+        assert "layer 0 is a mixture of experts (mlp.experts): " in ran.err
+
+
+def test_a_search_keeps_to_dense_layers() -> None:
+    """Layers 0 and 2 of four are dense."""
+    pair = (build("llama4_text"), tokenizer())
+    parts = anatomy(pair[0])
+    start = Start(
+        method="ROME", model=pair[0], tok=pair[1], parts=parts, values={}, settings=None, own=False, span=2, said=()
+    )
+    assert (start.allowed, start.layers(2), start.layers(1)) == ([0, 2], [0, 2], [0])
+    editor = BaseEditor.from_hparams(rome_hparams(pair, layers=[2]))
+    assert isinstance(editor.method, LocateMethod)
+    assert [one.layer for one in safety_of(editor.method, [BAY])] == [0, 2]
+    assert float(editor.compute(BAY).deltas[0].dense().norm()) > 0

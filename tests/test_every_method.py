@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from test_seam import FACTS, lines, timeless
 
 import mass_edit
 from easyeditor import BaseEditor, load_hparams
-from easyeditor.errors import ConfigError
-from easyeditor.lm.architectures import ARCHITECTURES as KNOWN
-from easyeditor.lm.architectures import anatomy
+from easyeditor.errors import ConfigError, ModelError
+from easyeditor.lm.architectures import Architecture, anatomy
 from easyeditor.methods.mend.archive import write_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
@@ -59,12 +58,17 @@ FILTERED: dict[str, dict[str, Any]] = {
 ONE_LAYER = ("rome",)  # folders of methods that edit a single layer
 
 
+@lru_cache
+def parts_of(kind: str) -> Architecture:
+    return anatomy(build(kind)).architecture
+
+
 def settings(name_: str, kind: str, place: Path) -> dict[str, Any]:
     """Settings of a method (or of one of `FILTERED`) for a tiny model; statistics and an archive lie in `place`."""
     name = name_.partition(" ")[0]
     cls = hparams_class(name)
     known = {f.name for f in dataclasses.fields(cls)}
-    rewrite = KNOWN[kind].rewrite
+    rewrite = parts_of(kind).rewrite
     own = {
         **SMALL,
         "target_modules": [".".join(rewrite.split(".")[-2:])],
@@ -252,3 +256,16 @@ def test_every_architecture_is_edited(name: str, kind: str, place: Path) -> None
         assert bool(delta.dense().isfinite().all())
         assert delta.dense().shape == made.model.get_parameter(delta.name).shape
     assert set(result.trace) == set(made.method.layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_mixture_of_experts_is_refused_by_every_method(name: str, place: Path) -> None:
+    values = settings(name, "llama", supplies("llama", place))  # named, or found by their names
+    for kind, told in (("qwen3_moe", "so are all layers here: take a dense model$"), ("deepseek_v2", "can be: 0$")):
+        model = build(kind)
+        hparams = load_hparams({**values, "model_name": (model, tokenizer())})
+        make: Any = partial(BaseEditor.from_hparams, hparams)
+        if (name, kind) == ("MEND", "deepseek_v2"):  # no archive of one can be trained
+            make = partial(edited_weights, anatomy(model), ["model.layers.1.mlp.down_proj.weight"])
+        with pytest.raises(ModelError, match=rf"layer [01] is a mixture of experts \(mlp.experts\): .*{told}"):
+            make()

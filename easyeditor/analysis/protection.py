@@ -64,7 +64,7 @@ def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
     """Edit the same requests in five ways at every layer asked for, and measure each edit."""
     hparams = hparams_of(args)
     lab = Lab(hparams, _requests(args, str(hparams.model_name), hparams.seed), None)
-    layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
+    layers = lab.method.parts.dense if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     _collect(lab, layers)
     base = lab.perplexity()

@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -95,7 +98,8 @@ class Anatomy:
         return self.model.get_submodule(self.architecture.mlp.format(layer))
 
     def rewrite(self, layer: int) -> nn.Module:
-        """The projection whose weight is edited; its input is the key."""
+        """The projection whose weight is edited; its input is the key. Raises ModelError: a mixture of experts."""
+        self.check_dense([layer])
         return self.model.get_submodule(self.architecture.rewrite.format(layer))
 
     def rewrite_name(self, layer: int) -> str:
@@ -111,7 +115,36 @@ class Anatomy:
         weight = self.model.get_parameter(self.weight_name(layer))
         return int(weight.shape[0 if weight_is_transposed(self.rewrite(layer)) else 1])
 
+    @cached_property
+    def experts(self) -> dict[int, str]:
+        """The layers that are mixtures of experts, with the path of the experts in the block."""
+        width = getattr(self.model.config.get_text_config(), "hidden_size", None)
+        width = width or self.model.get_input_embeddings().weight.shape[1]
+        found = {layer: experts_in(block, width) for layer, block in enumerate(self.blocks)}
+        return {layer: path for layer, path in found.items() if path is not None}
+
+    @property
+    def dense(self) -> list[int]:
+        """The layers that are no mixtures of experts: those that can be edited."""
+        return [layer for layer in range(len(self.blocks)) if layer not in self.experts]
+
+    def check_dense(self, layers: Iterable[int]) -> None:
+        """Raise ModelError for a layer that is a mixture of experts."""
+        for layer in layers:
+            if layer in self.experts:
+                dense = ", ".join(map(str, self.dense))
+                raise ModelError(
+                    f"layer {layer} is a mixture of experts ({self.experts[layer]}): its facts are in no single "
+                    "projection, so it cannot be edited; "
+                    + (f"layers that can be: {dense}" if dense else "so are all layers here: take a dense model")
+                )
+
     def check_layers(self, layers: list[int], key: str = "layers") -> None:
+        """Raise ConfigError unless every layer exists, ModelError for a mixture of experts."""
+        self.check_range(layers, key)
+        self.check_dense(layers)
+
+    def check_range(self, layers: list[int], key: str) -> None:
         """Raise ConfigError unless every layer exists."""
         count = len(self.blocks)
         for layer in layers:
@@ -130,35 +163,54 @@ class Anatomy:
 def anatomy(
     model: PreTrainedModel, *, block: str | None = None, mlp: str | None = None, rewrite: str | None = None
 ) -> Anatomy:
-    """Find a model's parts: by its type, or by the templates a YAML gives (which win and must exist in the model).
+    """Find a model's parts: by the templates a YAML gives (which win and must exist in the model), by its type, or
+    from its module tree.
 
     Raises:
-        ConfigError: unknown model type without templates, or a template that names no module of this model.
-        ModelError: the rewrite module is not a Linear or Conv1D layer.
+        ConfigError: a template that names no module of this model.
+        ModelError: the rewrite module is no Linear or Conv1D layer; all layers are mixtures of experts; not found.
     """
-    kind = model.config.model_type
-    known = ARCHITECTURES.get(kind)
+    known = ARCHITECTURES.get(model.config.model_type)
     if known is None and not (block and mlp and rewrite):
-        raise ConfigError(
-            f"model type {kind!r} is not known ({', '.join(sorted(ARCHITECTURES))} are); set layer_module_tmp, "
-            "mlp_module_tmp and rewrite_module_tmp in the YAML"
-        )
+        from easyeditor.lm.discover import discover  # which imports this module
+
+        base = discover(model)
+    else:
+        base = known or Architecture(block="", mlp="", rewrite="")
     found = Architecture(
-        block=block or _of(known).block,
-        mlp=mlp or _of(known).mlp,
-        rewrite=rewrite or _of(known).rewrite,
+        block=block or base.block,
+        mlp=mlp or base.mlp,
+        rewrite=rewrite or base.rewrite,
         replay=known is not None and block in (None, known.block),
         mlp_adds=known is not None and known.mlp_adds and mlp in (None, known.mlp),
     )
     parts = Anatomy(model=model, architecture=found)
-    for key, template in (
-        ("layer_module_tmp", found.block),
-        ("mlp_module_tmp", found.mlp),
-        ("rewrite_module_tmp", found.rewrite),
-    ):
-        _check_template(model, key, template)
-    weight_is_transposed(parts.rewrite(0))
+    _check_template(model, "layer_module_tmp", found.block, 0)
+    first = next(iter(parts.dense), 0)
+    parts.check_dense([first])
+    _check_template(model, "mlp_module_tmp", found.mlp, first)
+    _check_template(model, "rewrite_module_tmp", found.rewrite, first)
+    weight_is_transposed(parts.rewrite(first))
     return parts
+
+
+def experts_in(block: nn.Module, width: int) -> str | None:
+    """The path of a mixture's experts in a block; None where it has none. `width` is the hidden one.
+
+    Experts are modules named so, a parameter with a matrix from or to the hidden width for each of them, or a list of
+    equal modules with a router of as many outputs.
+    """
+    for path, module in block.named_modules():
+        if "expert" in path.rpartition(".")[2] and any(True for _ in module.parameters()):
+            return path
+        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1 and len(module) > 1:
+            routed = {len(module), width}
+            if any(p.ndim == 2 and set(p.shape) == routed for p in block.parameters()):
+                return path
+        for name, own in [] if isinstance(module, _ConvNd) else module.named_parameters(recurse=False):
+            if own.ndim == 3 and own.shape[0] > 1 and width in own.shape[1:]:
+                return f"{path}.{name}".strip(".")
+    return None
 
 
 def attention_of(parts: Anatomy, layer: int) -> nn.Module | None:
@@ -219,17 +271,12 @@ def attention_reach(parts: Anatomy, layer: int) -> float:
     return sum((window - 1.0 if kind == "sliding_attention" else math.inf for kind in later), 0.0)
 
 
-def _of(known: Architecture | None) -> Architecture:
-    assert known is not None
-    return known
-
-
-def _check_template(model: PreTrainedModel, key: str, template: str) -> None:
+def _check_template(model: PreTrainedModel, key: str, template: str, layer: int) -> None:
     modules = {name for name, _ in model.named_modules()}
-    if template.format(0) in modules:
+    if template.format(layer) in modules:
         return
-    near = difflib.get_close_matches(template.format(0), sorted(modules), n=1)
-    hint = f"; near: {near[0].replace('.0', '.{}', 1)!r}" if near else ""
+    near = difflib.get_close_matches(template.format(layer), sorted(modules), n=1)
+    hint = f"; near: {near[0].replace(f'.{layer}', '.{}', 1)!r}" if near else ""
     raise ConfigError(
         f"{key}: {template!r} names no module of {type(model).__name__} ({model.config.model_type}){hint}"
     )

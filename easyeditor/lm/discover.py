@@ -6,7 +6,6 @@ Replay is asked for only where a check on this very model shows that it gives th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,14 +36,17 @@ class _Call:
     path: str
     inputs: int
     outputs: int
+    axes: int
 
 
 def discover(model: PreTrainedModel) -> Architecture:
-    """Blocks: the longest outermost ModuleList. Projection: in every block the Linear or Conv1D from the widest input
-    to the hidden width. MLP: the block's child that holds it, if it gives what the projection gives.
+    """Blocks: of the outermost ModuleLists that a text runs through, the longest. Projection: in every block that is no
+    mixture of experts, the Linear or Conv1D from the widest input to the hidden width, where it lies in nothing that
+    mixes tokens. MLP: the block's child that holds it, if it gives what the projection gives.
 
     Raises:
-        ModelError: there is no such block, projection or output head, or the model does not take plain inputs.
+        ModelError: there is no such block, projection or output head, all blocks are mixtures of experts, or the model
+            does not take plain inputs.
     """
     name = type(model).__name__
     if model.get_output_embeddings() is None:
@@ -52,16 +54,22 @@ def discover(model: PreTrainedModel) -> Architecture:
             f"{name}: no output head is known (get_output_embeddings gives None), so nothing can be scored"
         )
     lists = _outermost(model, "")
+    lists = _used(model, lists) if len(lists) > 1 else lists
     if not lists:
         raise ModelError(f"{name}: no list of blocks (ModuleList) is in it; {BY_HAND}")
     prefix, blocks = max(lists, key=lambda item: len(item[1]))
-    path = _projection(model, list(blocks), f"{name}: block {prefix}.0")
-    for layer, block in enumerate(blocks):
-        if not isinstance(dict(block.named_modules()).get(path), (nn.Linear, Conv1D)):
-            raise ModelError(f"{name}: block {prefix}.{layer} has no projection {path}, which block 0 has; {BY_HAND}")
-    child = path.split(".")[0]
-    mlp = child if _same_output(model, blocks[0].get_submodule(child), blocks[0].get_submodule(path)) else path
     found = f"{prefix}.{{}}"
+    parts = Anatomy(model=model, architecture=Architecture(block=found, mlp=found, rewrite=found, replay=False))
+    first = next(iter(parts.dense), 0)
+    parts.check_dense([first])
+    path = _projection(model, blocks[first], f"{prefix}.{first}")
+    for layer in parts.dense:
+        if not isinstance(dict(blocks[layer].named_modules()).get(path), (nn.Linear, Conv1D)):
+            has = f"block {prefix}.{layer} has no projection {path}, which block {first} has"
+            raise ModelError(f"{name}: {has}; {BY_HAND}")
+    child = path.split(".")[0]
+    block = blocks[first]
+    mlp = child if _same_output(model, block.get_submodule(child), block.get_submodule(path)) else path
     return Architecture(block=found, mlp=f"{found}.{mlp}", rewrite=f"{found}.{path}", replay=False)
 
 
@@ -102,36 +110,67 @@ def _outermost(module: nn.Module, path: str) -> list[tuple[str, nn.ModuleList]]:
     ]
 
 
-def _projection(model: PreTrainedModel, blocks: Sequence[nn.Module], where: str) -> str:
+def _used(model: PreTrainedModel, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+    """The lists whose first block runs when the model reads a text: not those of a vision tower."""
+    ran: set[str] = set()
+    with ExitStack() as stack:
+        for path, blocks in lists:
+            stack.enter_context(tapped(blocks[0], on_output=lambda _, path=path: ran.add(path)))  # type: ignore[misc]
+        _forward(model)
+    return [(path, blocks) for path, blocks in lists if path in ran]
+
+
+def _projection(model: PreTrainedModel, block: nn.Module, prefix: str) -> str:
     """The path, in a block, of the MLP's output projection."""
-    width, calls = _calls(model, blocks[0], where)
+    where = f"{type(model).__name__}: block {prefix}"
+    width, calls = _calls(model, block)
     wide = [call for call in calls if call.outputs == width and call.inputs > width]
-    most = [call for call in wide if call.inputs == max(other.inputs for other in wide)]
+    mixers = {call.path: _mixer(model, block, call.path) for call in wide}
+    own = [call for call in wide if mixers[call.path] is None]
+    most = [call for call in own if call.inputs == max(other.inputs for other in own)]
     if len({call.path for call in most}) > 1:
         listed = ", ".join(call.path for call in most[:3])
         raise ModelError(f"{where} has several projections from {most[0].inputs} to {width} ({listed} …); {BY_HAND}")
+    if most and most[0].axes != 3:
+        raise ModelError(
+            f"{where}: {most[0].path} gives {most[0].axes} axes, not batch, tokens and width; it cannot be edited"
+        )
     if not most:
+        mixing = "".join(f"; {path} is no MLP's: {mixers[path]} mixes tokens" for path in list(mixers)[:1])
         raise ModelError(
             f"{where} has no MLP output projection: no Linear or Conv1D in it leads from a wider layer to the hidden "
-            f"width {width}, so there is nothing to edit; {BY_HAND}"
+            f"width {width}{mixing}, so there is nothing to edit; {BY_HAND}"
         )
     return most[0].path
 
 
-def _calls(model: PreTrainedModel, block: nn.Module, where: str) -> tuple[int, list[_Call]]:
+def _mixer(model: PreTrainedModel, block: nn.Module, path: str) -> str | None:
+    """What of a block a projection lies in that mixes tokens, as attention and recurrent layers do: what it gives at
+    the last token depends on more than the two tokens that it is given last."""
+    names = path.split(".")[:-1]
+
+    def other(states: Tensor) -> Tensor | None:
+        return torch.cat([states[:, :-2].roll(1, -1), states[:, -2:]], dim=1) if states.ndim == 3 else None
+
+    for holder in (".".join(names[: n + 1]) for n in range(len(names))):
+        gave: list[Tensor] = []
+        module = block.get_submodule(holder)
+        with tapped(module, on_output=lambda states, gave=gave: gave.append(states[:, -1])):  # type: ignore[misc]
+            _forward(model)
+            with tapped(module, on_input=other):
+                _forward(model)
+        if gave and not torch.allclose(gave[0], gave[-1], rtol=1e-3, atol=1e-3 * float(gave[0].abs().max())):
+            return holder
+    return None
+
+
+def _calls(model: PreTrainedModel, block: nn.Module) -> tuple[int, list[_Call]]:
     """The hidden width a block gives, and the projections that run in it, in order."""
     widths: list[int] = []
     calls: list[_Call] = []
 
     def noted(path: str, inputs: int) -> object:
-        def note(states: Tensor) -> None:
-            calls.append(_Call(path, inputs, states.shape[-1]))
-            if states.ndim != 3:
-                raise ModelError(
-                    f"{where}: {path} gives {states.ndim} axes, not batch, tokens and width; it cannot be edited"
-                )
-
-        return note
+        return lambda states: calls.append(_Call(path, inputs, states.shape[-1], states.ndim))
 
     with ExitStack() as stack:
         for path, module in block.named_modules():

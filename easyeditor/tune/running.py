@@ -75,7 +75,7 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
     )
     safety = _safety(plan, start)
     effects = average(traced, "mlp", LAST) if traced else None
-    layers = candidates(effects, safety, len(start.parts.blocks), plan.candidates)
+    layers = candidates(effects, safety, start.allowed, plan.candidates)
     first = start.settings or {"layers": start.layers(layers[0]), **numbers(start, knobs)}
     if SWITCH in first and start.values.get("collect_stats") == "auto":
         start.collect([*first["layers"], *(layer for end in layers for layer in start.layers(end))])

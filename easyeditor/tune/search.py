@@ -39,17 +39,17 @@ def knobs_of(cls: type) -> list[str]:
     return [knob for knob in (*KNOBS, SWITCH) if knob in known]
 
 
-def candidates(effects: Array | None, safety: Sequence[LayerSafety], count: int, wanted: int) -> list[int]:
-    """At most `wanted` layers to begin with, never the last one (nothing above it carries a value on).
+def candidates(effects: Array | None, safety: Sequence[LayerSafety], allowed: Sequence[int], wanted: int) -> list[int]:
+    """At most `wanted` of the `allowed` layers to begin with.
 
     With effects: the layer of the greatest one, then those with at least half of it, safest first, then the others by
     effect. Without: evenly over the lower two thirds, safest first.
     """
-    allowed = list(range(max(1, count - 1)))
     danger = {one.layer: abs(math.log10(max(one.reach, 1e-12))) for one in safety}
     if effects is None:
-        spread = np.unique(np.linspace(0, max(0, 2 * count // 3 - 1), wanted).round().astype(int)).tolist()
-        return sorted(spread, key=lambda layer: danger.get(layer, 0.0))
+        last = max(0, 2 * (len(allowed) + 1) // 3 - 1)
+        spread = np.unique(np.linspace(0, last, wanted).round().astype(int)).tolist()
+        return sorted((allowed[n] for n in spread), key=lambda layer: danger.get(layer, 0.0))
     by_effect = sorted(allowed, key=lambda layer: -effects[layer])
     peak = effects[by_effect[0]]
     large = [layer for layer in by_effect[1:] if effects[layer] >= MATTERS * peak]
@@ -140,8 +140,9 @@ def changes(start: Start) -> Iterator[Callable[[Settings, bool], list[Settings]]
         yield scaled
 
     def moved(best: Settings, gentle: bool) -> list[Settings]:
-        ends = [best["layers"][-1] + step for step in (1, -1)]
-        return [{**best, "layers": start.layers(end)} for end in ends if 0 <= end < max(1, len(start.parts.blocks) - 1)]
+        last = best["layers"][-1]
+        above, below = [n for n in start.allowed if n > last], [n for n in start.allowed if n < last]
+        return [{**best, "layers": start.layers(end)} for end in (*above[:1], *below[-1:])]
 
     yield moved
 

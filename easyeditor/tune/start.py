@@ -75,14 +75,16 @@ class Start:
         if lacking:
             statistics.moment(lacking[0])  # which collects those of the others too
 
+    @property
+    def allowed(self) -> list[int]:
+        """The layers that a search tries: those that can be edited, without the last one, whose value nothing above
+        carries on."""
+        dense = self.parts.dense
+        return [layer for layer in dense if layer < len(self.parts.blocks) - 1] or dense
+
     def layers(self, end: int) -> list[int]:
         """The span of layers that ends at `end`; shorter at the model's begin."""
-        return span_to(end, self.span)
-
-
-def span_to(end: int, length: int) -> list[int]:
-    """`length` layers up to `end`; fewer at the model's begin."""
-    return list(range(max(0, end - length + 1), end + 1))
+        return [layer for layer in self.parts.dense if layer <= end][-self.span :]
 
 
 def tunable(method: str) -> str:
@@ -160,9 +162,13 @@ def begin(
     if "layers" in fixed and max(layers) >= count:
         raise ConfigError(f"layers is {layers}, and the model has {count}, counted from 0")
     span = max(1, min(len(layers), count // LAYERS_OF_A_SPAN))
+    if "layers" in fixed:
+        parts.check_dense(layers)
     settings = {"layers": _at_depth(layers, values.get("v_loss_layer"), count, own or "layers" in fixed, span)}
+    if not set(settings["layers"]) <= set(parts.dense):
+        settings["layers"] = []
     settings |= _known(first, knobs)
-    made["layers"] = [min(layer, count - 1) for layer in layers[-1:]]
+    made["layers"] = [min(parts.dense, key=lambda layer: abs(layer - layers[-1]))]
     start = Start(
         method=method,
         model=pair[0],
@@ -204,7 +210,7 @@ def _at_depth(layers: Sequence[int], last: Any, count: int, own: bool, span: int
     if not isinstance(last, int) or last < 1:
         return []
     end = min(round(max(layers) / last * (count - 1)), max(0, count - 2))
-    return span_to(end, span)
+    return list(range(max(0, end - span + 1), end + 1))
 
 
 def _parts(model: PreTrainedModel, values: Mapping[str, Any], own: bool) -> tuple[Anatomy, list[str], Any]:

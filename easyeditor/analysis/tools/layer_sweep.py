@@ -31,7 +31,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     file = str(REQUESTS) if args.collapse is None else args.collapse
     requests = load_collapse(str(hparams.model_name), file, args.limit, hparams.seed)
     lab = Lab(hparams, requests, None, bare=args.without_bos)
-    layers = list(range(len(lab.method.parts.blocks))) if args.layers is None else args.layers
+    layers = lab.method.parts.dense if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     base = lab.perplexity()
     rows: Rows = []

@@ -73,12 +73,12 @@ def _leading(tok: Any) -> int:
 
 @torch.no_grad()
 def safety_of(method: LocateMethod[Any], requests: Sequence[EditRequest]) -> list[LayerSafety]:
-    """Every layer's numbers, from one pass over the requests in all contexts."""
+    """The numbers of every layer that can be edited, from one pass over the requests in all contexts."""
     templates = [SLOT, *(text for text in method.contexts)]
     rows = [prompt_row(method.tok, r, text, method.hparams.fact_token) for r in requests for text in templates]
     keys, values = _all_layers(method, rows)
     made = []
-    for layer, (keys_BK, values_BD) in enumerate(zip(keys, values, strict=True)):
+    for layer, keys_BK, values_BD in zip(method.parts.dense, keys, values, strict=True):
         shape = (len(requests), len(templates), -1)
         own_K, own_D = (x.double().reshape(shape) for x in (keys_BK, values_BD))
         mean_K = own_K[:, 1:].mean(1)
@@ -100,9 +100,10 @@ def safety_of(method: LocateMethod[Any], requests: Sequence[EditRequest]) -> lis
 
 
 def _all_layers(method: LocateMethod[Any], rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
-    """By layer, the edited projection's input (B, K) and the MLP's output (B, D) at each row's lookup token."""
+    """Of every layer that can be edited, the projection's input (B, K) and the MLP's output (B, D) at each row's lookup
+    token."""
     parts = method.parts
-    layers = range(len(parts.blocks))
+    layers = parts.dense
     keys: list[list[Tensor]] = [[torch.empty(0)] * len(rows) for _ in layers]
     values: list[list[Tensor]] = [[torch.empty(0)] * len(rows) for _ in layers]
 
@@ -117,9 +118,9 @@ def _all_layers(method: LocateMethod[Any], rows: Sequence[Row]) -> tuple[list[Te
             return take
 
         with ExitStack() as stack:
-            for layer in layers:
-                stack.enter_context(tapped(parts.rewrite(layer), on_input=taker(keys[layer])))
-                stack.enter_context(tapped(parts.mlp(layer), on_output=taker(values[layer])))
+            for n, layer in enumerate(layers):
+                stack.enter_context(tapped(parts.rewrite(layer), on_input=taker(keys[n])))
+                stack.enter_context(tapped(parts.mlp(layer), on_output=taker(values[n])))
             inputs = model_inputs([rows[n].ids[: rows[n].lookup + 1] for n in numbers], input_device(parts.model))
             parts.model.base_model(**inputs, use_cache=False)
 

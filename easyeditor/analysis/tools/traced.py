@@ -98,14 +98,14 @@ def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> ResultT
     """By layer: the effects at the subject's last token, and the safety of subjects in first place."""
     effects = {f"effect of {NAMES[kind]}": average(lines, kind, LAST) for kind in kinds_of(lines)}
     effects = {name: values for name, values in effects.items() if values is not None}
-    count = len(safety) or max((len(values) for values in effects.values() if values is not None), default=0)
+    count = max((len(values) for values in effects.values() if values is not None), default=0)
     rows = [
         [
             layer,
             *(None if values is None else float(values[layer]) for values in effects.values()),
-            *(safety[layer].row()[1:] if safety else []),
+            *(safety[n].row()[1:] if safety else []),
         ]
-        for layer in range(count)
+        for n, layer in enumerate([one.layer for one in safety] or range(count))
     ]
     title = f"average indirect effect at the subject's last token ({len(lines)} facts)"
     title += ", and subjects in first place: reach |k^u.u|/|kbar.u|" if safety else ""

@@ -50,7 +50,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
         super().__init__(model, tok, hparams)
         self.parts.check_layers(hparams.layers)
-        self.parts.check_layers([hparams.v_loss_layer], "v_loss_layer")
+        self.parts.check_range([hparams.v_loss_layer], "v_loss_layer")
         last = len(self.parts.blocks) - 1
         if hparams.v_loss_layer != last:
             where = f"{type(model).__name__}'s last layer gives the loss"

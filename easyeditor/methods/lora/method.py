@@ -35,6 +35,7 @@ class LoRA(EditMethod[LoRAHyperParams]):
         super().__init__(model, tok, hparams)
         self.parts.check_layers(hparams.layers)
         self._paths = self._found()
+        self.parts.check_dense(self.layers)
 
     def find_parts(self) -> Anatomy:
         return anatomy(self.model)

@@ -56,12 +56,13 @@ def edited_weights(parts: Anatomy, names: Sequence[str]) -> tuple[EditedWeight, 
 def _edited_weight(parts: Anatomy, name: str) -> EditedWeight:
     where = f"inner_params: {name!r}"
     kind = type(parts.model).__name__
+    layer = parts.layer_of(name)
+    parts.check_dense([] if layer is None else [layer])
     try:
         weight = parts.model.get_parameter(name)
     except AttributeError as error:
         near = parts.weight_name(len(parts.blocks) - 1)
         raise ConfigError(f"{where} is no parameter of {kind}; it has for example {near!r}") from error
-    layer = parts.layer_of(name)
     if layer is None or not name.endswith(".weight") or weight.ndim != 2:
         raise ConfigError(f"{where} is not the weight of a layer inside one of {kind}'s decoder blocks")
     transposed = weight_is_transposed(parts.model.get_submodule(name.removesuffix(".weight")))

@@ -212,12 +212,13 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
 
     def _edited(self, path: str) -> Edited:
         where, kind = f"inner_params: {path!r}", type(self.model).__name__
+        layer = self.parts.layer_of(f"{path}.weight")
+        self.parts.check_dense([] if layer is None else [layer])
         try:
             module = self.model.get_submodule(path)
         except AttributeError as error:
             near = self.parts.rewrite_name(len(self.parts.blocks) - 1)
             raise ConfigError(f"{where} is no module of {kind}; it has for example {near!r}") from error
-        layer = self.parts.layer_of(f"{path}.weight")
         if layer is None:
             raise ConfigError(f"{where} is in none of the decoder blocks of {kind}")
         turned = weight_is_transposed(module)
