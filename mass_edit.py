@@ -144,7 +144,8 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.results.run import CONFIG
     from easyeditor.runs.folder import check_run
-    from easyeditor.runs.mass import begun, check_same, check_world, execute, plan, taken_up
+    from easyeditor.runs.mass import begun, check_same, check_world, execute, taken_up
+    from easyeditor.runs.planning import plan
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
         args.resume = args.output  # torchrun starts the same command again when a process has died
@@ -157,7 +158,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     elif rank.first:
         check_run(args.output, CONFIG)
     if args.dry_run:
-        data = {"data": what.dataset.to_json(), "selected": len(what.requests)}
+        data = {"data": what.dataset.to_json(), "selected": len(what.requests), "records": len(what.records)}
         print(to_json({**what.config(), **data, "memory": memory(hparams)}, indent=1))
         return 0
 

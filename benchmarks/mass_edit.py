@@ -145,7 +145,8 @@ def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, fold
     """Run mode single in a temporary folder (or `folder`); the journal's lines, none when a folder is given."""
     from easyeditor.easyedit import BaseEditor
     from easyeditor.results.run import run_lines
-    from easyeditor.runs.mass import begin, execute, plan
+    from easyeditor.runs.mass import begin, execute
+    from easyeditor.runs.planning import plan
     from easyeditor.runs.ranks import Rank
     from easyeditor.runs.settings import RunSettings
 

@@ -15,6 +15,7 @@ from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.files import to_json
 from easyeditor.lm import weights
 from easyeditor.records import EditRequest
+from easyeditor.request import reconcile
 from easyeditor.results.values import mean_over_records
 
 LOG = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class BaseEditor(Editor):
         """One edit for each chunk, measured, and kept unless `restore`."""
         for chunk in chunks:
             self._check_subjects(chunk)
+            reconcile(chunk)  # what contradicts itself is found before the first batch is edited
         copy = {} if restore else weights.snapshot(self.model, self.method.weight_names)
         records: list[dict[str, Any]] = []
         before: PerplexityReport | None = None

@@ -148,6 +148,16 @@ class EditRequest:
         return EditRequest.make(**{**same, "subject": None if raw["subject"] == "" else raw["subject"]}, **lists)
 
 
+def contradiction(first: EditRequest | None, later: EditRequest) -> str | None:
+    """What two requests of one edit say of the same fact, where it differs; else None."""
+    if first is None or first.place != later.place or first.target_new.strip() == later.target_new.strip():
+        return None
+    return (
+        f"requests {first.case_id!r} and {later.case_id!r} contradict each other: {later.prompt!r} -> "
+        f"{first.target_new!r} and {later.target_new!r}"
+    )
+
+
 def reconcile(requests: Sequence[EditRequest], *, repeats: bool = False) -> tuple[list[EditRequest], list[str]]:
     """The requests of one joint edit without repetitions, and notes on what was found.
 
@@ -166,11 +176,8 @@ def reconcile(requests: Sequence[EditRequest], *, repeats: bool = False) -> tupl
             prompts_of.setdefault(request.subject, []).append(request.case_id)
             continue
         first = kept[request.place]
-        if first.target_new.strip() != request.target_new.strip():
-            raise DataError(
-                f"requests {first.case_id!r} and {request.case_id!r} contradict each other: {request.prompt!r} -> "
-                f"{first.target_new!r} and {request.target_new!r}; keep one of them"
-            )
+        if found := contradiction(first, request):
+            raise DataError(f"{found}; keep one of them")
         if not repeats:
             notes.append(f"request {request.case_id!r} repeats {first.case_id!r}; edited once")
     for subject, cases in prompts_of.items():

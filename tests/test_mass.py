@@ -17,11 +17,13 @@ from rich.console import Console
 from script_runs import LOUD, QUICK, SUBJECTS, record_of
 
 from easyeditor import BaseEditor, EditRequest, EditResult, endpoint
+from easyeditor.analysis.tools.finished import Finished
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import NumericalError
 from easyeditor.evaluate import registry
 from easyeditor.evaluate.judge import URL
 from easyeditor.evaluate.scoring import score
+from easyeditor.export.sources import read_source
 from easyeditor.methods.rome.method import ROME
 from easyeditor.records import WeightDelta
 from easyeditor.report.terminal import print_summary
@@ -483,6 +485,41 @@ def test_batches_in_sequence_and_resumed_between_and_inside_them(mass: Any, memi
         assert timeless(lines(tmp_path / "cut")) == timeless(found)
 
 
+def test_a_batch_leaves_out_what_contradicts_it(mass: Any, memit: Path, place: Path, tmp_path: Path) -> None:
+    """The later of two records is left out before a model is loaded, its batch is not; every reader of the run knows
+    its batches, which are not all of one size."""
+    answers = {"target_new_str": "Rome", "target_true_str": "I"}
+    edits = [{"prompt": record_of(s)["prompt"], "subject": s, **answers} for s in SUBJECTS[:3]]
+    held = (edits[:2], [{**edits[0], "target_new_str": "Spain"}], edits[2:], edits[:2])
+    asked = [{"requested_rewrite": own, "questions": ["The sea is"], "new_answer": "blue"} for own in held]
+    (tmp_path / "data.json").write_text(json.dumps(asked), encoding="utf-8")
+    flags = ["--hparams", memit, "--data", tmp_path / "data.json", "--mode", "batch", "--batch-size", "4"]
+    for dry in ([], ["--dry-run"]):
+        ran = mass(*flags, *dry, "--output", "none")
+        assert (ran.code, "record 1: requests" in ran.err, (tmp_path / "none").exists()) == (2, True, False)
+    ran = mass(*flags, "--skip-bad", "--output", "run", "--case-files", "cases")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert [bad["record"] for bad in manifest["data"]["bad"]] == [1]
+    assert (manifest["selected"], manifest["records"], manifest["batches"]) == (5, 3, [0, 3])
+    found = lines(tmp_path / "run")
+    assert [line["index"] for line in found if line["kind"] == "edit"] == [0, 1, 2, 3, 4]
+    assert sorted(p.name for p in (tmp_path / "run/deltas").iterdir()) == ["000001", "000004"]
+    grouped = [json.loads(path.read_text())["grouped_case_ids"] for path in sorted((tmp_path / "cases").glob("case_*"))]
+    assert grouped == [[0, 1, 2]] * 3 + [[3, 4]] * 2
+    assert [len(edit.requests) for edit in read_source(tmp_path / "run").edits] == [3, 2]
+    assert len([deltas for _, deltas in Finished.read(tmp_path / "run").updates(fresh_editor(place), 5)]) == 5
+    raw = (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/results.jsonl").write_bytes(b"".join(raw[:4]))
+    assert mass("--resume", "run", fresh=False).code == 0
+    assert timeless(lines(tmp_path / "run")) == timeless(found)
+    for key in ("records", "batches"):
+        del manifest[key]
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    ran = mass("--resume", "run", fresh=False)
+    assert (ran.code, "run: was begun by an earlier version, which chose" in ran.err) == (2, True)
+
+
 def test_the_size_of_a_batch_s_update_is_computed_once(
     mass: Any, memit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +615,9 @@ def test_a_run_is_not_resumed_with_other_settings(flags: list[str], part: str, m
 
 
 def test_resume_with_the_same_flags_and_another_device_is_fine(mass: Any, begun: Path, place: Path) -> None:
+    manifest = json.loads((begun / "manifest.json").read_text())
+    earlier = {key: value for key, value in manifest.items() if key not in ("records", "batches")}
+    (begun / "manifest.json").write_text(json.dumps(earlier))  # as earlier versions wrote it
     given = ["--hparams", place / "rome.yaml", "--set", "ppl_sentence_num=0", "--limit", "1", "--device", "0"]
     assert mass("--resume", begun, *given, fresh=False).code == 0
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_runs
 import pytest
 
-from easyeditor.dataset.reader import read_dataset
+from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import ConfigError, DataError, OutputError
+from easyeditor.hparams import HyperParams
 from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.lines import FailureLine, Guard
 from easyeditor.results.run import merge, recorded
 from easyeditor.runs.collapsing import collapsing, union
+from easyeditor.runs.planning import Plan, batch_of, batched, chosen, places
 from easyeditor.runs.ranks import Rank, rank_of
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.summary import quality, summarise
@@ -42,6 +45,7 @@ ZSRE = {
     "loc": "nq question: who",
     "loc_ans": "I",
 }
+COUNTS = (1, 3, 2, 1, 4)
 QUESTION = {"case_index": 3, "question": "Bay is in", "subject": "Bay", "answer": "Italy"}
 
 
@@ -199,6 +203,87 @@ def test_selection() -> None:
     assert settings(shuffle=True, seed=1, start=2, limit=3).select(items) == once[2:5]
     with pytest.raises(ConfigError, match="start is 10, but d has 10 usable records"):
         settings(start=10).select(items)
+
+
+def chain(number: int, *facts: tuple[str, str]) -> dict[str, Any]:
+    """A MQuAKE record of several edits: (subject, new answer)."""
+    texts = {"prompt": "{} is in", "target_true": {"str": "Wales"}}
+    edits = [{**texts, "subject": subject, "target_new": {"str": new}} for subject, new in facts]
+    return {"case_id": number, "requested_rewrite": edits, "questions": ["Who?"], "new_answer": "I"}
+
+
+def chains(tmp_path: Path, *counts: int) -> Dataset:
+    """Records of so many edits each, of facts of their own."""
+    records = [chain(n, *((f"City{n}{i}", "Rome") for i in range(count))) for n, count in enumerate(counts)]
+    return read_dataset(write(tmp_path / "chains.json", records))
+
+
+def test_records_are_chosen_whole_and_dealt_out_whole(tmp_path: Path) -> None:
+    data, asked = chains(tmp_path, *COUNTS), settings(shuffle=True)
+    assert (data.records[:5], data.first(2)) == ((0, 1, 1, 1, 2), list(data.requests[:4]))
+    orders = []
+    for seed in range(5):
+        asked = replace(asked, seed=seed)
+        whole = Plan(HyperParams(alg_name="ROME", model_name="m"), asked, *chosen(data, asked))
+        few = chosen(data, replace(asked, start=1, limit=2))[1]
+        assert few == list(whole.records)[1:3]
+        assert [(number, len(own)) for number, own in whole.records] == [(n, COUNTS[n]) for n, _ in whole.records]
+        shares = [whole.share(Rank(rank=rank, world=2)) for rank in range(2)]
+        assert sorted(shares[0] + shares[1]) == list(range(sum(COUNTS)))
+        owner = [number for number, own in whole.records for _ in own]
+        assert not {owner[place] for place in shares[0]} & {owner[place] for place in shares[1]}
+        orders.append([number for number, _ in whole.records])
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "starts"),
+    [
+        ((1, 1, 1, 1, 1), 2, [0, 2, 4]),
+        ((2, 2, 1), 3, [0, 2]),
+        ((1, 3, 1), 2, [0, 1, 3]),  # a record that fits in no batch begins one
+        ((2, 3, 1, 4), 4, [0, 2, 6]),
+        ((3, 2), 1, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_record_s_edits_are_in_one_batch_where_they_fit(
+    tmp_path: Path, counts: tuple[int, ...], size: int, starts: list[int]
+) -> None:
+    assert batched(chains(tmp_path, *counts).grouped(), size) == (starts, [])
+    first_of = batch_of(tmp_path, {"batches": starts}, {"batch_size": size})
+    steps = places(starts, sum(counts))
+    assert [first_of(place) for step in steps for place in step] == [step[0] for step in steps for _ in step]
+    assert [batch_of(tmp_path, {}, {"batch_size": size})(n) for n in range(3)] == [n // size * size for n in range(3)]
+    with pytest.raises(DataError, match=r"batches in manifest.json is \[\]; it is damaged"):
+        batch_of(tmp_path, {"batches": []}, {"batch_size": size})
+
+
+BAY, OSLO, OTHER = ("Bay", "Italy"), ("Oslo", "Rome"), ("Bay", "Wales")
+
+
+@pytest.mark.parametrize(
+    ("facts", "size", "out", "starts"),
+    [
+        ([[BAY], [OSLO], [OTHER], [BAY], [OTHER]], 5, [2, 4], [0]),  # a repetition is no contradiction
+        ([[BAY], [OSLO], [OTHER], [OSLO]], 2, [], [0, 2]),  # in another batch a later fact overwrites
+        ([[BAY], [OTHER, OSLO], [OSLO]], 3, [1], [0]),  # a record's questions need all its edits
+        ([[OSLO], [BAY, OTHER], [BAY]], 2, [1], [0]),
+    ],
+)
+def test_of_two_facts_of_a_batch_that_contradict_each_other_the_later_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, facts: Any, size: int, out: list[int], starts: list[int]
+) -> None:
+    data = read_dataset(write(tmp_path / "a.json", [chain(n, *own) for n, own in enumerate(facts)]))
+    asked = settings(mode="batch", batch_size=size, skip_bad=True)
+    left, records, found = chosen(data, asked)
+    assert ([bad.number for bad in left.bad], found) == (out, starts)
+    assert [number for number, _ in records] == [n for n in range(len(facts)) if n not in out]
+    assert len(caplog.messages) == bool(out)
+    assert chosen(data, settings(mode="sequential"))[0].bad == ()
+    if out:
+        said = rf"contradict an earlier .*: {len(out)}; the first: record {out[0]}: requests .*; --skip-bad leaves"
+        with pytest.raises(DataError, match=said):
+            chosen(data, replace(asked, skip_bad=False))
 
 
 @pytest.mark.parametrize(

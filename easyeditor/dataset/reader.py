@@ -7,6 +7,8 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from easyeditor.files import read_json
 from easyeditor.records import EditRequest
 
 LOG = logging.getLogger(__name__)
+
+Record = tuple[int, tuple[EditRequest, ...]]
+"""A record's number in its source, from 0, and the requests made of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class Dataset:
     format: str
     sha256: str
     requests: tuple[EditRequest, ...]
+    records: tuple[int, ...] = ()
+    """The record that each request came from: its number in the source, from 0."""
     bad: tuple[BadRecord, ...] = ()
     unread: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -47,6 +54,15 @@ class Dataset:
         chosen = f"{len(requests):,} of {len(self.requests):,} requests ({self.format})"
         unread = f"; fields not read: {', '.join(self.unread)}" if self.unread else ""
         return f"{self.source}: {chosen}; probes: {listed_probes(requests)}{unread}"
+
+    def grouped(self) -> list[Record]:
+        """The records in order (one of MQuAKE may hold several edits)."""
+        pairs = zip(self.records, self.requests, strict=True)
+        return [(number, tuple(r for _, r in own)) for number, own in groupby(pairs, key=itemgetter(0))]
+
+    def first(self, count: int | None) -> list[EditRequest]:
+        """The requests of the first so many records; None: of all."""
+        return [request for _, own in self.grouped()[:count] for request in own]
 
     def to_json(self) -> dict[str, Any]:
         """Identity for a manifest, without the requests."""
@@ -87,11 +103,12 @@ def read_dataset(
         raise DataError(f"{source}: no such file")
     records: Iterable[tuple[int, Raw]] = enumerate(raw)
     if sample is not None:
-        numbers = read_sample(sample)
-        records = _sampled(source, list(raw), numbers, sample)
-        sha256 = hashlib.sha256(f"{sha256} {numbers}".encode()).hexdigest()
+        sampled = read_sample(sample)
+        records = _sampled(source, list(raw), sampled, sample)
+        sha256 = hashlib.sha256(f"{sha256} {sampled}".encode()).hexdigest()
     met = Reading(needs_subject=needs_subject)
-    requests, bad, name = _requests(source, records, skip_bad, met)
+    made, bad, name = _requests(source, records, skip_bad, met)
+    numbers, requests = zip(*made, strict=True) if made else ((), ())
     if not requests:
         if not bad:
             raise DataError(f"{source}: holds no records")
@@ -103,7 +120,8 @@ def read_dataset(
         source=source,
         format=name,
         sha256=sha256,
-        requests=tuple(requests),
+        requests=requests,
+        records=numbers,
         bad=tuple(bad),
         unread=tuple(met.unread),
         left_out=met.left_out,
@@ -141,8 +159,8 @@ def _sampled(source: str, raw: list[Raw], numbers: list[int], sample: str) -> li
 
 def _requests(
     source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool, met: Reading
-) -> tuple[list[EditRequest], list[BadRecord], str]:
-    requests: list[EditRequest] = []
+) -> tuple[list[tuple[int, EditRequest]], list[BadRecord], str]:
+    requests: list[tuple[int, EditRequest]] = []
     bad: list[BadRecord] = []
     absent: list[str] = []  # number and reason of records without their subject
     others: list[str] = []  # the same of other bad records
@@ -177,7 +195,7 @@ def _requests(
             seen.add(str(case_id))
             if case_id != request.case_id:
                 renamed.append(f"record {number}, {request.case_id!r} -> {case_id!r}")
-            requests.append(replace(request, case_id=case_id))
+            requests.append((number, replace(request, case_id=case_id)))
     if renamed:
         told = f"{len(renamed)} got their record's number added; the first: {renamed[0]}"
         LOG.warning("%s: case ids given twice: %s", source, told)

@@ -92,7 +92,7 @@ def main() -> int:
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:
-        requests = list(read_dataset(args.data, skip_bad=args.skip_bad).requests[: args.limit])
+        requests = read_dataset(args.data, skip_bad=args.skip_bad).first(args.limit)
     else:
         assert edit is not None
         requests = list(edit.requests[: args.limit])

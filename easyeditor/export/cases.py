@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from easyeditor.request import EditRequest
 from easyeditor.results.lines import EditLine
 from easyeditor.results.record import EditRecord, Row, Side
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
+from easyeditor.runs.planning import batch_of
 from easyeditor.runs.settings import RunSettings
 
 LOG = logging.getLogger(__name__)
@@ -50,15 +51,18 @@ def write_cases(run: Path, folder: Path) -> int:
         DataError: the run holds no such edit. OutputError: the folder holds something, or cannot be written.
     """
     config, manifest = read_json(run / CONFIG), read_json(run / MANIFEST)
-    size = config["run"]["batch_size"] if config["run"]["mode"] == "batch" else 1
+    first_of, size = batch_of(run, manifest, config["run"]), config["run"]["batch_size"]
     by_token = manifest["data"]["format"] == "zsre"
     ids = _ids(run)
+    groups: dict[int, list[int]] = {}
+    for index in sorted(ids):
+        groups.setdefault(first_of(index), []).append(ids[index])
     count = 0
     with whole_folder(folder) as part:
         write_json(part / "params.json", config["hparams"])
         for line in _edits(run):
             try:
-                case = _case(line, ids, size, by_token)
+                case = _case(line, groups[first_of(line.index)], ids[line.index], size, by_token)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{run}, edit {line.index}: its metrics are damaged ({error!r})") from error
             if case is None:
@@ -82,10 +86,9 @@ def _ids(run: Path) -> dict[int, int]:
     return numbers if len(set(numbers.values())) == len(own) else {index: index for index in own}
 
 
-def _case(line: EditLine, ids: Mapping[int, int], size: int, by_token: bool) -> dict[str, Any] | None:
-    """One case file, or None where a probability was not finite."""
-    record, first = line.standing, line.index // size * size
-    group = [ids[n] for n in range(first, first + size) if n in ids]
+def _case(line: EditLine, group: list[int], number: int, size: int, by_token: bool) -> dict[str, Any] | None:
+    """The case file of case `number`, edited together with `group`; None where a probability was not finite."""
+    record = line.standing
     try:
         sides = {
             "pre": _side(record, record.pre, record.metrics["before"], by_token),
@@ -94,7 +97,7 @@ def _case(line: EditLine, ids: Mapping[int, int], size: int, by_token: bool) -> 
     except ArithmeticError:
         return None
     return {
-        "case_id": ids[line.index],
+        "case_id": number,
         "grouped_case_ids": group,
         "num_edits": size,
         "requested_rewrite": _rewrite(record.request),

@@ -17,6 +17,7 @@ from easyeditor.results.record import EditRecord
 from easyeditor.results.run import RESULT, Run, journals, load_run
 from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
 from easyeditor.results.values import mean
+from easyeditor.runs.planning import batch_of
 from easyeditor.runs.sequence import saved_edit
 
 
@@ -108,10 +109,10 @@ def _of_run(folder: Path) -> Source:
             f"{folder}: a run of mode {run.mode}, whose edits were taken back and are not kept; mode sequential or "
             "batch keeps them, and single_case_edit.py --save-edit one"
         )
-    size = _batch_size(run)
+    first_of = batch_of(folder, run.manifest, run.settings)
     steps: dict[int, list[EditLine]] = {}
     for line in run.edits:
-        steps.setdefault(line.index // size * size, []).append(line)
+        steps.setdefault(first_of(line.index), []).append(line)
     standing = {first: lines for first, lines in sorted(steps.items()) if any(line.stands for line in lines)}
     if not standing:
         raise DataError(f"{folder}: no edit of this run stands, so there is nothing to export")
@@ -123,13 +124,6 @@ def _of_run(folder: Path) -> Source:
         fingerprint=found if isinstance(found, str) else None,
         measured=_of_sequence(run, [line for lines in standing.values() for line in lines if line.stands]),
     )
-
-
-def _batch_size(run: Run) -> int:
-    size = run.settings.get("batch_size", 1)
-    if not isinstance(size, int) or size < 1:
-        raise DataError(f"{run.folder}: batch_size in config.json is {size!r}; it is damaged")
-    return size
 
 
 def _of_sequence(run: Run, lines: Sequence[EditLine]) -> Measured | None:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.evaluate.registry import judge_for
 from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
 from easyeditor.locks import LOCK, locked, working
-from easyeditor.methods.registry import hparams_class, method_class
+from easyeditor.methods.registry import hparams_class
 from easyeditor.progress import progress_bar
-from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
 from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.manifest import read_manifest
+from easyeditor.runs.planning import Plan, as_before
 from easyeditor.runs.ranks import Rank, wait_for, wait_for_all
 from easyeditor.runs.sequence import DELTAS, run_sequence
 from easyeditor.runs.settings import TYPED, RunSettings
@@ -36,51 +33,6 @@ MAY_DIFFER = ("run.skip_bad", "hparams.device")
 
 EARLIER = {"run.together": (8, "auto"), "hparams.batch_tokens": (8192, None)}
 """Defaults of earlier versions, and what takes their place: a run that was begun with one may go on with the other."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run before a model is loaded: hyper-parameters, settings, dataset, and the requests chosen, in order."""
-
-    hparams: HyperParams
-    settings: RunSettings
-    dataset: Dataset
-    requests: tuple[EditRequest, ...]
-
-    def config(self) -> dict[str, Any]:
-        """What `config.json` holds."""
-        return {"hparams": self.hparams.to_dict(), "run": self.settings.to_dict()}
-
-
-def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
-    """Read the data and check that method and mode go together.
-
-    Raises:
-        ConfigError: a pair of method and mode that makes no sense, an unknown metric, a judge's address that is none.
-        DataError: no usable dataset.
-    """
-    if settings.data == TYPED:
-        raise ConfigError(
-            "the requests of this run were typed; go on with single_case_edit.py --interactive --resume RUN"
-        )
-    _check_pair(hparams, settings)
-    judge_for(settings.metrics)
-    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample)
-    return Plan(hparams, settings, dataset, tuple(settings.select(dataset.requests)))
-
-
-def _check_pair(hparams: HyperParams, settings: RunSettings) -> None:
-    method, name = method_class(hparams.alg_name), hparams.alg_name
-    if settings.mode == "batch" and not method.joint:
-        raise ConfigError(f"mode batch with {name}: it edits one fact at a time; use mode sequential or single")
-    if settings.screen and not method.screens:
-        raise ConfigError(f"--screen with {name}: it has no denominator to screen by")
-    if settings.screen and settings.mode != "single":
-        raise ConfigError(f"--screen with mode {settings.mode}: it makes no edit; drop the mode")
-    if settings.on_collapse != "keep" and not hparams.ppl_sentence_num:
-        raise ConfigError(f"on_collapse {settings.on_collapse} needs perplexity, and ppl_sentence_num is 0")
-    if settings.stop_on_collapse and not hparams.ppl_sentence_num:
-        raise ConfigError("stop_on_collapse needs perplexity, and ppl_sentence_num is 0")
 
 
 def check_world(settings: RunSettings, rank: Rank, place: str | None) -> None:
@@ -128,6 +80,11 @@ def check_same(folder: Path, now: Plan) -> None:
             differing.append(f"{now.settings.data} has other content (sha256 {now.dataset.sha256[:12]}…)")
         elif before["config_sha256"] != _sha256(read_json(folder / CONFIG)):
             differing.append(f"{CONFIG} was changed after the run began")
+        elif "records" not in before and (now.requests, now.starts) != as_before(now.dataset, now.settings):
+            raise ConfigError(
+                f"{folder}: was begun by an earlier version, which chose and batched a record's edits one by one and "
+                "left out whole batches; now records are chosen, so it cannot go on; start a new run"
+            )
     if differing:
         raise ConfigError(
             f"{folder}: cannot go on, the run was begun otherwise: {'; '.join(differing)}; give --resume alone, or "
@@ -192,7 +149,7 @@ def execute(
             evaluated.add(line.after)
         else:
             done[line.index] = _brief(line, sequence)
-    numbers = rank.share(range(len(what.requests)))
+    numbers = what.share(rank)
     mine = [n for n in numbers if n in done]
     if not rank.first and len(mine) == len(numbers):
         return None  # and no journal is opened: the first rank may have put all together already
@@ -210,6 +167,7 @@ def execute(
             together=together,
             requests=what.requests,
             numbers=numbers,
+            starts=what.starts,
             journal=journal,
             folder=folder,
             done=done,
@@ -257,6 +215,8 @@ def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> int:
         **environment(),
         "data": what.dataset.to_json(),
         "selected": len(what.requests),
+        "records": len(what.records),
+        "batches": list(what.starts) if what.settings.mode == "batch" else None,
         "method": editor.method.title,
         "model_fingerprint": editor.fingerprint(),
         "context_templates": list(editor.method.contexts),

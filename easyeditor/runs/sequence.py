@@ -15,6 +15,7 @@ from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
 from easyeditor.results.record import Row, Side
 from easyeditor.results.values import mean
 from easyeditor.runs.guard import Guarded, guarded
+from easyeditor.runs.planning import places
 from easyeditor.runs.watching import Watcher, keys_of
 from easyeditor.runs.work import Work, edit_line, norms_of, tried
 
@@ -28,15 +29,15 @@ def run_sequence(work: Work) -> None:
     A step already recorded is not computed again: its saved delta is committed, so the weights are bit-equal to those
     of a run that was never interrupted. A step's delta is on disk before its lines are.
     """
-    size = work.settings.batch_size if work.settings.mode == "batch" else 1
+    steps = places(work.starts, len(work.requests))
     base = work.editor.perplexity()
     ppl: PerplexityReport | None = base
     lines: dict[int, EditLine] = {}  # of the edits that stand
-    originals = Originals(work, size)
+    originals = Originals(work, steps)
     watcher = Watcher(work.editor)
     done = 0
-    for first in range(0, len(work.numbers), size):
-        chunk = list(work.numbers[first : first + size])
+    for chunk in steps:
+        first = chunk[0]
         known = {n: work.done[n] for n in chunk if n in work.done}
         if len(known) < len(chunk):
             if ppl is None:
@@ -63,19 +64,18 @@ class Originals:
     """The original model's numbers of the requests, measured in groups fixed by place, so that a resumed run measures
     the same batches."""
 
-    def __init__(self, work: Work, size: int) -> None:
-        self._work, self._size = work, size
-        self._together = max(1, SCORED_TOGETHER // size) * size
+    def __init__(self, work: Work, steps: list[list[int]]) -> None:
+        self._work, self._steps = work, steps
+        self._together = max(1, SCORED_TOGETHER // work.settings.batch_size)  # steps in a group
         self._group: list[int] = []
         self._measured: Evaluation | None = None  # of the group
 
     def of(self, chunk: list[int]) -> Evaluation | None:
         """Of one step's requests; None where its group holds a request that cannot be measured."""
         if chunk[0] not in self._group:
-            numbers = list(self._work.numbers)
-            first = numbers.index(chunk[0]) // self._together * self._together
-            self._group = numbers[first : first + self._together]
-            steps = [self._group[i : i + self._size] for i in range(0, len(self._group), self._size)]
+            first = self._steps.index(chunk) // self._together * self._together
+            steps = self._steps[first : first + self._together]
+            self._group = [n for step in steps for n in step]
             prefixes = [self._work.editor.test_prefix(step[0]) for step in steps for _ in step]
             try:
                 self._measured = _original(self._work, self._group, prefixes)

@@ -23,7 +23,8 @@ from easyeditor.results.lines import EditLine, EvaluationLine, Guard
 from easyeditor.results.run import CONFIG, MANIFEST, RESULTS, SUMMARY, run_lines
 from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.manifest import read_manifest
-from easyeditor.runs.mass import Plan, begun, finish, settle_model, taken_up
+from easyeditor.runs.mass import begun, finish, settle_model, taken_up
+from easyeditor.runs.planning import Plan
 from easyeditor.runs.ranks import Rank
 from easyeditor.runs.sequence import delta_folder, evaluate, saved_edit, settle
 from easyeditor.runs.settings import TYPED, RunSettings

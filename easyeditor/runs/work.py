@@ -26,8 +26,9 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One process's part of a run; `numbers` are places in `requests`, `done` the edits recorded by place,
-    `evaluated` the numbers of edits after which an evaluation is recorded."""
+    """One process's part of a run; `numbers` are places in `requests`, `starts` where each edit of a
+    sequence begins, `done` the edits recorded by place, `evaluated` the numbers of edits after which an evaluation is
+    recorded."""
 
     editor: Editor
     settings: RunSettings
@@ -35,6 +36,7 @@ class Work:
     """Edits computed together in mode single: what the settings say, or what `auto` came to when the run began."""
     requests: Sequence[EditRequest]
     numbers: Sequence[int]
+    starts: Sequence[int] = ()
     journal: Journal
     folder: Path
     done: Mapping[int, RunLine]

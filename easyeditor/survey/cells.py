@@ -17,7 +17,8 @@ from easyeditor.methods.registry import load_hparams
 from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
 from easyeditor.results.values import flag, integer, mean
-from easyeditor.runs.mass import Plan, check_same, plan
+from easyeditor.runs.mass import check_same
+from easyeditor.runs.planning import Plan, plan
 from easyeditor.runs.ranks import Rank, placed
 from easyeditor.runs.settings import RunSettings
 from easyeditor.survey.plan import Group, MethodChoice, Survey

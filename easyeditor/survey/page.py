@@ -11,6 +11,7 @@ from easyeditor.report.build import Report
 from easyeditor.report.canvas import styled
 from easyeditor.report.tables import Column, Estimate, Table
 from easyeditor.results.run import CONFIG, Run, load_run
+from easyeditor.runs.planning import batch_of
 from easyeditor.survey.cells import Cell, Progress, progress_of
 from easyeditor.survey.plan import Expected, Survey
 from easyeditor.survey.quality import ACCURACIES, DRAWS, SCORES, mean_of, median_of, quality_of, score_of, values_of
@@ -178,7 +179,8 @@ def _outcome(progress: Progress, label: str) -> Outcome:
         return Outcome(progress=progress, run=None, values={}, quality=None, seconds=None, memory_gb=None)
     found = values_of(run)
     values = {name: mean_of(numbers) for name, numbers in found.items()} | {"S": score_of(found)}
-    steps = {(edit.step - 1) // cell.what.settings.batch_size: edit.seconds["edit"] for edit in run.edits}
+    first_of = batch_of(cell.folder, run.manifest, run.settings)
+    steps = {first_of(edit.index): edit.seconds["edit"] for edit in run.edits}
     return Outcome(
         progress=progress,
         run=replace(run, label=label),

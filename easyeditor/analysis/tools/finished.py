@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from easyeditor.records import EditResult, WeightDelta
 from easyeditor.results.lines import EditLine
 from easyeditor.results.record import EditRecord
 from easyeditor.results.run import CONFIG, Run, load_run
+from easyeditor.runs.planning import batch_of
 from easyeditor.runs.sequence import delta_folder, saved_edit
 
 LOG = logging.getLogger(__name__)
@@ -24,11 +25,12 @@ SAME = 1e-3  # a recomputed denominator may differ this much, relatively, before
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A run of edits with its hyper-parameters; `batch` edits were made together."""
+    """A run of edits with its hyper-parameters."""
 
     run: Run
     hparams: HyperParams
-    batch: int
+    first_of: Callable[[int], int]
+    """Place of an edit in the run -> the first place of its batch."""
 
     @classmethod
     def read(cls, folder: Path, overrides: Sequence[str] = ()) -> Finished:
@@ -44,7 +46,7 @@ class Finished:
             ) from error
         if not run.edits:
             raise DataError(f"{folder}: the run recorded no edit")
-        return cls(run, hparams.override(overrides), int(run.settings["batch_size"]) if run.mode == "batch" else 1)
+        return cls(run, hparams.override(overrides), batch_of(folder, run.manifest, run.settings))
 
     def updates(self, editor: Editor, limit: int) -> Iterator[tuple[EditLine, Sequence[WeightDelta]]]:
         """Each edit with the updates in the model when it was measured: its own, and in a sequence all up to it.
@@ -56,7 +58,7 @@ class Finished:
             if line.mode == "single":
                 yield line, self._again(editor, line.record).deltas
                 continue
-            first = line.index // self.batch * self.batch
+            first = self.first_of(line.index)
             saved = delta_folder(self.run.folder, first)
             if line.stands and saved.exists():
                 if line.index == first:

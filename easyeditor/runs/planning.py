@@ -1,0 +1,158 @@
+"""A run before a model is loaded: records chosen, requests of one edit. A record's edits stay together."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from easyeditor.dataset.reader import BadRecord, Dataset, Record, read_dataset
+from easyeditor.errors import ConfigError, DataError
+from easyeditor.evaluate.registry import judge_for
+from easyeditor.hparams import HyperParams
+from easyeditor.methods.registry import method_class
+from easyeditor.records import EditRequest
+from easyeditor.request import contradiction
+from easyeditor.runs.ranks import Rank
+from easyeditor.runs.settings import TYPED, RunSettings
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before a model is loaded: hyper-parameters, settings, dataset, the records chosen, in order, and the place
+    where each edit begins."""
+
+    hparams: HyperParams
+    settings: RunSettings
+    dataset: Dataset
+    records: Sequence[Record]
+    starts: Sequence[int] = ()
+
+    @cached_property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The requests of the records."""
+        return tuple(request for _, own in self.records for request in own)
+
+    def share(self, rank: Rank) -> list[int]:
+        """The places that fall to a process: all edits of a record to one."""
+        owners = [n for n, (_, own) in enumerate(self.records) for _ in own]
+        own = set(rank.share(range(len(self.records))))
+        return [place for place, record in enumerate(owners) if record in own]
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {"hparams": self.hparams.to_dict(), "run": self.settings.to_dict()}
+
+
+def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
+    """Read the data and check that method and mode go together.
+
+    Raises:
+        ConfigError: a pair of method and mode that makes no sense, an unknown metric, a judge's address that is none.
+        DataError: no usable dataset, or requests of one batch that contradict each other.
+    """
+    if settings.data == TYPED:
+        raise ConfigError(
+            "the requests of this run were typed; go on with single_case_edit.py --interactive --resume RUN"
+        )
+    _check_pair(hparams, settings)
+    judge_for(settings.metrics)
+    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample)
+    return Plan(hparams, settings, *chosen(dataset, settings))
+
+
+def _check_pair(hparams: HyperParams, settings: RunSettings) -> None:
+    method, name = method_class(hparams.alg_name), hparams.alg_name
+    if settings.mode == "batch" and not method.joint:
+        raise ConfigError(f"mode batch with {name}: it edits one fact at a time; use mode sequential or single")
+    if settings.screen and not method.screens:
+        raise ConfigError(f"--screen with {name}: it has no denominator to screen by")
+    if settings.screen and settings.mode != "single":
+        raise ConfigError(f"--screen with mode {settings.mode}: it makes no edit; drop the mode")
+    if settings.on_collapse != "keep" and not hparams.ppl_sentence_num:
+        raise ConfigError(f"on_collapse {settings.on_collapse} needs perplexity, and ppl_sentence_num is 0")
+    if settings.stop_on_collapse and not hparams.ppl_sentence_num:
+        raise ConfigError("stop_on_collapse needs perplexity, and ppl_sentence_num is 0")
+
+
+def chosen(dataset: Dataset, settings: RunSettings) -> tuple[Dataset, list[Record], list[int]]:
+    """The records a run edits, the place where each of its edits begins, and the dataset, with what is left out.
+
+    In mode batch a record that contradicts an earlier one of its batch is left out with `skip_bad`: whole, because its
+    questions need all its edits. In mode sequential a later fact overwrites an earlier one.
+
+    Raises:
+        ConfigError: no record is left. DataError: two requests of a batch contradict each other.
+    """
+    records = settings.select(dataset.grouped())
+    if settings.mode != "batch":
+        return dataset, records, list(range(sum(len(own) for _, own in records)))
+    starts, opposed = batched(records, settings.batch_size)
+    if opposed:
+        counted = f"records that contradict an earlier one of their batch: {len(opposed)}"
+        told = f"{settings.data}: {counted}; the first: record {opposed[0].number}: {opposed[0].reason}"
+        if not settings.skip_bad:
+            way = "--skip-bad leaves the later one out, and in mode sequential it overwrites the earlier one"
+            raise DataError(f"{told}; {way}")
+        LOG.warning("%s; left out", told)
+    out = {record.number for record in opposed}
+    kept = [record for record in records if record[0] not in out]
+    return replace(dataset, bad=(*dataset.bad, *opposed)), kept, starts
+
+
+def as_before(dataset: Dataset, settings: RunSettings) -> tuple[tuple[EditRequest, ...], list[int]]:
+    """The requests and the places of `chosen` as earlier versions had them, which counted edits and not records."""
+    requests = settings.select(dataset.requests)
+    return tuple(requests), list(range(0, len(requests), settings.batch_size))
+
+
+def batched(records: Sequence[Record], size: int) -> tuple[list[int], list[BadRecord]]:
+    """The places where batches of at most `size` requests begin, and the records that contradict an earlier one of
+    their batch, which are in none. A record's edits are in one batch where they fit."""
+    starts: list[int] = []
+    opposed: list[BadRecord] = []
+    batch: dict[Any, EditRequest] = {}
+    held, place = size, 0  # requests in the last batch, and in all
+    for number, edits in records:
+        fits = held + len(edits) <= size
+        own: dict[Any, EditRequest] = {}
+        found = None
+        for n, request in enumerate(edits):
+            own = own if n % size else {}
+            before = (own.setdefault(request.place, request), batch.get(request.place) if fits else None)
+            found = next(filter(None, (found, *(contradiction(one, request) for one in before))), None)
+        if found:
+            opposed.append(BadRecord(number=number, reason=found))
+            continue
+        for n, request in enumerate(edits):
+            if held == size or not (fits or n):
+                starts.append(place)
+                batch, held = {}, 0
+            batch.setdefault(request.place, request)
+            held, place = held + 1, place + 1
+    return starts, opposed
+
+
+def places(starts: Sequence[int], count: int) -> list[list[int]]:
+    """The places of each edit of `count` requests."""
+    return [list(range(first, end)) for first, end in pairwise([*starts, count])]
+
+
+def batch_of(folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> Callable[[int], int]:
+    """Place in a run -> the first place of its edit, by the run's manifest and settings. Earlier versions recorded no
+    batches: each had `batch_size` requests. Raises DataError: damaged."""
+    starts, size = manifest.get("batches"), settings.get("batch_size", 1)
+    if not isinstance(size, int) or size < 1:
+        raise DataError(f"{folder}: batch_size in config.json is {size!r}; it is damaged")
+    if starts is None:
+        return lambda place: place // size * size
+    if not starts or not isinstance(starts, list) or not all(isinstance(n, int) for n in starts) or starts[0] != 0:
+        raise DataError(f"{folder}: batches in manifest.json is {starts!r:.80}; it is damaged")
+    return lambda place: int(starts[bisect_right(starts, place) - 1])
