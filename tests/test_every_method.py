@@ -112,10 +112,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("methods")
 
 
-def editor(name: str, kind: str, place: Path) -> BaseEditor:
+def editor(name: str, kind: str, place: Path, **more: Any) -> BaseEditor:
     model = build(kind)
     model.config.name_or_path = kind
-    values = settings(name, kind, supplies(kind, place))
+    values = settings(name, kind, supplies(kind, place)) | more
     return BaseEditor.from_hparams(load_hparams({**values, "model_name": (model, tokenizer()), "ppl_sentence_num": 0}))
 
 
@@ -256,6 +256,25 @@ def test_every_architecture_is_edited(name: str, kind: str, place: Path) -> None
         assert bool(delta.dense().isfinite().all())
         assert delta.dense().shape == made.model.get_parameter(delta.name).shape
     assert set(result.trace) == set(made.method.layers)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+@pytest.mark.parametrize("kind", ["olmo2", "phi3"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_type_that_is_not_known_is_edited(name: str, kind: str, named: bool, place: Path) -> None:
+    """docs/add-a-model.md: with the three names, or without, every method runs."""
+    parts = parts_of(kind)
+    names = {"layer_module_tmp": parts.block, "mlp_module_tmp": parts.mlp, "rewrite_module_tmp": parts.rewrite}
+    made = editor(name, kind, place, **(names if named else {}))
+    assert made.method.parts.architecture.rewrite == "model.layers.{}.mlp.down_proj"
+    (result,) = made.compute_each(FACTS[:1])
+    assert any(float(delta.dense().norm()) > 0 for delta in result.deltas) or name == "UltraEdit"
+
+
+def test_a_wrong_name_of_a_module_is_one_line(place: Path) -> None:
+    for name in ("LoRA", "UltraEdit", "MEND"):
+        with pytest.raises(ConfigError, match=r"layer_module_tmp: 'model.layer.{}' names no module.*near"):
+            editor(name, "olmo2", place, layer_module_tmp="model.layer.{}")
 
 
 @pytest.mark.parametrize("name", METHODS)

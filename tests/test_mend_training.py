@@ -392,3 +392,9 @@ def test_two_processes_share_gradients_and_statistics(tmp_path: Path) -> None:
     for key in (key for key in two if key.startswith("hypernet.")):
         torch.testing.assert_close(two[key], single[key], rtol=1e-4, atol=1e-6)
     assert not torch.equal(two["hypernet.edit_lrs"], torch.full_like(two["hypernet.edit_lrs"], -0.02))
+
+
+def test_a_type_that_is_not_known_is_trained(data: CounterFactDataset, tmp_path: Path) -> None:
+    trainer = trained((build("olmo2"), tokenizer()), data, tmp_path / "run", max_iters=2)
+    assert trainer.parts.architecture.rewrite == "model.layers.{}.mlp.down_proj"
+    assert trainer.progressed.step == 2

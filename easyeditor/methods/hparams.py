@@ -30,17 +30,15 @@ class MethodHyperParams(HyperParams):
 
 
 @dataclass(kw_only=True)
-class LayerHyperParams(MethodHyperParams):
-    """Which modules a method changes: the keys every upstream YAML of such a method has."""
+class ModuleHyperParams(MethodHyperParams):
+    """Where a model keeps its parts: the keys every upstream YAML of ROME's kind has."""
 
-    layers: list[int]
-    """Layers edited."""
     rewrite_module_tmp: str | None = None
-    """Module whose weight changes, {} for the layer; by default known from the model's type."""
+    """Last projection of the MLP, {} for the layer; by default known from the model's type, or found."""
     layer_module_tmp: str | None = None
-    """Decoder block, {} for the layer; by default known from the model's type."""
+    """Decoder block, {} for the layer; by default known from the model's type, or found."""
     mlp_module_tmp: str | None = None
-    """MLP module, {} for the layer; by default known from the model's type."""
+    """MLP module, {} for the layer; by default known from the model's type, or found."""
     attn_module_tmp: str | None = None
     """Attention module; read for compatibility, not used."""
     ln_f_module: str | None = None
@@ -48,11 +46,28 @@ class LayerHyperParams(MethodHyperParams):
     lm_head_module: str | None = None
     """Output head; read for compatibility: the model knows its head, tied or renamed."""
 
+    @property
+    def templates(self) -> dict[str, str | None]:
+        """The three names as `lm.architectures.anatomy` takes them."""
+        rewrite = self.rewrite_module_tmp and self.rewrite_module_tmp.removesuffix(".weight")
+        return {"block": self.layer_module_tmp, "mlp": self.mlp_module_tmp, "rewrite": rewrite}
+
+    def validate(self, where: str) -> None:
+        super().validate(where)
+        for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
+            value = getattr(self, key)
+            require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")
+
+
+@dataclass(kw_only=True)
+class LayerHyperParams(ModuleHyperParams):
+    """Which layers a method changes."""
+
+    layers: list[int]
+    """Layers edited."""
+
     def validate(self, where: str) -> None:
         super().validate(where)
         require(len(self.layers) > 0, where, "layers", self.layers, "a list of at least one layer")
         require(min(self.layers) >= 0, where, "layers", self.layers, "layer numbers from 0")
         require(len(set(self.layers)) == len(self.layers), where, "layers", self.layers, "each layer once")
-        for key in ("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp"):
-            value = getattr(self, key)
-            require(value is None or value.count("{}") == 1, where, key, value, "a module path with one {}")

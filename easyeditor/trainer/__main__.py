@@ -49,7 +49,7 @@ def main() -> int:
     )
     quiet_transformers()
     model, _ = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype, fp16=hparams.fp16)
-    parts = anatomy(model)
+    parts = anatomy(model, **hparams.templates)
     hypernet, training = read_upstream(Path(args.archive), hparams, parts)
     print(write_archive(output, hypernet, parts, training=training))
     return 0

@@ -50,9 +50,8 @@ FREE: tuple[str, ...] = (
     "results_dir",
 )
 FREE += (
-    "model_name",
-    "archive",
-    "device",
+    *("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module", "lm_head_module"),
+    *("model_name", "archive", "device"),
     "silent",
     "verbose",
     "final_eval",
@@ -108,7 +107,7 @@ class EditTrainer:
         self.model, self.tok = load(
             h.model_name, device=h.device, dtype=h.dtype, fp16=h.fp16, model_parallel=h.model_parallel
         )
-        self.parts = anatomy(self.model)
+        self.parts = anatomy(self.model, **h.templates)
         self.hypernet = self._start()
         self.optimizer = self._optimizer()
         passes = SharedPasses if h.replay and self.parts.architecture.replay else PlainPasses

@@ -41,12 +41,14 @@ class FT(EditMethod[FTHyperParams]):
         self._names = {layer: self._names_at(layer) for layer in hparams.layers}
 
     def find_parts(self) -> Anatomy:
-        h = self.hparams
-        rewrite = h.rewrite_module_tmp.removesuffix(".weight") if h.rewrite_module_tmp else None
+        names = self.hparams.templates
+        rewrite = names["rewrite"]
         named = dict(self.model.named_modules())
         if rewrite is not None and (rewrite.format(0) not in named or any(named[rewrite.format(0)].children())):
-            rewrite = None  # part of a name, or a module of several: good as a filter, no projection to look at
-        return anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=rewrite)
+            names["rewrite"] = (
+                None  # part of a name, or a module of several: good as a filter, no projection to look at
+            )
+        return anatomy(self.model, **names)
 
     @property
     def title(self) -> str:

@@ -79,9 +79,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return max(super().together(requests), TURNS * held)
 
     def find_parts(self) -> Anatomy:
-        h = self.hparams
-        parts = anatomy(self.model, block=h.layer_module_tmp, mlp=h.mlp_module_tmp, rewrite=h.rewrite_module_tmp)
-        if h.replay == "check" and not parts.architecture.replay:
+        parts = anatomy(self.model, **self.hparams.templates)
+        if self.hparams.replay == "check" and not parts.architecture.replay:
             parts, said = replay_checked(parts)
             LOG.debug("%s: %s", type(self.model).__name__, said)
         return parts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from easyeditor.hparams import require
-from easyeditor.methods.hparams import MethodHyperParams
+from easyeditor.methods.hparams import ModuleHyperParams
 
 LOG = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ L = TypeVar("L", bound="LoRAHyperParams")
 
 
 @dataclass(kw_only=True)
-class LoRAHyperParams(MethodHyperParams):
+class LoRAHyperParams(ModuleHyperParams):
     """Fine-tuning through low-rank adapters (Hu et al. 2021), which then become the edit."""
 
     alg_name: str = "LoRA"

@@ -38,7 +38,7 @@ class LoRA(EditMethod[LoRAHyperParams]):
         self.parts.check_dense(self.layers)
 
     def find_parts(self) -> Anatomy:
-        return anatomy(self.model)
+        return anatomy(self.model, **self.hparams.templates)
 
     @property
     def layers(self) -> list[int]:

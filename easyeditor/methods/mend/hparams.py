@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
-from easyeditor.methods.hparams import MethodHyperParams
+from easyeditor.methods.hparams import ModuleHyperParams
 
 STOP_KEYS = {"loss/total_edit_val": "total_loss", "edit/acc_val": "edit_acc"}
 """Upstream's name of what early stopping watches -> the name in the log."""
@@ -22,7 +22,7 @@ HOW = (
 
 
 @dataclass(kw_only=True)
-class MENDHyperParams(MethodHyperParams):
+class MENDHyperParams(ModuleHyperParams):
     """MEND (Mitchell et al. 2022): edit with a trained hypernetwork.
 
     Upstream's editing files repeat the training keys. When editing, the archive says how its hypernetwork is built;

@@ -66,7 +66,7 @@ class MEND(EditMethod[MENDHyperParams]):
         self._budget = Budget(max(1, self.batch_tokens // GRADIENT_COST))
 
     def find_parts(self) -> Anatomy:
-        return anatomy(self.model)
+        return anatomy(self.model, **self.hparams.templates)
 
     @property
     def layers(self) -> list[int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from easyeditor.hparams import require
-from easyeditor.methods.hparams import MethodHyperParams
+from easyeditor.methods.hparams import ModuleHyperParams
 
 
 @dataclass(kw_only=True)
-class UltraEditHyperParams(MethodHyperParams):
+class UltraEditHyperParams(ModuleHyperParams):
     """UltraEdit (Gu et al. 2025): one closed-form step along normalised gradients."""
 
     alg_name: str = "UltraEdit"

@@ -72,7 +72,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
     def find_parts(self) -> Anatomy:
-        return anatomy(self.model)
+        return anatomy(self.model, **self.hparams.templates)
 
     @property
     def layers(self) -> list[int]:
