@@ -142,6 +142,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunS
 
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
+    from easyeditor.dataset.probes import probes_of
     from easyeditor.results.run import CONFIG
     from easyeditor.runs.folder import check_run
     from easyeditor.runs.mass import begun, check_same, check_world, execute, taken_up
@@ -158,7 +159,8 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     elif rank.first:
         check_run(args.output, CONFIG)
     if args.dry_run:
-        data = {"data": what.dataset.to_json(), "selected": len(what.requests), "records": len(what.records)}
+        counts = {"selected": len(what.requests), "records": len(what.records), "probes": probes_of(what.requests)}
+        data = {"data": what.dataset.to_json(), **counts}
         print(to_json({**what.config(), **data, "memory": memory(hparams)}, indent=1))
         return 0
 

@@ -66,9 +66,10 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def request_of(args: argparse.Namespace) -> EditRequest:
+def request_of(args: argparse.Namespace, needs_subject: bool) -> EditRequest:
     """The request the flags describe. Raises ConfigError when they are incomplete or given twice."""
-    from easyeditor.dataset.formats import read_request
+    from easyeditor.dataset.formats import make_request, read_request
+    from easyeditor.dataset.probes import Reading
 
     typed = {"--prompt": args.prompt, "--subject": args.subject, "--target-new": args.target_new}
     extra = {
@@ -81,16 +82,17 @@ def request_of(args: argparse.Namespace) -> EditRequest:
     if args.request is not None:
         if given:
             raise ConfigError(f"--request and {', '.join(given)} were given; use the file or the flags")
-        return read_request(Path(args.request))
+        return read_request(Path(args.request), needs_subject=needs_subject)
     if not given:
         return read_request(DEFAULT_REQUEST)
-    missing = [flag for flag, value in typed.items() if value is None]
+    missing = [flag for flag, value in typed.items() if value is None and (needs_subject or flag != "--subject")]
     if missing:
         raise ConfigError(f"{given[0]} needs {', '.join(missing)} as well")
     near = {"prompt": args.locality_prompt, "ground_truth": args.locality_ground_truth}
-    return EditRequest.make(
+    return make_request(
         args.prompt,
-        subject=args.subject,
+        args.subject,
+        Reading(needs_subject=needs_subject),
         target_new=args.target_new,
         ground_truth=args.ground_truth,
         rephrase_prompts=args.rephrase_prompt,
@@ -203,7 +205,10 @@ def main() -> int:
         return interactive(args)
     if args.resume is not None:
         raise ConfigError("--resume goes with --interactive; a run of many edits goes on with mass_edit.py --resume")
-    hparams, request = hparams_of(args), request_of(args)
+    from easyeditor.methods.registry import row_of
+
+    hparams = hparams_of(args)
+    request = request_of(args, row_of(hparams.alg_name).needs_subject)
     check_targets(args, hparams, "result.json")
     if args.dry_run:
         print(

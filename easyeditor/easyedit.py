@@ -62,7 +62,8 @@ class BaseEditor(Editor):
         """
         _check_others("edit", others)
         requests = requests_from_columns(
-            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
+            *(prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject),
+            needs_subject=self.method.needs_subject,
         )
         restore = _restores(keep_original_weight, sequential_edit)
         if restore is None and len(requests) > 1:
@@ -92,7 +93,8 @@ class BaseEditor(Editor):
         """
         _check_others("batch_edit", others)
         requests = requests_from_columns(
-            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
+            *(prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject),
+            needs_subject=self.method.needs_subject,
         )
         restore = _restores(keep_original_weight, sequential_edit)
         if restore is None and len(requests) > 1:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from transformers import PreTrainedModel
 
 from easyeditor.dataset.formats import parse
+from easyeditor.dataset.probes import Reading
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import DataError
 from easyeditor.evaluate.examined import Examined as Examined
@@ -71,7 +72,8 @@ class Editor(Measuring):
         listed = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
         if not listed:
             raise DataError("no requests to edit")
-        made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i) for i, r in enumerate(listed)]
+        reading = Reading(needs_subject=self.method.needs_subject)
+        made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i, reading) for i, r in enumerate(listed)]
         kept, notes = reconcile(made, repeats=self.method.keeps_repeats)
         self._check_subjects(kept)
         for note in notes:

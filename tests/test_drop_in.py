@@ -294,6 +294,18 @@ def test_a_method_that_does_not_use_the_subject_needs_none(prompt: str) -> None:
     assert named[0]["trace"] == metrics[1]["trace"]
 
 
+def test_a_subject_that_is_not_in_the_prompt_is_refused_only_by_methods_that_use_it() -> None:
+    ft = BaseEditor.from_hparams(load_hparams({**FT, "model_name": (build("llama"), tokenizer())}))
+    record = {"prompt": "The sea is", "subject": "seas", "target_new": "red"}
+    assert ft.compute(record).requests[0].subject == ""
+    metrics, _, _ = ft.edit("The sea is", "red", subject="seas", keep_original_weight=True)
+    assert metrics[0]["requested_rewrite"]["subject"] == ""
+    rome = BaseEditor(rome_hparams((build("llama"), tokenizer()), **FEW))
+    for call in (lambda: rome.compute(record), lambda: rome.edit("The sea is", "red", subject="seas")):
+        with pytest.raises(DataError, match="'seas' is not in the prompt 'The sea is'"):
+            call()
+
+
 def test_a_method_that_uses_the_subject_asks_for_it() -> None:
     editor = BaseEditor(rome_hparams((build("llama"), tokenizer()), **FEW))
     request = easyeditor.EditRequest.make("Bay is in", subject=None, target_new="Italy")

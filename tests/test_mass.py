@@ -126,7 +126,10 @@ def test_single_gives_the_records_of_one_edit_at_a_time(mass: Any, place: Path, 
         assert min(spent["edit"], spent["metrics"], spent["perplexity"]) > 0
 
 
-def test_a_run_folder_says_what_was_done(mass: Any, place: Path, tmp_path: Path) -> None:
+def test_a_run_folder_says_what_was_done(
+    mass: Any, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     ran = mass("--output", "run", "--limit", "2", "--start", "1", "--set", "v_lr=0.25")
     run = tmp_path / "run"
     assert sorted(p.name for p in run.iterdir()) == ["config.json", "manifest.json", "results.jsonl", "summary.json"]
@@ -137,6 +140,9 @@ def test_a_run_folder_says_what_was_done(mass: Any, place: Path, tmp_path: Path)
     assert manifest["data"]["sha256"] == read_dataset(str(place / "five.json")).sha256
     assert manifest["context_templates"] == QUICK["context_templates"]
     assert {"model_fingerprint", "seed", "sentences", "packages", "command", "selected"} <= manifest.keys()
+    asked = {kind: dict.fromkeys(getattr(requests(place)[1], kind), 2) for kind in ("locality", "portability")}
+    assert manifest["probes"] == {"rephrase": 2, **asked}
+    assert "five.json: 2 of 5 requests (flat); probes: rephrase 2" in caplog.text
     assert [line["requested_rewrite"]["subject"] for line in lines(run)] == SUBJECTS[1:3]
     assert summary["complete"]
     for said in ("2 edits of 2 requests", "rewrite_acc", "s an edit", "metrics", "screen (", "run: run"):

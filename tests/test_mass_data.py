@@ -10,16 +10,19 @@ from typing import Any
 
 import fake_runs
 import pytest
+from conftest import ROOT
 
 from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.hparams import HyperParams
+from easyeditor.hparams import HyperParams, read_yaml
+from easyeditor.methods.registry import hparams_class
+from easyeditor.methods.table import METHODS
 from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.lines import FailureLine, Guard
 from easyeditor.results.run import merge, recorded
 from easyeditor.runs.collapsing import collapsing, union
-from easyeditor.runs.planning import Plan, batch_of, batched, chosen, places
+from easyeditor.runs.planning import Plan, batch_of, batched, chosen, places, plan
 from easyeditor.runs.ranks import Rank, rank_of
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.summary import quality, summarise
@@ -183,6 +186,26 @@ def test_subjects_of_any_script(tmp_path: Path, subject: str) -> None:
         (request,) = read_dataset(write(tmp_path / name, [flat(subject)])).requests
         assert (request.subject, request.subject_start) == (subject, 0)
         assert request.after == ", which is located in"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_subject_that_is_not_in_the_prompt_matters_to_methods_that_look_it_up(name: str, tmp_path: Path) -> None:
+    file = next(iter((ROOT / "hparams" / name).glob("smollm2-135m.yaml")), ROOT / "hparams/ROME/smollm2-135m.yaml")
+    values = {key: value for key, value in read_yaml(file).items() if key != "if_c_rome"}
+    hparams = hparams_class(name).from_dict({**values, "alg_name": name}, where="test")
+    absent = [flat("Bay"), {**flat("Rome"), "subject": "Roma"}, {"prompt": "It is in", "target_new": "Italy"}]
+    data = write(tmp_path / "a.json", absent)
+    if name not in ("MEND", "FT", "FT-M", "LocFT-BF", "UltraEdit", "LoRA"):
+        with pytest.raises(DataError, match=r"2 records have no place .* 'Roma' is not in the prompt .*--skip-bad"):
+            plan(hparams, settings(data=data))
+        assert [r.subject for r in plan(hparams, settings(data=data, skip_bad=True)).requests] == ["Bay"]
+        return
+    found = plan(hparams, settings(data=data))
+    assert [(r.subject, r.prompt) for r in found.requests] == [
+        ("Bay", "Bay, which is located in"),
+        ("", "Rome, which is located in"),
+        ("", "It is in"),
+    ]
 
 
 # Settings
@@ -466,6 +489,14 @@ def test_collapsing_requests_become_a_dataset_and_unite(tmp_path: Path) -> None:
         (2, "Rome", 0),
     ]
     assert read_dataset(write(tmp_path / "both.json", united)).format == "flat"
+
+
+def test_a_request_without_a_subject_that_collapses_is_mined_and_united(tmp_path: Path) -> None:
+    request = EditRequest.make("It is in", subject=None, target_new="Italy")
+    line = edit(0, collapsed=True, request=request)
+    records = collapsing(run_of(tmp_path / "a", {"results.jsonl": [line]}))
+    united = union([Path(write(tmp_path / name, records)) for name in ("one.json", "two.json")])
+    assert [r["prompt"] for r in united] == ["It is in"]
 
 
 def test_runs_that_show_no_single_requests_collapse_give_no_dataset(tmp_path: Path) -> None:

@@ -201,6 +201,14 @@ def test_metrics_may_be_listed_by_spaces_or_commas(monkeypatch: pytest.MonkeyPat
     assert single_case_edit.arguments().metrics == ["rewrite_acc", "GE", "wild"]
 
 
+@pytest.mark.parametrize("subject", [[], ["--subject", "Roma"]])
+def test_dry_run_asks_for_a_subject_where_the_method_uses_it(edit: Any, subject: list[str]) -> None:
+    typed = ["--dry-run", "--prompt", "Rome is in", "--target-new", "Wales", *subject]
+    assert edit("--hparams", str(ROOT / "hparams/FT/smollm2-135m.yaml"), *typed).json["request"]["subject"] == ""
+    ran = edit(*typed)
+    assert (ran.code, "'Roma' is not in the prompt" in ran.err or "needs --subject" in ran.err) == (2, True)
+
+
 @pytest.mark.parametrize("archive", ["/nowhere", "null"])
 def test_dry_run_sees_that_mends_archive_is_missing(edit: Any, archive: str) -> None:
     ran = edit("--hparams", str(ROOT / "hparams/MEND/gemma3-270m.yaml"), "--dry-run", "--set", f"archive={archive}")

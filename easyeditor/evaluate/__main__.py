@@ -92,7 +92,9 @@ def main() -> int:
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:
-        requests = read_dataset(args.data, skip_bad=args.skip_bad).first(args.limit)
+        data = read_dataset(args.data, skip_bad=args.skip_bad, needs_subject=False)
+        requests = data.first(args.limit)
+        LOG.info(data.said(requests))
     else:
         assert edit is not None
         requests = list(edit.requests[: args.limit])

@@ -41,9 +41,6 @@ class EditMethod(ABC, Generic[H]):
     keeps_repeats: ClassVar[bool] = False
     """Does a request count as often as a batch holds it? False: once, with a warning."""
 
-    needs_subject: ClassVar[bool] = True
-    """Does the method look the subject up in the prompt? False: requests may be without one."""
-
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: H) -> None:
         self.model, self.tok, self.hparams = model, tok, hparams
         self.prompting = Prompting.of(hparams).checked(tok)
@@ -58,6 +55,11 @@ class EditMethod(ABC, Generic[H]):
     def title(self) -> str:
         """The method's name as a reader knows it, variant included; by default its row's."""
         return METHODS[self.hparams.alg_name].title
+
+    @property
+    def needs_subject(self) -> bool:
+        """Does the method look the subject up in the prompt? By its row."""
+        return METHODS[self.hparams.alg_name].needs_subject
 
     @cached_property
     def batch_tokens(self) -> int:

@@ -22,6 +22,8 @@ class MethodRow:
     """Class of its code."""
     paper: str
     """Where it is published."""
+    needs_subject: bool = True
+    """Does the method look the subject up in the prompt? False: requests may be without one."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters the name stands for; another value is refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -133,18 +135,21 @@ METHODS: dict[str, MethodRow] = {
         title="MEND",
         hparams="easyeditor.methods.mend.hparams:MENDHyperParams",
         method="easyeditor.methods.mend.method:MEND",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2110.11309",
     ),
     "FT": MethodRow(
         title="FT",
         hparams="easyeditor.methods.ft.hparams:FTHyperParams",
         method="easyeditor.methods.ft.method:FT",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2012.00363",
     ),
     "FT-M": MethodRow(
         title="FT-M",
         hparams="easyeditor.methods.ft.hparams:FTHyperParams",
         method="easyeditor.methods.ft.method:FT",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2401.01286",
         preset={"objective_optimization": "target_new"},
         spellings=("FT_M", "FTM"),
@@ -153,6 +158,7 @@ METHODS: dict[str, MethodRow] = {
         title="LocFT-BF",
         hparams="easyeditor.methods.ft.hparams:FTHyperParams",
         method="easyeditor.methods.ft.method:FT",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2509.22072",
         preset={"objective_optimization": "target_new", "target_eos": True, "shuffle": True},
         defaults={"batch_size": 100, "num_steps": 25, "lr": 5e-4},
@@ -164,6 +170,7 @@ METHODS: dict[str, MethodRow] = {
         title="UltraEdit",
         hparams="easyeditor.methods.ultraedit.hparams:UltraEditHyperParams",
         method="easyeditor.methods.ultraedit.method:UltraEdit",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2505.14679",
         unused=(
             *("alg", "class_name", "dropout", "editor_batch_size", "half", "model_class", "n_edits", "no_grad_layers"),
@@ -176,6 +183,7 @@ METHODS: dict[str, MethodRow] = {
         title="LoRA",
         hparams="easyeditor.methods.lora.hparams:LoRAHyperParams",
         method="easyeditor.methods.lora.method:LoRA",
+        needs_subject=False,
         paper="https://arxiv.org/abs/2106.09685",
         unused=("data_parallel", "kl_factor", "lora_distributed", "merge", "merge_alpha", "norm_constraint"),
         renamed={"lora_r": "rank"},

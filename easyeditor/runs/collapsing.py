@@ -39,12 +39,12 @@ def union(files: Sequence[Path]) -> list[dict[str, Any]]:
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in files:
-        read_dataset(str(path))  # every record is a request, or the error names it
+        read_dataset(str(path), needs_subject=False)  # every record is a request, or the error names it
         raw = read_json(path)
         for record in raw if isinstance(raw, list) else [raw]:
             if "prompt" not in record:
                 raise DataError(f"{path}: a union is made of flat records (prompt, subject, target_new)")
-            key = (record["prompt"], record["subject"], record["target_new"])
+            key = (record["prompt"], record.get("subject"), record["target_new"])
             known = found.setdefault(key, {**record, "collapses": []})
             known["collapses"] += [c for c in record.get("collapses", []) if c not in known["collapses"]]
     for number, record in enumerate(found.values()):
@@ -56,7 +56,7 @@ def _record(line: EditLine, model: str) -> dict[str, Any]:
     request, record = line.request, line.record
     rewrite = request.to_json()
     start = rewrite.pop("subject_start")
-    again = EditRequest.make(request.prompt, subject=request.subject, target_new=request.target_new)
+    again = EditRequest.make(request.prompt, subject=request.subject or None, target_new=request.target_new)
     if again.subject_start != start:  # the subject stands several times, and not the last one is meant
         rewrite["prompt"] = f"{request.before}{{}}{request.after}"
     kept = {key: value for key, value in rewrite.items() if value not in (None, [], {})}

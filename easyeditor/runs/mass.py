@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from easyeditor.dataset.probes import probes_of
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError, DataError, OutputError
 from easyeditor.files import discard, read_json, to_json, write_json
@@ -27,6 +29,8 @@ from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
 from easyeditor.runs.work import Watch, Work, planned_lines
+
+LOG = logging.getLogger(__name__)
 
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
@@ -85,6 +89,8 @@ def check_same(folder: Path, now: Plan) -> None:
                 f"{folder}: was begun by an earlier version, which chose and batched a record's edits one by one and "
                 "left out whole batches; now records are chosen, so it cannot go on; start a new run"
             )
+        elif before["selected"] != (count := len(now.requests)):
+            differing.append(f"{now.settings.data} gave {before['selected']} requests, now {count}")
     if differing:
         raise ConfigError(
             f"{folder}: cannot go on, the run was begun otherwise: {'; '.join(differing)}; give --resume alone, or "
@@ -135,6 +141,8 @@ def execute(
         ConfigError: another model than the run's, or a guard the method has no remedy for. DataError, OutputError.
     """
     settings = what.settings
+    if rank.first:
+        LOG.info(what.dataset.said(what.requests))
     editor = make_editor(what.hparams)
     if settings.on_collapse == "remedy" and editor.method.remedy is None:
         raise ConfigError(f"on_collapse remedy: {editor.method.title} has no remedy that is not on already")
@@ -217,6 +225,7 @@ def settle_model(folder: Path, what: Plan, editor: Editor, rank: Rank) -> int:
         "selected": len(what.requests),
         "records": len(what.records),
         "batches": list(what.starts) if what.settings.mode == "batch" else None,
+        "probes": probes_of(what.requests),
         "method": editor.method.title,
         "model_fingerprint": editor.fingerprint(),
         "context_templates": list(editor.method.contexts),

@@ -15,7 +15,7 @@ from easyeditor.dataset.reader import BadRecord, Dataset, Record, read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import judge_for
 from easyeditor.hparams import HyperParams
-from easyeditor.methods.registry import method_class
+from easyeditor.methods.registry import method_class, row_of
 from easyeditor.records import EditRequest
 from easyeditor.request import contradiction
 from easyeditor.runs.ranks import Rank
@@ -64,7 +64,8 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
         )
     _check_pair(hparams, settings)
     judge_for(settings.metrics)
-    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample)
+    needs = row_of(hparams.alg_name).needs_subject
+    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample, needs_subject=needs)
     return Plan(hparams, settings, *chosen(dataset, settings))
 
 

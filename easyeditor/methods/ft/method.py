@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,8 +31,6 @@ class FT(EditMethod[FTHyperParams]):
     order in every epoch, targets with their EOS. Each row's own length counts, whatever the batch; a BOS is never among
     the targets, a pad never scored.
     """
-
-    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: FTHyperParams) -> None:
         super().__init__(model, tok, hparams)

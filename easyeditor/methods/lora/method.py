@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,8 +27,6 @@ class LoRA(EditMethod[LoRAHyperParams]):
     Each edit trains fresh adapters on the model as it is, all requests together, with each target token (and an EOS) at
     its own position; the delta is scale * B A, exactly. As FT it takes no step below a loss of 0.01.
     """
-
-    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: LoRAHyperParams) -> None:
         super().__init__(model, tok, hparams)

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,8 +56,6 @@ class MEND(EditMethod[MENDHyperParams]):
     (x, delta) to (x~, delta~); the edit is lr * sum of delta~ x~^T, lr learned for each weight. An edit of several
     requests is the sum of their single edits.
     """
-
-    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)

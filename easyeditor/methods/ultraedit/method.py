@@ -63,7 +63,6 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     """
 
     keeps_repeats: ClassVar[bool] = True  # a repeat weighs in the means, as in the published code
-    needs_subject: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
