@@ -34,7 +34,8 @@ from typing import Any
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
-from easyeditor.hparams import HyperParams, overrides, yaml_path
+from easyeditor.hparams import HyperParams, overrides
+from easyeditor.plain_yaml import yaml_path
 from easyeditor.results.collapse import SMALL_DENOMINATOR
 from easyeditor.runs.ranks import Rank, placed, rank_of
 from easyeditor.runs.settings import RunSettings
@@ -107,13 +108,13 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
         from easyeditor.export.cases import METRICS
 
         given["metrics"] = list(dict.fromkeys([*(args.metrics or []), *METRICS]))
+    flags = overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
     if args.resume is not None:
         hparams, settings = stored(Path(args.resume))
         given = {**settings.to_dict(), **given}
-        hparams = hparams if args.hparams is None else load_hparams(args.hparams)
+        hparams = hparams.override(flags) if args.hparams is None else load_hparams(args.hparams, flags)
     else:
-        hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS))
-    hparams = hparams.override(overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul))
+        hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS), flags)
     hparams = placed(hparams, rank, flag=args.device is not None)
     hparams.check_files()
     return hparams, RunSettings.from_dict(given, "flags")

@@ -23,7 +23,8 @@ from pathlib import Path
 from easyeditor.cli import memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import to_json, write_json
-from easyeditor.hparams import overrides, yaml_path
+from easyeditor.hparams import overrides
+from easyeditor.plain_yaml import yaml_path
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
@@ -70,7 +71,7 @@ def main() -> int:
 
     rank = rank_of(os.environ)
     flags = overrides(args.set, max_iters=args.max_iters, device=args.device, matmul=args.matmul)
-    hparams = MENDTrainingHparams.from_hparams(args.hparams).override(flags)
+    hparams = MENDTrainingHparams.from_hparams(args.hparams, flags)
     hparams = placed(hparams, rank, flag=args.device is not None)
     reads = {
         "--train": args.train,

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
-from easyeditor.hparams import HyperParams, overrides, yaml_path
+from easyeditor.hparams import HyperParams, overrides
+from easyeditor.plain_yaml import yaml_path
 from easyeditor.records import EditRequest
 
 if TYPE_CHECKING:
@@ -105,9 +106,8 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     """The YAML with --set, --device and --dtype applied."""
     from easyeditor.methods.registry import load_hparams
 
-    hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS)).override(
-        overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
-    )
+    flags = overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
+    hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS), flags)
     hparams.check_files()
     return hparams
 

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easyeditor.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
@@ -119,29 +118,14 @@ def resumable(how: str) -> Iterator[None]:
 def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
     """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
     here, that is said, and torch is not even imported."""
+    from easyeditor.lm.embedded import model_folder
+
     folder = model_folder(str(hparams.model_name))
     if folder is None:
         return {"estimate_gib": None, "why": f"{hparams.model_name}: no config.json here yet"}
     from easyeditor.estimate import report
 
     return report(hparams, folder, training=training)
-
-
-def model_folder(name: str) -> Path | None:
-    """Where a model's config.json is on this machine: its folder, or the hub's cache; never asked for elsewhere."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from easyeditor.lm import embedded
-
-    known = embedded.find(name)
-    folder = Path(name) if known is None else known.folder
-    try:
-        if (folder / "config.json").is_file():
-            return folder
-        cached = try_to_load_from_cache(name, "config.json")
-    except (OSError, ValueError):  # no such name can be
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def quiet_transformers() -> None:

@@ -1,16 +1,14 @@
-"""Hyper-parameters: YAML to a typed dataclass. Unknown keys, keys given twice with two values, and wrong types are
-errors with the near name."""
+"""Hyper-parameters: plain values to a typed dataclass. Unknown keys and wrong types are errors with the near name."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from easyeditor.errors import ConfigError
 from easyeditor.files import check_value, parse_json
@@ -18,8 +16,6 @@ from easyeditor.plain_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-LOG = logging.getLogger(__name__)
 
 H = TypeVar("H", bound="HyperParams")
 LARGEST_FLOAT = 1e30  # float32 holds it, and its products with what a model has
@@ -86,18 +82,6 @@ class HyperParams:
     """Collapse also needs perplexity above this many times the unedited model's: for models whose base is already
     high."""
 
-    loaded_from: ClassVar[str] = "hparams"
-
-    @classmethod
-    def from_hparams(cls: type[H], name: str | Path) -> H:
-        """Read one YAML file; `.yaml` is appended unless the name ends in it.
-
-        Raises:
-            ConfigError: missing, empty or binary file; unknown or missing key, one with two values; wrong type.
-        """
-        path = yaml_path(name)
-        return cls.from_dict(read_yaml(path), where=str(path))
-
     @classmethod
     def from_dict(cls: type[H], values: Mapping[str, Any], where: str = "hparams") -> H:
         """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a
@@ -105,7 +89,7 @@ class HyperParams:
         known = field_types(cls)
         problems = [unknown_key(str(key), known, cls) for key in values if key not in known]
         missing = [f.name for f in dataclasses.fields(cls) if _is_required(f) and f.name not in values]
-        problems += [f"key {name!r} is missing; {cls.__name__} needs it" for name in missing]
+        problems += [f"key {name!r} is missing; {cls.__name__} needs it: --set {name}=…" for name in missing]
         typed: dict[str, Any] = {}
         for key, value in values.items():
             if key in known:
@@ -121,20 +105,19 @@ class HyperParams:
 
     def override(self: H, settings: Iterable[str]) -> H:
         """A copy with `key=value` texts applied, each typed by its field (values are read as YAML)."""
-        known = field_types(type(self))
-        changed: dict[str, Any] = {}
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            key = key.strip()
-            if not equals:
-                raise ConfigError(f"--set {setting}: write key=value")
-            if key not in known:
-                raise ConfigError(f"--set {setting}: {unknown_key(key, known, type(self))}")
-            try:
-                changed[key] = parse_yaml(text)[0] if text.strip() else None
-            except ValueError as error:
-                raise ConfigError(f"--set {setting}: the value is not readable as YAML ({_one_line(error)})") from error
-        return type(self).from_dict({**self.checked()._values(), **changed}, where="--set")
+        return type(self).from_dict(type(self).merged(self.checked()._values(), settings), where="--set")
+
+    @classmethod
+    def merged(cls, values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+        """`values`, as a file gives them, with `key=value` texts over them.
+
+        Raises:
+            ConfigError: a text that is no `key=value`, or a key that no field has.
+        """
+        given, known = parse_settings(settings), field_types(cls)
+        for key in given.keys() - known.keys():
+            raise ConfigError(f"--set {key}={given[key]}: {unknown_key(key, known, cls)}")
+        return {**values, **given}
 
     def checked(self: H) -> H:
         """The library's own copy: attributes may have been assigned since loading, so types are checked again."""
@@ -185,37 +168,24 @@ class HyperParams:
         return values
 
 
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts to values by key. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write key=value")
+        try:
+            given[key.strip()] = parse_yaml(text)[0] if text.strip() else None
+        except ValueError as error:
+            raise ConfigError(f"--set {setting}: the value is not readable as YAML ({_one_line(error)})") from error
+    return given
+
+
 def require(condition: bool, where: str, key: str, found: Any, allowed: str) -> None:
     """Raise ConfigError in the house form unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{where}: {key} is {found!r}; allowed: {allowed}")
-
-
-def yaml_path(name: str | Path) -> Path:
-    """The file a user means by `hparams/ROME/qwen2.5-7b`: `.yaml` appended unless it is there (or is `.yml`)."""
-    text = str(name)
-    return Path(text if text.endswith((".yaml", ".yml")) else text + ".yaml")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping; a key given twice is a warning where its values agree, else an error."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file{_neighbours(path)}") from error
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
-        raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
-    try:
-        values, repeated = parse_yaml(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
-    for note in repeated:
-        LOG.warning("%s: %s", path, note)
-    if values is None:
-        raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    return values
 
 
 def is_model_name(value: Any) -> bool:
@@ -303,11 +273,6 @@ def _allows_bool(declared: Any) -> bool:
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
-def _neighbours(path: Path) -> str:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
-    return f"; in {path.parent} there are: {', '.join(near)}" if near else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,16 +1,78 @@
-"""YAML to the values JSON has: what every configuration and override is read through."""
+"""YAML and JSON to plain values: what every configuration and override is read through."""
 
 from __future__ import annotations
 
+import difflib
+import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from easyeditor.errors import ConfigError
 from easyeditor.files import check_value
+
+LOG = logging.getLogger(__name__)
+
+ENDINGS = (".yaml", ".yml", ".json")
+"""How a configuration's name ends; `.yaml` where it has none of these."""
 
 MAX_YAML = 200_000  # characters; the longest shipped file has under 3,000
 # What building a YAML document can raise: its own errors, values it cannot make, nesting without end.
 _ERRORS = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+
+
+def yaml_path(name: str | Path) -> Path:
+    """The file a user means by `hparams/ROME/qwen2.5-7b`: `.yaml` appended unless it has one of `ENDINGS`."""
+    text = str(name)
+    return Path(text if text.endswith(ENDINGS) else text + ".yaml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a mapping in YAML, or in JSON by the file's ending; a key given twice is a warning where its values agree,
+    else an error."""
+    kind = "JSON" if path.suffix == ".json" else "YAML"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file{_neighbours(path)}") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
+        raise ConfigError(f"{path}: not a readable UTF-8 text file ({_one_line(error)})") from error
+    try:
+        values, repeated = parse_plain_json(text) if kind == "JSON" else parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid {kind} ({_one_line(error)})") from error
+    for note in repeated:
+        LOG.warning("%s: %s", path, note)
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; see hparams/ for examples")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def parse_plain_json(text: str) -> tuple[Any, list[str]]:
+    """As `parse_yaml`, of a JSON text. Raises ValueError."""
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen and (type(value), value) != (type(seen[key]), seen[key]):
+                raise ValueError(f"duplicate key {key!r}, again with another value")
+            if key in seen:
+                repeated.append(f"key {key!r} again, with the same value")
+            seen[key] = value
+        return seen
+
+    _check_length(text)
+    try:
+        values = json.loads(text, object_pairs_hook=once) if text.strip() else None
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    check_value(values)
+    return values, repeated
 
 
 def parse_yaml(text: str) -> tuple[Any, list[str]]:
@@ -20,8 +82,7 @@ def parse_yaml(text: str) -> tuple[Any, list[str]]:
     Raises:
         ValueError: not YAML, two values for a key, an alias, any other type, endless; what `check_value` refuses.
     """
-    if len(text) > MAX_YAML:
-        raise ValueError(f"it has {len(text)} characters; a configuration has at most {MAX_YAML}")
+    _check_length(text)
     try:
         loader = _PlainLoader(text)
         values = loader.get_single_data()
@@ -29,6 +90,21 @@ def parse_yaml(text: str) -> tuple[Any, list[str]]:
     except _ERRORS as error:
         raise ValueError(" ".join(str(error).split())) from error
     return values, loader.repeated
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_YAML:
+        raise ValueError(f"it has {len(text)} characters; a configuration has at most {MAX_YAML}")
+
+
+def _neighbours(path: Path) -> str:
+    there = [p.name for ending in ENDINGS for p in path.parent.glob(f"*{ending}")]
+    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.3)
+    return f"; in {path.parent} there are: {', '.join(near)}" if near else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 class _PlainLoader(yaml.SafeLoader):

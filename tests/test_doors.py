@@ -19,7 +19,8 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import parse_json
-from easyeditor.hparams import HyperParams, read_yaml
+from easyeditor.hparams import HyperParams
+from easyeditor.plain_yaml import read_yaml
 from easyeditor.records import EditRequest
 from easyeditor.runs.ranks import rank_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import yaml
 from golden_numbers import read
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import field_types, read_yaml, yaml_path
+from easyeditor.hparams import field_types
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
+from easyeditor.plain_yaml import read_yaml, yaml_path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = {
@@ -154,6 +156,103 @@ def test_yaml_is_appended_only_when_missing(name: str, file: str) -> None:
 def test_a_name_with_a_dot_loads_with_and_without_the_ending() -> None:
     name = str(ROOT / "hparams/ROME/qwen2.5-7b")
     assert ROMEHyperParams.from_hparams(name) == ROMEHyperParams.from_hparams(name + ".yaml") == load_hparams(name)
+
+
+# JSON, as the ROME, MEMIT and AlphaEdit repositories keep hyper-parameters
+
+NOT_THERE = {"alg_name", "model_name", "stats_dir", "device", "fp16", "model_parallel", "batch_size", "if_prefix"}
+"""Keys of EasyEdit's YAML files that those JSON files have not."""
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "others"),
+    [
+        ("ROME", "gpt2-xl", {"bias_update": False, "dynamic": False, "dynamic_multiplier": 1}),
+        ("ROME", "gpt-j-6B", {"mom2_update_weight": 1000, "nullspace_threshold": 2e-2}),
+        ("MEMIT", "gpt2-xl", {"calculate_objective_value": False, "emmet_lambda": 0.1, "wd_power_law": [-0.9, 0.2]}),
+    ],
+)
+def test_a_json_file_has_the_values_of_the_yaml(
+    method: str, model: str, others: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = next(iter(read("hparams_upstream.json")[method][model].values()))
+    written = {key: value for key, value in wanted.items() if key not in NOT_THERE}
+    path = tmp_path / method / f"{model}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**written, **others}, indent="\t"), encoding="utf-8")
+    sets = ["device=cpu", f"model_name={wanted['model_name']}"]
+    for found in (load_hparams(path, sets), load_hparams(str(path), sets), LOADED[method].from_hparams(path, sets)):
+        assert type(found) is LOADED[method]
+        assert {key: getattr(found, key) for key in ("alg_name", "model_name", "device")} == {
+            **{key: wanted[key] for key in ("alg_name", "model_name")},
+            "device": "cpu",
+        }
+        numbers = json.loads(json.dumps(found.to_dict()))
+        assert len(written) > 10
+        for key, value in written.items():
+            assert numbers[key] == (float(value) if isinstance(numbers[key], float) else value), key
+    assert all("read and not used: " + ", ".join(others) in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 3
+    assert_says(refusal(lambda: load_hparams(path)), str(path), "'model_name' is missing", "--set model_name=")
+    path.write_text(json.dumps({**written, "v_weigth_decay": 1}), encoding="utf-8")
+    assert_says(refusal(lambda: load_hparams(path, sets)), "'v_weigth_decay'", "did you mean 'v_weight_decay'?")
+    path.write_text('{"v_lr": 1, "v_lr": 2}', encoding="utf-8")
+    assert_says(refusal(lambda: load_hparams(path)), str(path), "not valid JSON", "duplicate key 'v_lr'")
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "name"),
+    [
+        ("C_ROME/my-model.json", "my-model", "my-model"),
+        ("C_ROME/my-model.json", "hugging_cache/my-model", "./hugging_cache/my-model"),
+        ("R-ROME/org_my-model.json", "org/my-model", "org/my-model"),
+        ("FTP-ROME/smollm2-135m.json", "hugging_cache/smollm2-135m", "smollm2-135m"),
+    ],
+)
+def test_a_json_file_takes_method_and_model_from_where_it_is(
+    file: str, folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("easyeditor.lm.embedded.ROOT", tmp_path)
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "config.json").write_text("{}", encoding="utf-8")
+    Path(file).parent.mkdir()
+    values = {key: value for key, value in REQUIRED.items() if key not in ("alg_name", "model_name")}
+    Path(file).write_text(json.dumps(values), encoding="utf-8")
+    found = load_hparams(file)
+    assert (found.alg_name, found.model_name) == (file.split("/")[0].replace("_", "-"), name)
+    monkeypatch.chdir(Path(file).parent)
+    assert load_hparams(Path(file).name, [f"model_name={name}"]) == found
+
+
+# --set comes before the check, so it can repair a file
+
+
+@pytest.mark.parametrize(
+    ("wrong", "settings"),
+    [
+        ({"v_lr": "half"}, ["v_lr=0.5"]),
+        ({"layers": [5, 5]}, ["layers=[5]"]),
+        ({"alg_name": "ROMEO"}, ["alg_name=ROME"]),
+        ({"alg_name": None, "model_name": 7}, ["alg_name=ROME", "model_name=smollm2-135m"]),
+    ],
+)
+def test_a_setting_repairs_a_file(wrong: dict[str, Any], settings: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({**REQUIRED, **wrong}), encoding="utf-8")
+    refusal(lambda: load_hparams(path))
+    assert load_hparams(path, settings) == ROMEHyperParams.from_hparams(path, settings)
+    assert load_hparams(path, settings) == ROMEHyperParams.from_dict(REQUIRED)
+    assert_says(refusal(lambda: load_hparams(path, [*settings, "vlr=1"])), "--set vlr=1", "did you mean 'v_lr'?")
+    assert_says(refusal(lambda: load_hparams(path, [*settings, "v_lr=two"])), f"{path} with --set", "v_lr is 'two'")
+
+
+def test_a_file_for_training_is_called_that() -> None:
+    path = ROOT / "hparams/TRAINING/MEND/smollm2-135m.yaml"
+    says = ("for training MEND", f"pretrain_mend.py --hparams {path}", "hparams/MEND/")
+    assert_says(refusal(lambda: load_hparams(path)), *says)
+    values = {**read_yaml(path), "cache_mb": 7}
+    assert_says(refusal(lambda: load_hparams(values)), "for training MEND")
 
 
 # Files that must be refused

@@ -101,6 +101,21 @@ def find(name: str) -> Embedded | None:
     return None
 
 
+def model_folder(name: str) -> Path | None:
+    """Where a model's config.json is on this machine: its folder, or the hub's cache; never asked for elsewhere."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = find(name)
+    folder = Path(name) if known is None else known.folder
+    try:
+        if (folder / "config.json").is_file():
+            return folder
+        cached = try_to_load_from_cache(name, "config.json")
+    except (OSError, ValueError):  # no such name can be
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def ensure(model: Embedded, folder: Path | None = None) -> Path:
     """The checkpoint's folder; fetched and converted on first use (twice the model's float32 size on disk meanwhile).
 

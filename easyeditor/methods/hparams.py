@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from easyeditor.hparams import HyperParams, require
-from easyeditor.methods.registry import canonical, completed
+from easyeditor.methods.registry import canonical, completed, read_values, told
 from easyeditor.methods.table import METHODS
+from easyeditor.plain_yaml import yaml_path
 
 M = TypeVar("M", bound="MethodHyperParams")
 
@@ -18,15 +20,28 @@ class MethodHyperParams(HyperParams):
     """Hyper-parameters of a method in the table; its row may preset some (C-ROME is ROME with `if_c_rome: true`)."""
 
     @classmethod
+    def from_hparams(cls: type[M], name: str | Path, settings: Iterable[str] = ()) -> M:
+        """Read one file, YAML or JSON, with `key=value` texts over it; `.yaml` is appended unless the name has an
+        ending.
+
+        Raises:
+            ConfigError: missing, empty or binary file; unknown or missing key, one with two values; wrong type.
+        """
+        path = yaml_path(name)
+        return cls.from_dict(cls.merged(read_values(path), settings), told(str(path), settings))
+
+    @classmethod
     def from_dict(cls: type[M], values: Mapping[str, Any], where: str = "hparams") -> M:
         return super().from_dict(completed(cls, values, where), where)
 
-    def override(self: M, settings: Iterable[str]) -> M:
-        listed = list(settings)
-        name = next((canonical(s.partition("=")[2].strip()) for s in listed if s.partition("=")[0] == "alg_name"), None)
-        row = METHODS[name or self.alg_name]
-        implied = {**row.defaults, **row.preset} if name not in (None, self.alg_name) else {}
-        return super().override([*(f"{key}={value}" for key, value in implied.items()), *listed])
+    @classmethod
+    def merged(cls, values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+        made = super().merged(values, settings)
+        before, now = canonical(values.get("alg_name")), canonical(made.get("alg_name"))
+        if before is None or now is None or now == before:
+            return made
+        row = METHODS[now]
+        return {**values, **row.defaults, **row.preset, **super().merged({}, settings)}
 
 
 @dataclass(kw_only=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import HyperParams, read_yaml, yaml_path
+from easyeditor.hparams import HyperParams, field_types, parse_settings
+from easyeditor.lm.embedded import model_folder
 from easyeditor.methods.table import METHODS, MethodRow
+from easyeditor.plain_yaml import read_yaml, yaml_path
 
 LOG = logging.getLogger(__name__)
 
@@ -18,21 +20,58 @@ if TYPE_CHECKING:
     from easyeditor.methods.base import EditMethod
 
 
-def load_hparams(source: str | Path | Mapping[str, Any]) -> HyperParams:
-    """Hyper-parameters of any method, from a YAML file or a mapping; `alg_name` says whose.
+def load_hparams(source: str | Path | Mapping[str, Any], settings: Iterable[str] = ()) -> HyperParams:
+    """Hyper-parameters of any method, from a YAML or JSON file or a mapping, with `key=value` texts (`--set`) over
+    them; `alg_name` says whose.
 
     Raises:
-        ConfigError: an unknown method, and whatever `HyperParams.from_dict` refuses.
+        ConfigError: an unknown method, a file for training, and whatever `HyperParams.from_dict` refuses.
     """
+    settings = list(settings)
     if isinstance(source, Mapping):
         where, values = "hparams", dict(source)
     else:
         path = yaml_path(source)
-        where, values = str(path), read_yaml(path)
-    name = canonical(values.get("alg_name"))
+        where, values = str(path), read_values(path)
+    alg_name = parse_settings(settings).get("alg_name", values.get("alg_name"))
+    name = canonical(alg_name)
     if name is None:
-        raise ConfigError(f"{where}: alg_name is {values.get('alg_name')!r}; allowed: {', '.join(METHODS)}")
-    return hparams_class(name).from_dict(values, where=where)
+        raise ConfigError(f"{where}: alg_name is {alg_name!r}; allowed: {', '.join(METHODS)}; --set alg_name=NAME")
+    cls = hparams_class(name)
+    made = cls.merged(values, settings)
+    if METHODS[name].training and _for_training(METHODS[name], made, where):
+        raise ConfigError(
+            f"{where}: a file for training {name}, not for edits: python pretrain_mend.py --hparams {where}; an edit "
+            f"takes a file of hparams/{name}/"
+        )
+    return cls.from_dict(made, told(where, settings))
+
+
+def _for_training(row: MethodRow, values: Mapping[str, Any], where: str) -> bool:
+    """Is it a file of hparams/TRAINING/, by its folder or by a key that only training has?"""
+    return "TRAINING" in Path(where).parts or bool(
+        values.keys() & (field_types(_load(row.training)).keys() - field_types(_load(row.hparams)).keys())
+    )
+
+
+def told(where: str, settings: Iterable[str]) -> str:
+    """Where a wrong value may come from, for a message."""
+    return f"{where} with --set" if any(settings) else where
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """A file's values. What JSON files leave to their place is added: `alg_name` is the folder's name, `model_name` the
+    file's, where that is a model here (the ROME repository writes ORG_NAME for ORG/NAME)."""
+    values = read_yaml(path)
+    if path.suffix != ".json":
+        return values
+    if (name := canonical(path.absolute().parent.name)) is not None:
+        values.setdefault("alg_name", name)
+    names = (path.stem, path.stem.replace("_", "/", 1), f"./hugging_cache/{path.stem}")
+    here = next((name for name in names if model_folder(name) is not None), None)
+    if here is not None:
+        values.setdefault("model_name", here)
+    return values
 
 
 def hparams_class(alg_name: str) -> type[HyperParams]:
@@ -61,17 +100,16 @@ def canonical(alg_name: Any) -> str | None:
 
 def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`values` with what their `alg_name` stands for: its spelling, its row's preset and defaults, without keys that
-    have no use here (which are named in a warning).
+    only other methods or the field's files have (which are named in a warning).
 
     Raises:
         ConfigError: a method whose hyper-parameters are another class's, or a value against the preset.
     """
-    if "alg_name" not in values:
-        return dict(values)
-    name = canonical(values["alg_name"])
+    alg_name = values.get("alg_name", getattr(cls, "alg_name", None))
+    name = canonical(alg_name)
     if name is None or not issubclass(cls, hparams_class(name)):
         own = ", ".join(repr(name) for name in METHODS if issubclass(cls, hparams_class(name)))
-        raise ConfigError(f"{where}: alg_name is {values['alg_name']!r}; allowed: one of {own}")
+        raise ConfigError(f"{where}: alg_name is {alg_name!r}; allowed: one of {own}")
     row = METHODS[name]
     renamed = {"use_chat_template": "chat_template", **row.renamed}  # EasyEdit's
     for key, ours in renamed.items():
@@ -83,10 +121,12 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
             raise ConfigError(
                 f"{where}: {key} is {values[key]!r}; allowed: {meant!r}, which alg_name {name} stands for"
             )
-    told = [key for key in row.unused if key in values]
-    if told:
-        LOG.warning("%s: read and not used: %s", where, ", ".join(told))
-    used = {key: value for key, value in values.items() if key not in told}
+    unknown = [key for key in values if key not in field_types(cls)]
+    others = _known_keys() if unknown else frozenset()
+    unused = [key for key in unknown if key in others]
+    if unused:
+        LOG.warning("%s: read and not used: %s", where, ", ".join(unused))
+    used = {key: value for key, value in values.items() if key not in unused}
     return {**row.defaults, **used, **row.preset, "alg_name": name}
 
 
@@ -98,6 +138,11 @@ def _told(values: dict[str, Any], where: str) -> dict[str, Any]:
     if key in told:
         raise ConfigError(f"{where}: {key} and chat_template_kwargs.{key} are the same setting; give one")
     return {k: v for k, v in values.items() if k != key} | {"chat_template_kwargs": {key: values[key], **told}}
+
+
+def _known_keys() -> frozenset[str]:
+    """Every key of some method here, or of the field's files."""
+    return frozenset(key for row in METHODS.values() for key in (*row.unused, *field_types(_load(row.hparams))))
 
 
 def _load(target: str) -> Any:

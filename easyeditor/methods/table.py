@@ -29,11 +29,14 @@ class MethodRow:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters taken where the file does not give them."""
     unused: tuple[str, ...] = ()
-    """Keys of the field's files that are read and have no use here; a file that gives one is told so."""
+    """Keys of the field's files that no method here uses. A file of any method may give one, or one that only other
+    methods use: a warning names it."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Keys of the field's files that have another name here."""
     spellings: tuple[str, ...] = ()
     """Other ways `alg_name` is written in the field's files."""
+    training: str = ""
+    """Class of the hyper-parameters of its training, where it has one."""
 
 
 METHODS: dict[str, MethodRow] = {
@@ -42,6 +45,7 @@ METHODS: dict[str, MethodRow] = {
         hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
         method="easyeditor.methods.rome.method:ROME",
         paper="https://arxiv.org/abs/2202.05262",
+        unused=("bias_update", "dynamic"),
     ),
     "C-ROME": MethodRow(
         title="C-ROME",
@@ -91,9 +95,10 @@ METHODS: dict[str, MethodRow] = {
         preset={"earlier_keys": "solved"},
         defaults={"update_norm_lambda": 10.0, "early_stop": "mpes"},
         unused=(
-            *("add_prev_edits", "calculate_norms", "calculate_objective_value", "condition_num", "dynamic_multiplier"),
-            *("emmet_lambda", "gd_lambda", "grad_desc_lr", "grad_desc_steps", "norm_control"),
-            *("random_vector_preservation", "spectral_norm", "use_gd"),
+            *("add_prev_edits", "calculate_norm", "calculate_norms", "calculate_objective_value", "condition_num"),
+            *("dynamic_multiplier", "emmet_lambda", "gd_lambda", "grad_desc_lr", "grad_desc_steps", "identity_cov"),
+            *("norm_control", "proj_dim", "random_vector_preservation", "shuffle_text", "skill_lambda"),
+            *("skill_preservation", "skill_sample_size", "spectral_norm", "use_gd", "wikipedia_lang"),
         ),
     ),
     "EMMET": MethodRow(
@@ -101,14 +106,13 @@ METHODS: dict[str, MethodRow] = {
         hparams="easyeditor.methods.emmet.hparams:EMMETHyperParams",
         method="easyeditor.methods.emmet.method:EMMET",
         paper="https://arxiv.org/abs/2403.14236",
-        unused=("calculate_objective_value",),
     ),
     "AlphaEdit": MethodRow(
         title="AlphaEdit",
         hparams="easyeditor.methods.alphaedit.hparams:AlphaEditHyperParams",
         method="easyeditor.methods.alphaedit.method:AlphaEdit",
         paper="https://arxiv.org/abs/2410.02355",
-        unused=("P_loc",),
+        unused=("P_loc", "apply_woodbury", "edit_layer", "mu_reg", "weight_reg"),
     ),
     "NAS": MethodRow(
         title="NAS",
@@ -116,7 +120,7 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.alphaedit.method:AlphaEdit",
         paper="https://arxiv.org/abs/2602.02543",
         preset={"norm_anchor": True},
-        unused=("P_loc", "use_nas"),
+        unused=("use_nas",),
     ),
     "SPHERE": MethodRow(
         title="SPHERE",
@@ -124,7 +128,6 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.alphaedit.method:AlphaEdit",
         paper="https://arxiv.org/abs/2510.01172",
         preset={"filters": ["sphere"]},
-        unused=("P_loc",),
         renamed={
             "cumulative_ratio": "sphere_ratio",
             "suppression_strength": "sphere_strength",
@@ -137,6 +140,8 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.mend.method:MEND",
         needs_subject=False,
         paper="https://arxiv.org/abs/2110.11309",
+        unused=("counterfact", "mini", "n_toks", "zsre"),
+        training="easyeditor.methods.mend.hparams:MENDTrainingHparams",
     ),
     "FT": MethodRow(
         title="FT",
@@ -144,6 +149,7 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.ft.method:FT",
         needs_subject=False,
         paper="https://arxiv.org/abs/2012.00363",
+        unused=("wd_power_law",),
     ),
     "FT-M": MethodRow(
         title="FT-M",
@@ -172,10 +178,7 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.ultraedit.method:UltraEdit",
         needs_subject=False,
         paper="https://arxiv.org/abs/2505.14679",
-        unused=(
-            *("alg", "class_name", "dropout", "editor_batch_size", "half", "model_class", "n_edits", "no_grad_layers"),
-            *("results_dir", "silent", "token", "tokenizer_class", "tokenizer_name"),
-        ),
+        unused=("class_name", "editor_batch_size", "n_edits", "token"),
         renamed={"modules": "inner_params"},
         spellings=("ULTRAEDIT", "Ultraedit", "UltraEDIT"),
     ),
@@ -185,7 +188,7 @@ METHODS: dict[str, MethodRow] = {
         method="easyeditor.methods.lora.method:LoRA",
         needs_subject=False,
         paper="https://arxiv.org/abs/2106.09685",
-        unused=("data_parallel", "kl_factor", "lora_distributed", "merge", "merge_alpha", "norm_constraint"),
+        unused=("data_parallel", "lora_distributed", "merge", "merge_alpha"),
         renamed={"lora_r": "rank"},
         spellings=("LORA", "Lora"),
     ),

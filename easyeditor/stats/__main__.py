@@ -24,12 +24,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from easyeditor.cli import model_folder, parser, quiet_transformers, resumable, run
+from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.files import LARGEST, to_json
-from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
 from easyeditor.outputs import check_outputs
+from easyeditor.plain_yaml import yaml_path
 from easyeditor.runs.ranks import own_device, process_group, rank_of
 
 _YAML_KEYS = {
@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--tokens-per-dim", type=int, help="fast mode: stop at this many tokens per key dimension")
     p.add_argument("--dtype", choices=("float32", "float64"), help="dtype of the stored sums (default: float32)")
     p.add_argument("--sums", choices=("float32", "float64"), default="float32", help="precision of the products")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="over the YAML's keys")
     p.add_argument("--output", help="statistics folder (default: the YAML's stats_dir, else data/stats)")
     p.add_argument("--device", default=None, help="GPU number, cpu, cuda:1 ... (default: 0, or torchrun's local rank)")
     pace = p.add_mutually_exclusive_group()
@@ -76,7 +77,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     values["model_parallel"] = False
     templates: dict[str, str | None] = {}
     if args.hparams is not None:
-        given = load_hparams(args.hparams).to_dict()
+        given = load_hparams(args.hparams, args.set).to_dict()
         values |= {ours: given[theirs] for ours, theirs in _YAML_KEYS.items() if theirs in given}
         templates = {ours: given.get(theirs) for ours, theirs in _YAML_TEMPLATES.items()}
     values |= {
@@ -164,15 +165,15 @@ def planned(args: argparse.Namespace, wanted: dict[str, Any], device: int | str)
     Raises:
         ConfigError: layers that the model does not have. DataError: no such corpus.
     """
+    from easyeditor.lm import embedded
     from easyeditor.stats.corpus import check_corpus
 
     check_corpus(wanted["corpus"])
-    folder = model_folder(str(wanted["model"]))
+    folder = embedded.model_folder(str(wanted["model"]))
     if folder is None:
         why = f"{wanted['model']}: no config.json here yet"
         return {**wanted, "files": None, "memory": {"estimate_gib": None, "why": why}}
     from easyeditor.estimate import collecting_report, config_in, on_meta
-    from easyeditor.lm import embedded
 
     try:
         parts = on_meta(config_in(folder), **wanted["templates"])

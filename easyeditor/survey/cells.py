@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import EasyEditorError
-from easyeditor.hparams import yaml_path
 from easyeditor.methods.registry import load_hparams
+from easyeditor.plain_yaml import ENDINGS, yaml_path
 from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
 from easyeditor.results.values import flag, integer, mean
@@ -109,10 +109,10 @@ def cells_of(survey: Survey, output: Path, rank: Rank | None = None) -> list[Cel
 
 def _cell(root: str, group: Group, choice: MethodChoice, seed: int, output: Path, rank: Rank) -> Cell:
     named = choice.hparams or choice.name
-    is_file = named.endswith((".yaml", ".yml"))
+    is_file = named.endswith(ENDINGS)
     yaml = yaml_path(named if is_file else Path(root) / named / group.model)
     sets = (*group.set, *choice.set, *([f"seed={seed}"] if seed else []))
-    hparams = placed(load_hparams(yaml).override(sets), rank)
+    hparams = placed(load_hparams(yaml, sets), rank)
     settings = RunSettings.from_dict({**group.run, "seed": seed}, f"group {group.name}: run")
     what = plan(hparams, settings)
     cell = Cell(group=group.name, method=choice.name, seed=seed, yaml=str(yaml), sets=sets, what=what, output=output)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easyeditor.errors import ConfigError
-from easyeditor.hparams import check_seed_size, coerce, field_types, read_yaml, unknown_key, yaml_path
+from easyeditor.hparams import check_seed_size, coerce, field_types, unknown_key
+from easyeditor.plain_yaml import read_yaml, yaml_path
 from easyeditor.runs.settings import RunSettings
 
 T = TypeVar("T")

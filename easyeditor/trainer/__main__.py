@@ -14,8 +14,9 @@ import argparse
 from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, run
-from easyeditor.hparams import yaml_path
+from easyeditor.hparams import overrides
 from easyeditor.outputs import check_outputs
+from easyeditor.plain_yaml import yaml_path
 
 
 def arguments() -> argparse.Namespace:
@@ -39,9 +40,7 @@ def main() -> int:
     from easyeditor.methods.mend.convert import read_upstream
     from easyeditor.methods.mend.hparams import MENDHyperParams
 
-    hparams = MENDHyperParams.from_hparams(args.hparams)
-    if args.device is not None:
-        hparams = hparams.override([f"device={args.device}"])
+    hparams = MENDHyperParams.from_hparams(args.hparams, overrides([], device=args.device))
     output = Path(args.output)
     check_outputs(
         folders={"--output": output},

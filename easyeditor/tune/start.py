@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import begins_with_bos
-from easyeditor.hparams import HyperParams, field_types, read_yaml, yaml_path
+from easyeditor.hparams import HyperParams, field_types
 from easyeditor.lm import embedded
 from easyeditor.lm.architectures import Anatomy, anatomy, attention_of, type_of
 from easyeditor.lm.discover import discover, module_name, replay_checked
@@ -23,7 +23,8 @@ from easyeditor.methods.hparams import LayerHyperParams
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.statistics import Statistics
-from easyeditor.methods.registry import canonical, hparams_class, row_of
+from easyeditor.methods.registry import canonical, completed, hparams_class, read_values, row_of, told
+from easyeditor.plain_yaml import yaml_path
 
 LOG = logging.getLogger(__name__)
 
@@ -115,11 +116,13 @@ def start_values(method: str, model: str, file: str | None, settings: Sequence[s
     path = yaml_path(file or (named if named.exists() else folder / f"{embedded.DEFAULT}.yaml"))
     if file is None and not path.exists():
         raise ConfigError(f"{method}: there is no {path} to start from; give --start FILE")
-    values = read_yaml(path)
-    if canonical(values.get("alg_name")) != method:
-        raise ConfigError(f"--start {path}: it is of {values.get('alg_name')!r}, and --method is {method}")
-    hparams = hparams_class(method).from_dict(values, where=str(path)).override(settings)
-    quick = QUICK_STATISTICS if values.get("mom2_adjustment") is False else {}
+    read = {"alg_name": method, "model_name": model, **read_values(path)}
+    if canonical(read["alg_name"]) != method:
+        raise ConfigError(f"--start {path}: it is of {read['alg_name']!r}, and --method is {method}")
+    cls, where = hparams_class(method), told(str(path), settings)
+    values = completed(cls, cls.merged(read, settings), where)
+    hparams = cls.from_dict(values, where)
+    quick = QUICK_STATISTICS if read.get("mom2_adjustment") is False else {}
     return {**values, **quick, "alg_name": method, **{key: getattr(hparams, key) for key in keys_of(settings)}}, path
 
 

@@ -56,7 +56,7 @@ def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) ->
 
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
     """The YAML with --set, --device and --values applied. Raises ConfigError: another method's, or several layers."""
-    hparams = load_hparams(args.hparams).override(overrides(args.set, device=args.device, targets_dir=args.values))
+    hparams = load_hparams(args.hparams, overrides(args.set, device=args.device, targets_dir=args.values))
     if not isinstance(hparams, ROMEHyperParams):
         raise ConfigError(f"{args.hparams} is for {hparams.alg_name}; the experiments edit with ROME, give a ROME YAML")
     if hparams.if_c_rome:

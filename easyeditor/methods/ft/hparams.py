@@ -55,6 +55,8 @@ class FTHyperParams(LayerHyperParams):
             values = {**values, "objective_optimization": meant}
         if "layer" in values and "layers" not in values:  # LocFT's files name one
             values = {**{key: value for key, value in values.items() if key != "layer"}, "layers": [values["layer"]]}
+        if values.get("weight_decay") is False:  # MEMIT's files with wd_power_law
+            values = {**values, "weight_decay": 0.0}
         return super().from_dict(values, where)
 
     @property
