@@ -82,7 +82,7 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("work was done before the input was refused")
 
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)
-    monkeypatch.setattr("easyeditor.editor.load", refuse)
+    monkeypatch.setattr("easyeditor.bound.load", refuse)
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
 
 

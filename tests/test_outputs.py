@@ -161,7 +161,7 @@ def script(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("work was done before the places were refused")
 
-    monkeypatch.setattr("easyeditor.editor.load", refuse)
+    monkeypatch.setattr("easyeditor.bound.load", refuse)
     monkeypatch.setattr("easyeditor.trainer.editor.load", refuse)
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)  # last: what is imported meanwhile keeps the true one
     return lambda module, *flags: call(module, list(flags), monkeypatch, capsys)
@@ -235,7 +235,7 @@ def test_a_run_that_fails_leaves_no_folder(made: str, script: Script, monkeypatc
     def broken(*_: Any, **__: Any) -> None:
         raise ModelError("not loadable")
 
-    monkeypatch.setattr("easyeditor.editor.load", broken)
+    monkeypatch.setattr("easyeditor.bound.load", broken)
     before = content(Path())
     place = [] if made == "results" else ["--output", made]
     for module, flags in ((single_case_edit, EDIT), (mass_edit, MASS), (analysis, ["keys", "--hparams", "h.yaml"])):
