@@ -2,7 +2,7 @@
 
   python pretrain_mend.py                                        this project's facts, embedded model
   python pretrain_mend.py --hparams hparams/TRAINING/MEND/gpt2-xl.yaml --train FILE.json --val FILE.json
-                                                                 CounterFact, ZsRE or any format the library reads
+                                                                 CounterFact, ZsRE or any format of docs/data.md
   python pretrain_mend.py ... --resume                           go on after a kill; ends with the same weights
   torchrun --nproc-per-node 4 pretrain_mend.py ...               4 GPUs: each its own requests, gradients all-reduced
 
@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--train", metavar="FILE", help="training requests (default: data/facts.json, split `train`)")
     p.add_argument("--val", metavar="FILE", help="validation requests (default: data/facts.json, split `validation`)")
+    p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--train-size", type=int, metavar="N", help="train on N of the requests, drawn by the seed")
     p.add_argument(
         "--apart",
@@ -68,6 +69,7 @@ def main() -> int:
     from easyeditor.dataset.training import apart
     from easyeditor.outputs import check_outputs
     from easyeditor.runs.ranks import placed, process_group, rank_of
+    from easyeditor.trainer.tasks import check_trainable
 
     rank = rank_of(os.environ)
     flags = overrides(args.set, max_iters=args.max_iters, device=args.device, matmul=args.matmul)
@@ -83,17 +85,22 @@ def main() -> int:
     check_outputs(shared={"--output": args.output}, reads=reads)
     if (args.train is None) != (args.val is None) and args.train is None:
         raise ConfigError("--val without --train; give both, or neither for data/facts.json")
-    train = CounterFactDataset(args.train or FACTS, split=None if args.train else "train")
-    val = None
-    if args.val is not None or args.train is None:
-        val = CounterFactDataset(args.val or FACTS, split=None if args.val else "validation")
+
+    def read(file: str | None, split: str | None) -> CounterFactDataset:
+        return CounterFactDataset(file or FACTS, split=None if file else split, skip_bad=args.skip_bad)
+
+    train = read(args.train, "train")
+    val = read(args.val, "validation") if args.val is not None or args.train is None else None
     if args.apart is not None:
-        held_out = [CounterFactDataset(file) for file in args.apart]
+        held_out = [read(file, None) for file in args.apart]
         held_out += [] if val is None else [val]
-        held_out += [] if args.train else [CounterFactDataset(FACTS, split="test")]
+        held_out += [] if args.train else [read(None, "test")]
         train.requests = apart(train, [request for data in held_out for request in data])
         if not train.requests:
             raise DataError(f"{train.path}: --apart leaves no request; every one shares a text with the held-out ones")
+    sets = {name: own.dataset.to_json() for name, own in (("train", train), ("validation", val)) if own is not None}
+    for requests in (train, *([] if val is None else [val])):
+        check_trainable(requests)
     if args.train_size is not None:
         if not 0 < args.train_size <= len(train):
             raise ConfigError(
@@ -104,7 +111,13 @@ def main() -> int:
         counts = {"train": len(train), "validation": None if val is None else len(val)}
         print(
             to_json(
-                {"hparams": hparams.to_dict(), "requests": counts, "memory": memory(hparams, training=True)}, indent=1
+                {
+                    "hparams": hparams.to_dict(),
+                    "requests": counts,
+                    "sets": sets,
+                    "memory": memory(hparams, training=True),
+                },
+                indent=1,
             )
         )
         return 0
@@ -124,7 +137,7 @@ def main() -> int:
                 "train": [str(train.path), len(train)],
                 "validation": None if val is None else [str(val.path), len(val)],
             }
-            write_json(folder / "manifest.json", {**environment(), **data})
+            write_json(folder / "manifest.json", {**environment(), **data, "sets": sets})
             write_json(folder / "config.json", hparams.to_dict())
         else:
             logging.getLogger().setLevel(logging.WARNING)

@@ -281,21 +281,40 @@ def test_data_that_cannot_train_is_refused(tmp_path: Path) -> None:
     bare = [{"prompt": "The river is", "subject": "river", "target_new": "open"}]
     with pytest.raises(DataError, match="no request has locality prompts"):
         Tasks(tokenizer(), CounterFactDataset(write(tmp_path / "a.json", bare)), seed=0, outer=1, locality=1, longest=9)
-    with pytest.raises(DataError, match="no records of split 'test' in it"):
+    with pytest.raises(DataError, match="holds no records of split 'test'"):
         CounterFactDataset(write(tmp_path / "b.json", records()), split="test")
     with pytest.raises(DataError, match="record 0: record with fields"):
         CounterFactDataset(write(tmp_path / "c.json", [{"x": 1}]))
     with pytest.raises(DataError, match="expected a JSON list"):
-        CounterFactDataset(write(tmp_path / "d.json", {"x": 1}))
+        CounterFactDataset(write(tmp_path / "d.json", 5))
+
+
+ZSRE = {"src": "Who owns the river?", "subject": "river", "alt": "the museum", "rephrase": "The river is whose?"}
+ZSRE |= {"answers": ["nobody"], "loc": "nq question: who sings", "loc_ans": "Garth"}
 
 
 def test_zsre_files_are_read(tmp_path: Path) -> None:
-    raw = {"src": "Who owns the river?", "subject": "river", "alt": "the museum", "rephrase": "The river is whose?"}
-    raw |= {"answers": ["nobody"], "loc": "nq question: who sings", "loc_ans": "Garth"}
-    found = ZsreDataset(write(tmp_path / "zsre.json", [raw, raw]), 1, None)
+    found = ZsreDataset(write(tmp_path / "zsre.json", [ZSRE, ZSRE]), 1, None)
     assert len(found) == 1
     assert found[0].rephrase_prompts == ("The river is whose?",)
     assert found[0].locality["neighborhood"].prompts == ("who sings",)
+
+
+def test_every_format_comes_through_the_one_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Records without a new answer (`alt`) are left out and counted, as EasyEdit's class does; others that are bad are
+    refused, or left out with `skip_bad`."""
+    bad = {**ZSRE, "src": ""}
+    found = ZsreDataset(write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "subject": "elsewhere"}]))
+    assert ([r.case_id for r in found], [b.number for b in found.dataset.bad]) == ([0, 2], [1])
+    assert "zsre.json: bad records left out: 1; the first: record 1" in caplog.text
+    with pytest.raises(DataError, match=r"record 1: request 1: prompt is empty; .* --skip-bad leaves"):
+        ZsreDataset(write(tmp_path / "bad.json", [ZSRE, bad]))
+    assert len(ZsreDataset(tmp_path / "bad.json", skip_bad=True)) == 1
+    edit = {"prompt": "{} is in", "subject": "Bay", "target_new": {"str": "Rome"}, "target_true": {"str": "Wales"}}
+    chain = {"requested_rewrite": [edit, {**edit, "subject": "Oslo"}], "questions": ["Who?"], "new_answer": "I"}
+    lines = tmp_path / "chains.jsonl"
+    lines.write_text(f"{json.dumps(chain)}\n{json.dumps(chain)}\n")
+    assert [r.case_id for r in CounterFactDataset(lines, 1)] == ["0-1", "0-2"]
 
 
 # The script
@@ -338,6 +357,21 @@ def test_the_script_trains_resumes_and_reports(
     ]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["max_iters"] == 8
     assert "packages" in json.loads((tmp_path / "run" / "manifest.json").read_text())
+
+
+def test_a_dry_run_of_the_script_counts_what_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zsre = write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "src": " "}])
+    args = ["--hparams", write_yaml(tmp_path / "m.yaml", save_pair(tmp_path / "model")), "--train", zsre, "--dry-run"]
+    assert run_script(args, monkeypatch) == 2
+    assert "zsre.json: record 2: request 2: prompt is empty" in capsys.readouterr().err
+    assert run_script([*args, "--skip-bad"], monkeypatch) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["requests"]["train"], [b["record"] for b in told["sets"]["train"]["bad"]]) == (1, [1, 2])
+    bare = write(tmp_path / "bare.json", [{key: ZSRE[key] for key in ("src", "subject", "alt")}])
+    assert run_script([*args, "--train", bare], monkeypatch) == 2
+    assert "no request has locality prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

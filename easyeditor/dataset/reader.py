@@ -79,15 +79,22 @@ class Dataset:
 
 
 def read_dataset(
-    source: str, *, skip_bad: bool = False, sample: str | None = None, needs_subject: bool = True
+    source: str,
+    *,
+    skip_bad: bool = False,
+    skip_empty: bool = False,
+    sample: str | None = None,
+    split: str | None = None,
+    needs_subject: bool = True,
 ) -> Dataset:
     """Read JSON (a list, or one record), JSON lines, CSV, Parquet, a `datasets` folder, or a Hugging Face dataset:
     `NAME[:SPLIT]`, or one of its files as `NAME:FILE.json`.
 
     All records must be of one format. A case id that an earlier record has gets the record's number added. With
     `skip_bad` records that break a rule are left out and listed in `bad`. `sample` is a file of record numbers,
-    `FILE.json[:NAME]`: those are taken, in its order. Without `needs_subject`, as for a method that uses none, a record
-    whose subject is not in its prompt is read without it.
+    `FILE.json[:NAME]`: those are taken, in its order; with `split` those whose `split` field is this. With `skip_empty`
+    records whose new answer `alt` is empty are left out too, as EasyEdit's dataset classes do. Without
+    `needs_subject`, as for a method that uses none, a record whose subject is not in its prompt is read without it.
 
     Raises:
         DataError: nothing there, not readable, no usable record, or a bad record (with its number).
@@ -106,12 +113,14 @@ def read_dataset(
         sampled = read_sample(sample)
         records = _sampled(source, list(raw), sampled, sample)
         sha256 = hashlib.sha256(f"{sha256} {sampled}".encode()).hexdigest()
+    if split is not None:
+        records = [(n, r) for n, r in records if not isinstance(r[0], Mapping) or r[0].get("split") == split]
     met = Reading(needs_subject=needs_subject)
-    made, bad, name = _requests(source, records, skip_bad, met)
+    made, bad, name = _requests(source, records, skip_bad, skip_empty, met)
     numbers, requests = zip(*made, strict=True) if made else ((), ())
     if not requests:
         if not bad:
-            raise DataError(f"{source}: holds no records")
+            raise DataError(f"{source}: holds no records{'' if split is None else f' of split {split!r}'}")
         first = f"the first: record {bad[0].number}, {bad[0].reason}"
         raise DataError(f"{source}: no usable record in it ({len(bad)} bad; {first})")
     if met.left_out:
@@ -158,7 +167,7 @@ def _sampled(source: str, raw: list[Raw], numbers: list[int], sample: str) -> li
 
 
 def _requests(
-    source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool, met: Reading
+    source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool, skip_empty: bool, met: Reading
 ) -> tuple[list[tuple[int, EditRequest]], list[BadRecord], str]:
     requests: list[tuple[int, EditRequest]] = []
     bad: list[BadRecord] = []
@@ -180,7 +189,7 @@ def _requests(
             reason = str(error).removeprefix("unusable: ")
             if isinstance(error, AbsentSubject):
                 absent.append(f"record {number}: {reason}")
-            elif skip_bad:
+            elif skip_bad or (skip_empty and isinstance(record, Mapping) and record.get("alt") == ""):
                 others.append(f"record {number}: {reason}")
             else:
                 raise DataError(f"{source}: record {number}: {reason}; --skip-bad leaves such records out") from error

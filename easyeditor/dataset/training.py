@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
-from easyeditor.dataset.formats import parse
+from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import DataError
 from easyeditor.files import read_json
 from easyeditor.records import EditRequest
@@ -15,30 +15,28 @@ from easyeditor.request import Probe
 
 
 class RequestDataset(Sequence[EditRequest]):
-    """Requests of one file, in its order. Any format of `dataset/formats.py` is read, whatever the class is called."""
+    """Requests of one source, in its order. Any format that `read_dataset` reads, whatever the class is called."""
 
     def __init__(
-        self, data_dir: str | Path, size: int | None = None, config: Any = None, *, split: str | None = None
+        self,
+        data_dir: str | Path,
+        size: int | None = None,
+        config: Any = None,
+        *,
+        split: str | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        """`data_dir` is a JSON file (EasyEdit's name for it), `size` takes the first so many, `split` those whose
-        `split` field is this. `config` is EasyEdit's third argument; nothing is read from it.
+        """`data_dir` is a file (EasyEdit's name for it) or what else `read_dataset` takes, `size` the first so many
+        records, `split` those whose `split` field is this. `config` is EasyEdit's third argument; nothing is read from
+        it. A record with an empty `alt` is left out, as there, and with `skip_bad` every other that breaks a rule; they
+        are counted in one line and listed in `dataset.bad`.
 
         Raises:
             DataError: missing or unreadable file, a bad record (with its number), or no record left.
         """
         self.path, self.split = Path(data_dir), split
-        raw = read_json(self.path)
-        if not isinstance(raw, list):
-            raise DataError(f"{self.path}: expected a JSON list of records, found {type(raw).__name__}")
-        places = [
-            (number, item)
-            for number, item in enumerate(raw)
-            if split is None or (isinstance(item, dict) and item.get("split") == split)
-        ]
-        self.requests = [parse(item, f"{self.path}: record {number}", number) for number, item in places[:size]]
-        if not self.requests:
-            which = "" if split is None else f" of split {split!r}"
-            raise DataError(f"{self.path}: no records{which} in it")
+        self.dataset = read_dataset(str(data_dir), skip_bad=skip_bad, skip_empty=True, split=split, needs_subject=False)
+        self.requests = self.dataset.first(size)
 
     @overload
     def __getitem__(self, index: int) -> EditRequest: ...

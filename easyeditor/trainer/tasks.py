@@ -35,13 +35,7 @@ class Tasks:
         Raises:
             DataError: no requests, or none with a locality prompt.
         """
-        if not requests:
-            raise DataError("training needs at least one request")
-        if not any(probe.prompts for request in requests for probe in request.locality.values()):
-            raise DataError(
-                "no request has locality prompts (neighborhood_prompts, locality_prompt or loc), so nothing would hold "
-                "the model in place; train on data that has them"
-            )
+        check_trainable(requests)
         self._prompting = prompting
         self._tok, self._requests, self._seed, self._longest = tok, list(requests), seed, longest
         self._outer, self._locality, self._name = outer, locality, name
@@ -93,6 +87,17 @@ class Tasks:
             )
             self._pools[number] = (Pool((self._name, number), lines), len(outer))
         return self._pools[number]
+
+
+def check_trainable(requests: Sequence[EditRequest]) -> None:
+    """Raise DataError where there are no requests, or none with a locality prompt."""
+    if not requests:
+        raise DataError("training needs at least one request")
+    if not any(probe.prompts for request in requests for probe in request.locality.values()):
+        raise DataError(
+            "no request has locality prompts (neighborhood_prompts, locality_prompt or loc), so nothing would hold "
+            "the model in place; train on data that has them"
+        )
 
 
 def _drawn(items: list[int], count: int, rng: random.Random) -> list[int]:
