@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import datasets
 import huggingface_hub
 import pytest
 
+from easyeditor.dataset.__main__ import main
 from easyeditor.dataset.columns import requests_from_columns
 from easyeditor.dataset.formats import parse, parse_all
 from easyeditor.dataset.reader import read_dataset, read_sample
@@ -519,3 +521,42 @@ def test_without_a_connection_it_is_one_line(source: str, monkeypatch: pytest.Mo
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"nowhere\.json: no such file"):
         read_dataset("data/nowhere.json")
+
+
+# python -m easyeditor.dataset
+
+
+def test_the_command_says_what_files_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = {"locality": {"near": {"prompt": ["a", "b"], "ground_truth": ["c", ""]}}}
+    records = [{**flat("A"), **near, "cond": 1}, {**flat("B"), "target_new": ""}, {**flat("C"), "target_new": ""}]
+    write(tmp_path / "b.json", [*records, {**flat("D"), "subject": "E"}, {"f|g": 1}])
+    write(tmp_path / "a.json", {"layers": [1]})
+    (tmp_path / "notes.txt").write_text("none", encoding="utf-8")
+    wanted = ["flat", "5", "2", "locality near 1", "locality near 1", "cond", "1"]
+
+    def said(*flags: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["dataset", *flags])
+        code = main()
+        return code, capsys.readouterr().out
+
+    code, text = said(str(tmp_path))
+    assert (code, re.findall(r"^/.*/(.*)$", text, re.MULTILINE)) == (2, ["a.json", "b.json"])
+    for line, value in zip(
+        ("format", "records", "read", "probes", "left out", "fields", "without"), wanted, strict=True
+    ):
+        assert re.search(rf"^  {line}[\w ]*: {value}$", text, re.MULTILINE)
+    assert (
+        "refused: 2 × target_new is empty; give it at least one visible character (first: record 1); 1 × record" in text
+    )
+    code, text = said("--table", str(tmp_path / "b.json"))
+    assert code == 0
+    head, line, row = ([cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in text.splitlines())
+    assert dict(zip(head, row, strict=True)) | {"records": "5", "read": "2", "fields not read": "cond"} == dict(
+        zip(head, row, strict=True)
+    )
+    assert set(line) == {"---"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no data file in it"):
+        said(str(tmp_path / "empty"))
