@@ -199,9 +199,12 @@ def check_seed_size(seed: int, where: str) -> None:
     require(-MAX_SEED < seed < MAX_SEED, where, "seed", seed, "a whole number of less than 62 bits")
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """Field name -> declared type of a dataclass."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 

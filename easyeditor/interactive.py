@@ -20,6 +20,8 @@ from easyeditor.evaluate.examined import Examined
 from easyeditor.export.write import export
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.generate import Decoding, generate
+from easyeditor.outputs import check_outputs
+from easyeditor.process import heard, lost
 from easyeditor.records import EditRequest
 from easyeditor.report.terminal import print_record
 from easyeditor.request import is_text
@@ -27,6 +29,7 @@ from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.typed import Session, session, typed_settings
 
+LONGEST = 1_000_000  # characters of a line
 SAID = 40  # tokens of an answer
 HELP = """A prompt with its subject in [brackets]   edit it; => and the new answer may follow, else both are asked for
 ? TEXT                                    how the model goes on from TEXT, with the edits that are kept
@@ -54,7 +57,8 @@ def talk(
 
     with session(hparams, settings, make_editor, output=output, resume=place) as opened:
         try:
-            Talk(opened, reader(console), console).hold()
+            with heard():
+                Talk(opened, reader(console), console).hold()
         except KeyboardInterrupt as stop:
             stop.args = (_outcome(opened),)
             raise
@@ -63,7 +67,8 @@ def talk(
 
 
 def reader(console: Console) -> Callable[[str], str]:
-    """What asks for a line; it raises EOFError at the end of the input."""
+    """What asks for a line; it raises EOFError at the end of the input, or where nobody hears any more. DataError: a
+    line without end."""
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401 - makes input() editable
@@ -72,10 +77,12 @@ def reader(console: Console) -> Callable[[str], str]:
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
     def ask(question: str) -> str:
-        line = sys.stdin.readline()
+        line = sys.stdin.readline(LONGEST)
+        if len(line) == LONGEST:
+            raise DataError(f"the input has a line of {LONGEST:,} characters or more; one request a line")
         shown = line.rstrip("\n").encode("utf-8", "backslashreplace").decode()
         console.print(f"{question}{shown}", markup=False, highlight=False, soft_wrap=True)
-        if not line:
+        if not line or lost():
             raise EOFError
         return line.strip()
 
@@ -213,6 +220,8 @@ class Talk:
             raise DataError("nothing to export: no edit is kept")
         target = Path(folder.strip())
         try:
+            reads = {"the run": self._session.folder, **editor.hparams.reads()}
+            check_outputs(folders={":export": target}, reads=reads)
             with editor.original():
                 export(
                     editor.model,
@@ -222,8 +231,8 @@ class Talk:
                     kind="adapter" if kind == "adapter" else "checkpoint",
                     base=str(editor.hparams.model_name),
                 )
-        except OutputError as error:  # of this folder, not of the run's
-            raise DataError(str(error)) from error
+        except (OutputError, OSError, ValueError) as error:  # of this folder, not of the run's; a NUL in its name
+            raise DataError(f"{target}: {error}" if isinstance(error, ValueError) else str(error)) from error
         self._say(f"{kind}: {target}")
 
     def _standing(self) -> str:

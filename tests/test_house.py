@@ -40,7 +40,8 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("easyedit", "trainer", "runs"),
     ("report", "analysis", "export"),
     ("survey", "tune"),
-    ("cli", "interactive", "outputs", "scripts"),
+    ("outputs",),
+    ("cli", "interactive", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SHARED_BY_METHODS = ("base", "fine_tuning", "hparams", "memory", "registry", "table", "locate")

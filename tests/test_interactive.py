@@ -253,7 +253,36 @@ def test_a_full_disk_ends_it_with_what_was_recorded(typed: Any, tmp_path: Path, 
     assert len(edits(tmp_path / "run")) == 1
 
 
-def test_exports(typed: Any, tmp_path: Path) -> None:
+def test_a_full_disk_at_the_first_kept_edit_leaves_a_folder_that_can_be_used(
+    typed: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for part, name in ((Journal, "append"), (EditResult, "save")):
+        whole = getattr(part, name)
+
+        def full(self: Any, first: Any, whole: Any = whole) -> None:
+            whole(self, first)
+            raise OutputError("run: cannot be written (No space left on device)")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, full)
+            ran = typed([FRANCE, "y"])
+        assert (ran.code, ran.err.splitlines()[-1].endswith("(No space left on device)")) == (2, True)
+        assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert typed([FRANCE, "y"]).code == 0
+
+
+def test_input_without_end_and_a_reader_that_has_gone_end_it(
+    typed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = typed([FRANCE, "y", b"\0" * 2_000_000])
+    assert (ran.code, "a line of 1,000,000 characters or more" in ran.err) == (2, True)
+    assert len(edits(tmp_path / "run")) == 1
+    monkeypatch.setattr("easyeditor.interactive.lost", lambda: OSError("Broken pipe"))
+    assert typed(["? The"] * 3, "--resume", "run").out.count("edit> ") == 1
+
+
+def test_exports(typed: Any, place: Path, tmp_path: Path) -> None:
+    wrong = ["a\0b", "x" * 300, "run/ck", "run", str(place / "m/ck"), str(place / "m"), "."]
     (tmp_path / "there").mkdir()
     (tmp_path / "there/file").write_text("mine")
     lines = [
@@ -265,10 +294,14 @@ def test_exports(typed: Any, tmp_path: Path) -> None:
         ":export checkpoint there",
         ":export checkpoint ck",
         "? The",
+        *(f":export {kind} {name}" for kind in ("adapter", "checkpoint") for name in wrong),
     ]
+    before = sorted(place.rglob("*"))
     ran = typed(lines)
     assert ran.code == 0, ran.err
-    assert ran.out.count("\nerror: ") == 1
+    assert ran.out.count("\nerror: ") == 1 + 2 * len(wrong)
+    assert not (tmp_path / "run/ck").exists()
+    assert sorted(place.rglob("*")) == before
     assert (tmp_path / "there/file").read_text() == "mine"
     told = json.loads((tmp_path / "ad/edit.json").read_text())
     assert [edit["requests"][0]["target_new"] for edit in told["edits"]] == ["the"]

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,22 @@ def test_dry_run_estimates_from_edits_made(go: Any, copied: Path) -> None:
     assert "single, 2 requests; not begun; time unknown" in third
     assert total.startswith("3 cells: about 0:00:0")
     assert sorted(copied.rglob("*")) == before
+
+
+def test_a_dry_run_of_many_cells_reads_each_file_once(
+    go: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    for name in ("load_hparams", "read_dataset"):
+        whole = getattr(cells_file, name)
+        monkeypatch.setattr(cells_file, name, lambda *a, whole=whole, **k: read.append(a) or whole(*a, **k))
+    run = {"data": str(place / "four.json")}
+    group = {"name": "many", "model": "tiny", "methods": ["ROME", "FT"], "run": run, "seeds": list(range(1000))}
+    began = time.process_time()
+    ran = go("--dry-run", groups=[group], expected=[])
+    assert (ran.code, ran.out.splitlines()[-2][:11]) == (0, "2000 cells:")
+    assert len(read) == 3
+    assert time.process_time() - began < 20  # it took a hundred
 
 
 def test_dry_run_of_a_fresh_plan_estimates_from_the_tables_that_are_kept(

@@ -51,7 +51,7 @@ class Plan:
         return {"hparams": self.hparams.to_dict(), "run": self.settings.to_dict()}
 
 
-def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
+def plan(hparams: HyperParams, settings: RunSettings, read: Callable[..., Dataset] = read_dataset) -> Plan:
     """Read the data and check that method and mode go together.
 
     Raises:
@@ -65,7 +65,7 @@ def plan(hparams: HyperParams, settings: RunSettings) -> Plan:
     _check_pair(hparams, settings)
     judge_for(settings.metrics)
     needs = row_of(hparams.alg_name).needs_subject
-    dataset = read_dataset(settings.data, skip_bad=settings.skip_bad, sample=settings.sample, needs_subject=needs)
+    dataset = read(settings.data, skip_bad=settings.skip_bad, sample=settings.sample, needs_subject=needs)
     return Plan(hparams, settings, *chosen(dataset, settings))
 
 

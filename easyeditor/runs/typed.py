@@ -5,6 +5,7 @@ Its folder is that of a sequential run: what was kept lies in `deltas/`, what wa
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from easyeditor.runs.manifest import read_manifest
 from easyeditor.runs.mass import begun, finish, settle_model, taken_up
 from easyeditor.runs.planning import Plan
 from easyeditor.runs.ranks import Rank
-from easyeditor.runs.sequence import delta_folder, evaluate, saved_edit, settle
+from easyeditor.runs.sequence import DELTAS, delta_folder, evaluate, saved_edit, settle
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.watching import Watcher
 from easyeditor.runs.work import Watch, Work, planned_lines
@@ -152,6 +153,7 @@ class Session:
             return
         for name in (RESULTS, MANIFEST, SUMMARY, CONFIG):
             discard(self.folder / name)
+        shutil.rmtree(self.folder / DELTAS, ignore_errors=True)  # of an edit that could not be recorded
 
 
 @contextmanager

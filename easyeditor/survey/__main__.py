@@ -56,9 +56,13 @@ def main() -> int:
     rank, survey = rank_of(os.environ), read_plan(args.plan)
     output = args.output or Path(survey.plan.output)
     cells = cells_of(survey, output, rank)
-    reads = {"PLAN": args.plan, "hparams": survey.plan.hparams, "data": [cell.what.settings.data for cell in cells]}
-    used = {f"{cell.name} {key}": place for cell in cells for key, place in cell.what.hparams.reads().items()}
-    check_outputs(shared={"output": output}, reads=reads | used)
+    reads = {
+        "PLAN": args.plan,
+        "hparams": survey.plan.hparams,
+        "data": list({cell.what.settings.data for cell in cells}),
+    }
+    named = {str(place): f"{cell.name} {key}" for cell in cells for key, place in cell.what.hparams.reads().items()}
+    check_outputs(shared={"output": output}, reads=reads | {name: place for place, name in named.items()})
     check_output(output / PAGE)
     if args.dry_run:
         show_cells(cells)
@@ -76,10 +80,10 @@ def main() -> int:
 
 def show_cells(cells: Sequence[Cell]) -> None:
     """The cells, one a line, and the time that is known of them."""
-    from easyeditor.survey.cells import TABLES, estimate, progress_of, recorded
+    from easyeditor.survey.cells import TABLES, estimates, progress_of, recorded
 
     every = progress_of(cells)
-    left = [estimate(one, every) for one in every]
+    left = estimates(every)
     width = max(len(cell.name) for cell in cells)
     named = False
     for n, one in enumerate(every):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import EasyEditorError
+from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.plain_yaml import ENDINGS, yaml_path
 from easyeditor.results.lines import EditLine, checked
@@ -97,24 +100,34 @@ def cells_of(survey: Survey, output: Path, rank: Rank | None = None) -> list[Cel
         ConfigError, DataError: a YAML, a dataset, a pair of method and mode that cannot be run; the cell is named.
     """
     made = []
+    read = functools.cache(load_hparams), functools.cache(read_dataset)  # each file once, however many cells have it
     for group in survey.groups:
         for choice in group.choices:
             for seed in group.seeds:
                 try:
-                    made.append(_cell(survey.plan.hparams, group, choice, seed, output, rank or Rank()))
+                    made.append(_cell(survey.plan.hparams, group, choice, seed, output, rank or Rank(), read))
                 except EasyEditorError as error:
                     raise type(error)(f"{group.name}/{choice.name}: {error}") from error
     return made
 
 
-def _cell(root: str, group: Group, choice: MethodChoice, seed: int, output: Path, rank: Rank) -> Cell:
+def _cell(
+    root: str,
+    group: Group,
+    choice: MethodChoice,
+    seed: int,
+    output: Path,
+    rank: Rank,
+    read: tuple[Callable[..., HyperParams], Callable[..., Dataset]],
+) -> Cell:
     named = choice.hparams or choice.name
     is_file = named.endswith(ENDINGS)
     yaml = yaml_path(named if is_file else Path(root) / named / group.model)
     sets = (*group.set, *choice.set, *([f"seed={seed}"] if seed else []))
-    hparams = placed(load_hparams(yaml, sets), rank)
+    hparams = read[0](yaml, (*group.set, *choice.set))
+    hparams = placed(dataclasses.replace(hparams, seed=seed) if seed else hparams, rank)
     settings = RunSettings.from_dict({**group.run, "seed": seed}, f"group {group.name}: run")
-    what = plan(hparams, settings)
+    what = plan(hparams, settings, read[1])
     cell = Cell(group=group.name, method=choice.name, seed=seed, yaml=str(yaml), sets=sets, what=what, output=output)
     if (cell.folder / CONFIG).exists():
         check_same(cell.folder, what)
@@ -150,17 +163,17 @@ def progress_of(cells: Sequence[Cell]) -> list[Progress]:
     return found
 
 
-def estimate(one: Progress, others: Sequence[Progress]) -> float | None:
-    """Seconds the rest of a cell takes, from edits made: its own, else those of the same method, model and mode.
+def estimates(every: Sequence[Progress]) -> list[float | None]:
+    """Seconds the rest of each cell takes, from edits made: its own, else those of the same method, model and mode.
 
     None: no such edit is there yet. Loading the model and the evaluations of earlier edits are not in it.
     """
-    if one.cell.done:
-        return 0.0
-    known = one.seconds
-    if known is None:
-        known = mean(other.seconds for other in others if _alike(one.cell, other.cell))
-    return None if known is None else known * (one.cell.size - one.made)
+    alike = functools.cache(lambda kind: mean(one.seconds for one in every if one.seconds and _kind(one.cell) == kind))
+    known = [alike(_kind(one.cell)) if one.seconds is None else one.seconds for one in every]
+    return [
+        0.0 if one.cell.done else None if seconds is None else seconds * (one.cell.size - one.made)
+        for one, seconds in zip(every, known, strict=True)
+    ]
 
 
 def recorded(cell: Cell) -> tuple[float, list[str]] | None:
@@ -187,6 +200,5 @@ def _bytes(memory: Mapping[str, Any]) -> int | None:
     return None if memory["bytes"] is None else integer(memory["bytes"])
 
 
-def _alike(one: Cell, other: Cell) -> bool:
-    same_run = one.what.settings.mode == other.what.settings.mode
-    return (one.yaml, one.method) == (other.yaml, other.method) and same_run
+def _kind(cell: Cell) -> tuple[str, str, str]:
+    return cell.yaml, cell.method, cell.what.settings.mode
