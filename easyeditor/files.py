@@ -11,12 +11,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import DataError, OutputError
+from easyeditor.reading import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -249,7 +250,7 @@ def plain(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises DataError: missing, unreadable, not JSON."""
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
@@ -267,10 +268,11 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def parse_unchecked(text: str) -> Any:
-    """As `parse_json` for a list of records, each of which its reader gives to `check_value`."""
+def parse_unchecked(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """As `parse_json` for a list of records, each of which its reader gives to `check_value`; `pairs` makes
+    an object of its keys and values."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 from easyeditor.errors import ConfigError
 from easyeditor.files import check_value, parse_json
 from easyeditor.plain_yaml import parse_yaml
+from easyeditor.reading import read_text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -258,7 +259,7 @@ def unknown_key(key: str, known: Iterable[str], cls: type) -> str:
 def read_json_list(path: Path, what: str) -> list[Any]:
     """Read a JSON list, as a ConfigError when it is not one."""
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {what} must be a JSON list ({_one_line(error)})") from error
     if not isinstance(values, list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from easyeditor.errors import ConfigError
-from easyeditor.files import check_value
+from easyeditor.files import check_value, parse_unchecked
+from easyeditor.reading import read_text
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     else an error."""
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file{_neighbours(path)}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
@@ -67,10 +67,7 @@ def parse_plain_json(text: str) -> tuple[Any, list[str]]:
         return seen
 
     _check_length(text)
-    try:
-        values = json.loads(text, object_pairs_hook=once) if text.strip() else None
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    values = parse_unchecked(text, once) if text.strip() else None
     check_value(values)
     return values, repeated
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import DataError
 from easyeditor.files import parse_json, to_json, write_json, write_tensors
+from easyeditor.reading import open_tensors, read_tensors, read_text
 from easyeditor.request import EditRequest as EditRequest
 from easyeditor.request import Probe as Probe
 from easyeditor.results.record import LayerNumbers
@@ -69,12 +70,12 @@ class WeightDelta:
     @staticmethod
     def load(path: str | Path) -> WeightDelta:
         """Read what `save` wrote. Raises DataError if the file is not such a delta."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(str(path), framework="pt") as opened:
+            with open_tensors(Path(path)) as opened:
                 name = (opened.metadata() or {}).get("name")
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            tensors = read_tensors(Path(path))
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: not a readable weight delta ({error})") from error
         return _checked_delta(name, tensors, str(path))
@@ -185,12 +186,11 @@ class EditResult:
     def load(folder: str | Path) -> EditResult:
         """Read what `save` wrote. Raises DataError with the reason if the folder is not a whole saved edit."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         folder = Path(folder)
         try:
-            raw = parse_json((folder / "edit.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "edit.safetensors")
+            raw = parse_json(read_text(folder / "edit.json"))
+            tensors = read_tensors(folder / "edit.safetensors")
             if raw["format"] != EDIT_FORMAT:
                 raise DataError(f"{folder}: saved edit of format {raw['format']!r}; this version reads {EDIT_FORMAT}")
             _check_description(raw, set(tensors))

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +76,21 @@ def record_of(subject: str, target: str = "Italy") -> dict[str, Any]:
         "locality_prompt": "The sea is",
         "locality_ground_truth": "blue",
     }
+
+
+def stand_in(path: Path, kind: str) -> None:
+    """Put something else than a regular file of a bounded size at `path`."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    else:  # one tebibyte of which nothing is on the disk
+        path.touch()
+        os.truncate(path, 1 << 40)
 
 
 def five_requests(root: Path) -> Path:

@@ -15,19 +15,28 @@ import torch
 from conftest import build, rome_hparams, tokenizer
 from fake_runs import edit_line, sequential_lines
 from safetensors.torch import load_file, save_file
-from script_runs import Ran, call, save_tiny, write_yaml
+from script_runs import Ran, call, save_tiny, stand_in, write_yaml
 
 import mass_edit
-from easyeditor.errors import DataError, NumericalError, StatsError
+from easyeditor.dataset.reader import read_dataset, read_sample
+from easyeditor.dataset.sentences import read_sentences
+from easyeditor.errors import ConfigError, DataError, NumericalError, StatsError
+from easyeditor.files import read_json
+from easyeditor.hparams import read_json_list
 from easyeditor.lm.architectures import anatomy
 from easyeditor.methods.mend.archive import read_archive, write_archive
+from easyeditor.methods.mend.convert import load_tensors
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.rome.method import ROME
+from easyeditor.plain_yaml import read_yaml
 from easyeditor.records import EditRequest, EditResult, WeightDelta
 from easyeditor.results.run import recorded
-from easyeditor.stats.store import Manifest, read_moment, write_moment
+from easyeditor.runs.watching import KEYS, saved_keys
+from easyeditor.stats import corpus
+from easyeditor.stats.corpus import open_corpus
+from easyeditor.stats.store import Manifest, read_manifest, read_moment, write_moment
 
 WIDTH = 6
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -331,3 +340,51 @@ def test_a_line_of_a_request_that_is_not_there_is_refused_at_resume(
         path.write_text(whole, encoding="utf-8")
     assert (ran.code, ran.out) == (2, "")
     assert "record 8" in ran.err
+
+
+# Something else than a regular file of a bounded size
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "a.yaml": read_yaml,
+    "hparams.json": read_yaml,
+    "a.json": read_json,
+    "contexts.json": lambda path: read_json_list(path, "contexts"),
+    "data.json": lambda path: read_dataset(str(path)),
+    "data.jsonl": lambda path: read_dataset(str(path)),
+    "data.csv": lambda path: read_dataset(str(path)),
+    "data": lambda path: read_dataset(str(path)),
+    "sample.json": lambda path: read_sample(str(path)),
+    "sentences.txt": read_sentences,
+    "edit.json": lambda path: EditResult.load(path.parent),
+    "edit.safetensors": lambda path: EditResult.load(path.parent),
+    "delta.safetensors": WeightDelta.load,
+    "moment.npz": lambda path: read_moment(path, WIDTH),
+    "moment.npz.json": lambda path: read_manifest(path.with_suffix("")),
+    "corpus.txt": lambda path: list(open_corpus(str(path)).documents),
+    "corpus.parquet": lambda path: list(open_corpus(str(path)).documents),
+    "mend.pt": load_tensors,
+    KEYS: lambda path: saved_keys(path.parent),
+    "results.jsonl": lambda path: list(recorded(path.parent)),
+}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "socket", "folder", "huge"])
+@pytest.mark.parametrize("name", READERS)
+def test_only_regular_files_of_a_bounded_size_are_read(saved: Path, name: str, kind: str) -> None:
+    path = saved / name
+    path.unlink(missing_ok=True)
+    stand_in(path, kind)
+    if (kind, name) in (("folder", "data"), ("huge", "results.jsonl")) or (kind == "huge" and "corpus" in name):
+        return  # a dataset's folder; what is read line by line
+    with pytest.raises((ConfigError, DataError, StatsError)) as refused:
+        READERS[name](path)
+    assert "\n" not in str(refused.value)
+    said = "at most" if kind == "huge" else "a folder" if kind == "folder" else "not a regular file"
+    assert said in str(refused.value) or kind == "folder"
+
+
+def test_a_corpus_is_read_by_bounded_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 9)
+    (tmp_path / "a.txt").write_text("short\n" + "a" * 10)
+    with pytest.raises(DataError, match="line 2 has more than 9 characters"):
+        list(open_corpus(str(tmp_path / "a.txt")).documents)

@@ -26,6 +26,7 @@ import easyeditor
 
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors", "process"),
+    ("reading",),
     ("files", "palette", "progress"),
     ("endpoint", "fetch", "locks", "plain_yaml"),
     ("hparams", "request"),
@@ -356,3 +357,11 @@ def test_importing_everything_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_the_layers_name_every_room() -> None:
     folders = {file.split("/")[1].removesuffix(".py") for file in PACKAGE if not is_script(file)} - {"__init__"}
     assert folders <= LEVEL.keys()
+
+
+def test_what_comes_from_outside_is_read_in_one_place() -> None:
+    """`reading.py` for files, `files.py` for JSON: only there is asked what a file is, and how large."""
+    readers = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|safe_open\(|load_file\("
+    system = ("easyeditor/estimate.py", "easyeditor/lm/precision.py", "easyeditor/survey/running.py")  # /proc
+    own = {"easyeditor/reading.py", "easyeditor/files.py", *system}
+    assert [file for file in PACKAGE if file not in own and re.search(readers, SOURCES[file])] == []

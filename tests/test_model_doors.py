@@ -12,7 +12,7 @@ import torch
 from conftest import build, tokenizer
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from script_runs import call, save_tiny, write_yaml
+from script_runs import call, save_tiny, stand_in, write_yaml
 from transformers import BertConfig, BertForMaskedLM
 
 import single_case_edit
@@ -54,6 +54,32 @@ def smaller_vocabulary(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def indexed(file: Any) -> Callable[[Path], None]:
+    """A damage: the weights are shards, and the index names another file for one of them."""
+
+    def spoil(folder: Path) -> None:
+        save_file(load_file(folder / "model.safetensors"), folder.parent / "elsewhere.safetensors", {"format": "pt"})
+        (folder / "model.safetensors").unlink()
+        named = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder.parent / "elsewhere.safetensors"), file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(named))
+
+    return spoil
+
+
+def unreadable(name: str, kind: str) -> Callable[[Path], None]:
+    """A damage: something else than a regular file of a bounded size."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        stand_in(folder / name, kind)
+
+    return spoil
+
+
+def adapted(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder), "r": 1}))
+
+
 WEIGHT = "model.layers.3.mlp.down_proj.weight"
 
 
@@ -73,6 +99,16 @@ WEIGHT = "model.layers.3.mlp.down_proj.weight"
         pytest.param(weighted(WEIGHT, float("nan")), WEIGHT, id="nan"),
         pytest.param(weighted(WEIGHT, float("inf")), WEIGHT, id="infinity"),
         pytest.param(weighted("model.norm.weight", float("-inf")), "model.norm.weight", id="norm"),
+        pytest.param(indexed("../elsewhere.safetensors"), "weight_map names '../elsewhere", id="shard-above"),
+        pytest.param(indexed("/elsewhere.safetensors"), "weight_map names '/elsewhere", id="shard-by-path"),
+        pytest.param(indexed(5), "index.json cannot be used", id="shard-without-name"),
+        pytest.param(
+            unreadable("model.safetensors", "fifo"), "model.safetensors cannot be used: it is a FIFO", id="fifo"
+        ),
+        pytest.param(unreadable("config.json", "zero"), "config.json cannot be used: it is a device", id="zero"),
+        pytest.param(unreadable("tokenizer.json", "huge"), "tokenizer.json cannot be used: it has", id="huge"),
+        pytest.param(unreadable("chat_template.jinja", "fifo"), "chat_template.jinja cannot", id="template"),
+        pytest.param(adapted, "holds an adapter", id="adapter"),
     ],
 )
 def test_what_is_no_whole_causal_language_model(

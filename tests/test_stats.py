@@ -229,6 +229,8 @@ def test_two_processes_equal_one(tmp_path: Path, saved: str, own: str) -> None:
         ("a.txt", b"one\ntw\0o\n", "line 2 holds a NUL byte"),
         ("a.txt", b"caf\xe9 " * 3, "not UTF-8"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1 is not JSON .* is not UTF-8"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON .*nested too deeply"),
         ("a.csv", b"x", "unknown kind of corpus"),
         ("a.parquet", b"nonsense", "not readable as parquet"),
     ],

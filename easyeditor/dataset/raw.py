@@ -13,6 +13,7 @@ from typing import Any
 from easyeditor.dataset.formats import FORMATS
 from easyeditor.errors import DataError
 from easyeditor.files import parse_unchecked
+from easyeditor.reading import read_bytes
 
 Raw = tuple[Any, str | None]
 """One record as it stands in the source, or None and what is wrong with it."""
@@ -26,7 +27,7 @@ FOREIGN = {"<": "an HTML or XML page", "version https://git-lfs": "a Git LFS poi
 def from_file(path: Path) -> tuple[Iterator[Raw], str]:
     """A file's records and its SHA-256. Raises DataError: not readable, empty, or not what its name says."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if content[:4] == b"PAR1":
             return _parquet(content, path), hashlib.sha256(content).hexdigest()
         text = content.decode("utf-8-sig")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -18,6 +19,7 @@ from easyeditor.dataset.raw import FILES, Raw, from_file
 from easyeditor.errors import AbsentSubject, DataError
 from easyeditor.fetch import hub
 from easyeditor.files import read_json
+from easyeditor.reading import check_file
 from easyeditor.records import EditRequest
 
 LOG = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def read_dataset(
         DataError: nothing there, not readable, no usable record, or a bad record (with its number).
     """
     path, (name, _, part) = Path(source), source.rpartition(":")
-    if path.is_file():
+    if os.path.exists(source) and not path.is_dir():
         raw, sha256 = from_file(path)
     elif _is_folder(source) or not (_looks_like_file(source) or _looks_like_file(part)):
         raw, sha256 = _from_datasets(source)
@@ -258,6 +260,9 @@ def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
         name, _, split = source.rpartition(":")
     try:
         if Path(name).is_dir():
+            for file in Path(name).rglob("*"):
+                if not file.is_dir():
+                    check_file(file)
             loaded = datasets.load_from_disk(name)
         else:
             with hub():

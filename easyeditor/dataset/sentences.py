@@ -9,6 +9,7 @@ from typing import Any
 
 from easyeditor.errors import DataError
 from easyeditor.files import parse_unchecked
+from easyeditor.reading import read_bytes
 from easyeditor.request import is_text
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -64,7 +65,7 @@ def read_sentences(path: Path) -> Sentences:
         DataError: unreadable, not UTF-8, wrong JSON, or an empty sentence (with its number).
     """
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from easyeditor.errors import ModelError
+from easyeditor.files import parse_json
 from easyeditor.lm.architectures import is_encoder, is_old_buffer
 from easyeditor.lm.tokens import tell_unembedded
+from easyeditor.reading import MOST_TEXT, check_file, read_text
 
+TEXTS = (".json", ".jinja", ".txt", ".model")  # what is read whole
 MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build
 
 
@@ -22,6 +26,7 @@ def check_config(path: str) -> None:
     Raises:
         ModelError: no layers or endless ones, or a quantisation that transformers would leave out.
     """
+    _check_files(path)
     raw, _ = PretrainedConfig.get_config_dict(path)
     quantised = raw.get("quantization_config")
     if quantised is not None:
@@ -35,6 +40,25 @@ def check_config(path: str) -> None:
     layers = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().num_hidden_layers
     if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
         raise ModelError(f"{path}: num_hidden_layers is {layers!r} in config.json; allowed: 1 to {MOST_LAYERS}")
+
+
+def _check_files(path: str) -> None:
+    """Raise ModelError for a file of a model's folder that transformers must not open."""
+    folder = Path(path)
+    for file in [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]:
+        if file.suffix not in (".safetensors", *TEXTS) or not file.exists():
+            continue
+        try:
+            check_file(file, MOST_TEXT if file.suffix in TEXTS else None)
+            named = parse_json(read_text(file))["weight_map"] if file.name.endswith(".index.json") else {}
+            if outside := [name for name in named.values() if Path(name).name != name]:
+                raise ValueError(f"its weight_map names {outside[0]!r}, which is no file of this folder")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path}: {file.name} cannot be used: {error}") from error
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{path}: holds an adapter (adapter_config.json), whose model is elsewhere; merge the two first"
+        )
 
 
 def check_in_memory(path: str, model: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
 from easyeditor.lm.weights import add, digest, restore, same_deltas, snapshot
+from easyeditor.reading import read_tensors
 from easyeditor.records import EditResult, WeightDelta
 
 HELD_BYTES = 64 * 2**20
@@ -176,10 +177,9 @@ class Shelf:
 
         def read() -> Deltas:
             from safetensors import SafetensorError
-            from safetensors.torch import load_file
 
             try:
-                tensors = load_file(path)
+                tensors = read_tensors(path)
             except (OSError, SafetensorError) as error:
                 raise DataError(f"{path}: a committed edit was kept here and cannot be read ({error})") from error
             parts: list[dict[str, Tensor]] = [{} for _ in names]

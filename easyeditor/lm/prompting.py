@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import ModelError
+from easyeditor.files import parse_json
 from easyeditor.hparams import HyperParams
 
 _DAY = {"%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%m": "07", "%d": "26", "%-d": "26", "%A": "Friday"}
@@ -109,7 +110,7 @@ def _check_place(tok: PreTrainedTokenizerBase, prompting: Prompting) -> None:
     """Raise ModelError where an answer would stand among a thinking model's thoughts, or anywhere else than where the
     template itself has answers begin."""
     before = _rendered(tok, prompting, MARK)
-    told, why = "enable_thinking" in json.loads(prompting.template_kwargs), ""
+    told, why = "enable_thinking" in parse_json(prompting.template_kwargs), ""
     thoughts = [tag for tag in _TAG.findall(before.partition(MARK)[2]) if _THOUGHT.search(tag)]
     if not told and re.search(r"\benable_thinking\b", str(tok.get_chat_template())):
         why = "the template takes enable_thinking, and nothing was said"
@@ -134,7 +135,7 @@ def _rendered(tok: PreTrainedTokenizerBase, prompting: Prompting, prompt: str, a
     try:
         template = _ONE_DAY + tok.get_chat_template()
         asked = {"tokenize": False, "add_generation_prompt": answer is None, "chat_template": template}
-        return str(tok.apply_chat_template(turns, **asked, **json.loads(prompting.template_kwargs)))
+        return str(tok.apply_chat_template(turns, **asked, **parse_json(prompting.template_kwargs)))
     except Exception as error:  # a template is the checkpoint's own program, and may fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"the tokenizer's chat template fails ({type(error).__name__}: {reason})") from error

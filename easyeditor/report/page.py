@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from easyeditor.reading import check_file, read_bytes
 from easyeditor.report.canvas import Drawn
 from easyeditor.report.render import NUMERIC, cut, shown
 from easyeditor.report.tables import Table
@@ -72,6 +73,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 def is_page(path: Path) -> bool:
     """Is this file a page that `html_page` made (known by its content policy)?"""
     try:
+        check_file(path)
         with open(path, "rb") as source:
             return _POLICY.encode() in source.read(1000)
     except OSError:
@@ -80,7 +82,7 @@ def is_page(path: Path) -> bool:
 
 def listed(path: Path) -> list[tuple[str, str]]:
     """(`figures` or `tables`, name) of each figure and table on a page that `html_page` made; none without a page."""
-    text = path.read_text(encoding="utf-8", errors="replace") if is_page(path) else ""
+    text = read_bytes(path).decode(errors="replace") if is_page(path) else ""
     found = re.findall(r'<h2 id="([A-Za-z0-9][\w.-]*)">[^<]*</h2>\n<(figure|div)', text)
     return [("figures" if tag == "figure" else "tables", name) for name, tag in found]
 

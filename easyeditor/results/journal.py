@@ -16,6 +16,7 @@ from typing import Any
 
 from easyeditor.errors import DataError, OutputError
 from easyeditor.files import check_place, parse_json, to_json, write_bytes
+from easyeditor.reading import check_file
 
 
 class Journal:
@@ -107,6 +108,7 @@ def _scan(path: Path, notes: list[str] | None) -> Iterator[tuple[int, int, bytes
     """Each whole line: where it ends in the file, its number, its bytes, its value."""
     damaged, end = "", 0
     try:
+        check_file(path)
         with open(path, "rb") as source:
             for number, raw in enumerate(source, 1):
                 end += len(raw)

@@ -18,6 +18,7 @@ from easyeditor.editor import Editor
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
 from easyeditor.lm.spectrum import frobenius, leading_rows, turned
+from easyeditor.reading import read_tensors
 from easyeditor.records import EditResult
 from easyeditor.results.watched import Watched
 
@@ -105,13 +106,12 @@ def keys_of(result: EditResult) -> Tensor | None:
 def saved_keys(place: Path) -> Tensor | None:
     """The keys saved beside a delta; None where there are none. Raises DataError: not readable."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path = place / KEYS
     if not path.exists():
         return None
     try:
-        keys = load_file(path)["keys"]
+        keys = read_tensors(path)["keys"]
     except (OSError, KeyError, SafetensorError) as error:
         raise DataError(f"{path}: not readable keys of an edit ({error}); remove it to go on without them") from error
     if keys.ndim != 2 or keys.dtype != torch.float32:

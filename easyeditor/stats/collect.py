@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import DataError, StatsError
-from easyeditor.files import write_tensors
+from easyeditor.files import parse_json, write_tensors
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import StopForward, stopping, tapped
@@ -33,6 +33,7 @@ from easyeditor.lm.loading import input_device
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode, model_inputs
 from easyeditor.lm.weights import frozen, sample
+from easyeditor.reading import open_tensors
 from easyeditor.stats.corpus import Corpus
 from easyeditor.stats.store import Manifest
 
@@ -292,10 +293,10 @@ def _read_checkpoint(path: Path, identity: dict[str, str], parts: Anatomy) -> To
     if not path.exists():
         return Totals(sums={})
     try:
-        with safe_open(str(path), framework="pt") as opened:
+        with open_tensors(path) as opened:
             state = dict(opened.metadata() or {})
             sums = {int(key): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            documents, tokens = json.loads(state.pop("done"))
+            documents, tokens = parse_json(state.pop("done"))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StatsError(f"{path}: not a readable checkpoint ({error}); delete it to start again") from error
     differing = [key for key in identity if state.get(key) != identity[key]]

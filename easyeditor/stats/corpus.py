@@ -16,9 +16,10 @@ from typing import Any
 
 from easyeditor.errors import DataError, OutputError
 from easyeditor.fetch import WheelFile, file_sha256, hub, obtain
-from easyeditor.files import write_text
+from easyeditor.files import parse_json, write_text
 from easyeditor.locks import locked
 from easyeditor.progress import progress_bar
+from easyeditor.reading import check_file
 
 LOG = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ EXCERPT_WHEEL = WheelFile(
     any_platform=False,
 )
 PASSAGE_CHARACTERS = 2000
+LONGEST_LINE = 1 << 24  # characters
 _REMOVED_TAGS = re.compile(
     r"<!--.*?-->|<(ref|table|gallery|math|timeline|score|imagemap)\b(?:[^<>]*/>|[^<>]*>.*?</\1\s*>)",
     re.IGNORECASE | re.DOTALL,
@@ -68,9 +70,15 @@ def open_corpus(name: str) -> Corpus:
 
 
 def check_corpus(name: str) -> None:
-    """Raise DataError for a path where nothing is; nothing is opened."""
-    if name not in (EXCERPT, WIKIPEDIA) and not Path(name).exists():
-        raise DataError(f"corpus {name!r}: no such file, and not one of {WIKIPEDIA}, {EXCERPT}")
+    """Raise DataError for a path where no regular file is; nothing is opened."""
+    if name in (EXCERPT, WIKIPEDIA):
+        return
+    try:
+        check_file(Path(name))
+    except FileNotFoundError as error:
+        raise DataError(f"corpus {name!r}: no such file, and not one of {WIKIPEDIA}, {EXCERPT}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"corpus {name!r}: cannot be read ({error})") from error
 
 
 class _Lines:
@@ -83,7 +91,9 @@ class _Lines:
         number = 0
         try:
             with open(self._path, encoding="utf-8") as source:
-                for number, line in enumerate(source, 1):
+                for number, line in enumerate(iter(lambda: source.readline(LONGEST_LINE + 1), ""), 1):
+                    if len(line) > LONGEST_LINE:
+                        raise DataError(f"{self._path}: line {number} has more than {LONGEST_LINE:,} characters")
                     if "\0" in line:
                         raise DataError(f"{self._path}: line {number} holds a NUL byte; not a text file")
                     if line.strip():
@@ -95,7 +105,7 @@ class _Lines:
         if self._path.suffix == ".txt":
             return line.rstrip("\n")
         try:
-            item = json.loads(line)
+            item = parse_json(line)
             text = item if isinstance(item, str) else item["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f'{self._path}: line {number} is not JSON with a "text" ({error})') from error
@@ -116,6 +126,8 @@ class _Table:
         try:
             table: Any = load_dataset(self._kind, data_files=str(self._path), split="train", streaming=True)
             for row in table:
+                if not isinstance(row["text"], str):
+                    raise DataError(f"{self._path}: a 'text' is {type(row['text']).__name__}, not a text")
                 yield row["text"]
         except DataError:
             raise

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from easyeditor.errors import StatsError
 from easyeditor.files import write_tensors
+from easyeditor.reading import open_tensors
 from easyeditor.stats.store import StatsKey
 
 
@@ -66,7 +67,7 @@ def _place(moment_KK: Tensor, threshold: float, scale: str, key: StatsKey) -> Pa
 
 def _read(path: Path, width: int) -> NullSpace:
     try:
-        with safe_open(str(path), framework="pt") as opened:
+        with open_tensors(path) as opened:
             said, projection_KK = opened.metadata() or {}, opened.get_tensor("projection")
             made = NullSpace(projection_KK.double(), int(said["rank"]), float(said["lowest"]), float(said["highest"]))
     except (SafetensorError, OSError, KeyError, ValueError) as error:

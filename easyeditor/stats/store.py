@@ -21,6 +21,7 @@ from easyeditor.errors import ConfigError, DataError, StatsError
 from easyeditor.files import read_json, whole_file, write_json
 from easyeditor.hparams import coerce, field_types
 from easyeditor.lm.weights import alike
+from easyeditor.reading import check_file, memory
 from easyeditor.stats.factored import Factored, plus_identity
 
 FORMAT = 1
@@ -96,6 +97,7 @@ def read_factored(path: Path, width: int, weights: str | None = None, device: to
         StatsError: corrupt or truncated, of another width, not finite, or collected on another model's weights.
     """
     try:
+        check_file(path, memory())
         with np.load(path, allow_pickle=False) as archive:
             _check_header(path, archive, "mom2.mom2", (width, width))
             _check_header(path, archive, "mom2.count", ())

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.files import check_new, read_json, write_tensors
+from easyeditor.files import check_new, parse_json, read_json, write_tensors
 from easyeditor.methods.mend.hparams import MENDTrainingHparams
 from easyeditor.methods.mend.hypernet import Hypernetwork
+from easyeditor.reading import open_tensors
 from easyeditor.results.run import MANIFEST, TRAINING
 
 STATE = "last.safetensors"
@@ -86,11 +87,11 @@ def read_state(
         ConfigError: it belongs to a run with other settings (says which). DataError: it is damaged.
     """
     try:
-        with safe_open(str(path), framework="pt") as opened:
+        with open_tensors(path) as opened:
             raw = dict(opened.metadata() or {})
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        found: dict[str, Any] = json.loads(raw["identity"])
-        progressed = Progressed(**json.loads(raw["progressed"]))
+        found: dict[str, Any] = parse_json(raw["identity"])
+        progressed = Progressed(**parse_json(raw["progressed"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a readable checkpoint ({error}); delete it to start again") from error
     differing = [key for key in sorted(identity.keys() | found.keys()) if identity.get(key) != found.get(key)]

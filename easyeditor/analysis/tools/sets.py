@@ -11,6 +11,7 @@ from typing import Any
 
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError, DataError
+from easyeditor.reading import read_bytes
 from easyeditor.records import EditRequest
 
 DATA = Path(__file__).resolve().parents[3] / "data"
@@ -28,7 +29,7 @@ class RequestSet:
 
     def to_json(self) -> dict[str, Any]:
         """Identity for the manifest."""
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_bytes(self.path)).hexdigest()
         ids = [request.case_id for request in self.requests]
         return {"path": str(self.path), "sha256": digest, "requests": len(ids), "case_ids": ids}
 

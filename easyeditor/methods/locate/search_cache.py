@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from easyeditor.errors import StatsError
-from easyeditor.files import write_tensors
+from easyeditor.files import parse_json, write_tensors
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.value_search import Found
+from easyeditor.reading import open_tensors
 from easyeditor.records import EditRequest
 
 
@@ -46,8 +47,8 @@ class SearchCache:
         if not (path := self._path(request)).exists():
             return None
         try:
-            with safe_open(str(path), framework="pt") as opened:
-                losses = json.loads(opened.metadata()["losses"])
+            with open_tensors(path) as opened:
+                losses = parse_json(opened.metadata()["losses"])
                 initial, offset = opened.get_tensor("initial"), opened.get_tensor("offset")
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise StatsError(f"{path}: not a readable target ({error}); delete it") from error

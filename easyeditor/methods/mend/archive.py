@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from easyeditor.errors import ConfigError, DataError, ModelError
@@ -21,6 +20,7 @@ from easyeditor.lm.weights import alike, sample
 from easyeditor.methods.mend.hparams import HOW, JSON, MENDHyperParams, find_archive
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
+from easyeditor.reading import read_tensors
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -77,7 +77,7 @@ def read_archive(name: str | None, parts: Anatomy, *, inner_params: list[str] | 
         shapes = {w["name"]: (w["inputs"], w["outputs"]) for w in raw["inner_params"]}
         if Path(raw["tensors"]).name != raw["tensors"] or not shapes:
             raise ValueError(f"tensors {raw['tensors']!r}, {len(shapes)} weights: not one file beside it, or no weight")
-        model, tensors = raw["model"], load_file(folder / raw["tensors"])
+        model, tensors = raw["model"], read_tensors(folder / raw["tensors"])
         _check_size(spec, tensors)
         _check_model(folder, shapes, model, parts)
         _check_names(folder, list(shapes), inner_params)

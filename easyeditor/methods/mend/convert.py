@@ -14,6 +14,7 @@ from easyeditor.methods.mend.archive import fill
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
+from easyeditor.reading import check_file, memory
 
 DERIVED = ("u_std", "v_std")  # upstream keeps the standard deviations beside the sums they come from
 
@@ -61,6 +62,7 @@ def load_tensors(path: Path) -> Any:
     Objects other than tensors and plain data become `Inert`. Raises DataError.
     """
     try:
+        check_file(path, memory())
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(type(f"Inert{i}", (Inert,), {}), name) for i, name in enumerate(sorted(names))]
         with torch.serialization.safe_globals(stand_ins):
