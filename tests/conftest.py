@@ -68,6 +68,18 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "jamba": {**_POOL, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
 }
 """Mixtures of experts: heads x head size is above the hidden width, as in the real ones."""
+_MAMBA = {**_LLAMA, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
+_LINEAR = {f"linear_{part}": size for size, part in ((2, "num_key_heads"), (2, "num_value_heads"))}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "rwkv": {**_LLAMA, "attention_hidden_size": 32, "context_length": 128},
+    "recurrent_gemma": {**_LLAMA, "lru_width": 32, "intermediate_size": 96, "attention_window_size": 16},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64, "mamba_chunk_size": 8},
+    "bamba": {**_MAMBA, "attn_layer_indices": [1], "mamba_chunk_size": 8},
+    "lfm2": {**_LLAMA, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+    "qwen3_5_text": {**_LLAMA, **_LINEAR, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "mamba": {**_LLAMA, "state_size": 8},
+}
+"""Types with a state that is no key-value cache, or beside one; Mamba has no MLP."""
 MIXTURES["jamba"] |= {"attn_layer_period": 4, "attn_layer_offset": 2, "use_mamba_kernels": False}
 REAL = {"smol", "gemma"}
 """Fixtures that are an embedded model."""
@@ -92,7 +104,11 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 def build(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of one architecture, large enough in scale that prompts matter."""
     config = AutoConfig.for_model(
-        kind, vocab_size=400, bos_token_id=0, eos_token_id=1, **{**(TINY | NOT_KNOWN | MIXTURES)[kind], **changes}
+        kind,
+        vocab_size=400,
+        bos_token_id=0,
+        eos_token_id=1,
+        **{**(TINY | NOT_KNOWN | MIXTURES | RECURRENT)[kind], **changes},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, MIXTURES, NOT_KNOWN, build, rome_hparams, same, states, tokenizer
+from conftest import ARCHITECTURES, MIXTURES, NOT_KNOWN, RECURRENT, build, rome_hparams, same, states, tokenizer
 from script_runs import call, save_tiny, write_yaml
 from strangers import CachedStranger, Pool, Stranger, StrangerConfig, stranger
 from torch import nn
@@ -21,7 +21,12 @@ from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.lm.architectures import anatomy, attention_of
 from easyeditor.lm.discover import discover, module_name, replay_checked
+from easyeditor.lm.generate import Decoding, generate
+from easyeditor.lm.prefixes import caches
+from easyeditor.lm.tokens import model_inputs
+from easyeditor.methods.locate.contexts import sample
 from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.methods.registry import load_hparams
 from easyeditor.records import EditRequest
 from easyeditor.stats import __main__ as stats
 from easyeditor.tune import __main__ as tune
@@ -208,3 +213,47 @@ def test_a_search_keeps_to_dense_layers() -> None:
     assert isinstance(editor.method, LocateMethod)
     assert [one.layer for one in safety_of(editor.method, [BAY])] == [0, 2]
     assert float(editor.compute(BAY).deltas[0].dense().norm()) > 0
+
+
+# A state that is no key-value cache
+
+
+def reread(model: Any, prompt: str, tokens: int) -> tuple[int, ...]:
+    """The likeliest continuation, every token from the whole text."""
+    start = ids = tokenizer()(prompt)["input_ids"]
+    for _ in range(tokens):
+        with torch.no_grad():
+            logits = model(**model_inputs([ids], torch.device("cpu")), use_cache=False).logits
+        ids = [*ids, int(logits[0, -1].argmax())]
+    return tuple(ids[len(start) :])
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_model_without_a_key_value_cache_writes_what_it_reads_whole(kind: str) -> None:
+    """And is edited, contexts and all, where it has an MLP or one is named."""
+    pair = (build(kind), tokenizer())
+    assert not caches(pair[0])
+    prompts = ["The", "You and the old house", "Because"]
+    made = generate(*pair, prompts, Decoding(tokens=5, eos=False))
+    assert [one.ids for one in made] == [reread(pair[0], prompt, 5) for prompt in prompts]
+    changes: dict[str, Any] = {"context_templates": None, "context_template_length_params": [[3, 5]]}
+    if kind == "mamba":
+        with pytest.raises(ModelError, match=r"no MLP output projection.*mixer mixes tokens") as caught:
+            discover(pair[0])
+        changes |= dict(text.split("=") for text in str(caught.value).partition("--set ")[2].split())
+    for hparams in (rome_hparams(pair, **changes), {"alg_name": "FT", "num_steps": 2, "lr": 1e-3}):
+        if isinstance(hparams, dict):
+            names = {key: value for key, value in changes.items() if key.endswith("_tmp")}
+            hparams = load_hparams({"model_name": pair, "device": "cpu", "layers": [1], **hparams, **names})
+        editor = BaseEditor.from_hparams(hparams)
+        record = editor.edit(BAY.prompt, BAY.target_new, subject=BAY.subject)[0][0]
+        assert editor.edited
+        assert record["post"]["rewrite_acc"] is not None
+
+
+def test_contexts_of_a_model_are_the_same_with_a_cache_and_without() -> None:
+    with_, without = (
+        sample(stranger(kind), tokenizer(), ["The", "You"], 6, torch.Generator().manual_seed(0))
+        for kind in (CachedStranger, Stranger)
+    )
+    assert with_ == without

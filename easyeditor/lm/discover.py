@@ -136,10 +136,15 @@ def _projection(model: PreTrainedModel, block: nn.Module, prefix: str) -> str:
             f"{where}: {most[0].path} gives {most[0].axes} axes, not batch, tokens and width; it cannot be edited"
         )
     if not most:
-        mixing = "".join(f"; {path} is no MLP's: {mixers[path]} mixes tokens" for path in list(mixers)[:1])
+        mixing, by_hand, blocks = "", BY_HAND, prefix.rpartition(".")[0] + ".{}"
+        for path in list(mixers)[:1]:
+            mixing = f"; {path} is no MLP's: {mixers[path]} mixes tokens"
+            if sum(any(isinstance(m, nn.Linear) for m in child.modules()) for child in block.children()) == 1:  # Mamba
+                names = (f"layer_module_tmp={blocks}", f"mlp_module_tmp={blocks}.{mixers[path]}")
+                by_hand = f"to edit it all the same: --set {' '.join(names)} rewrite_module_tmp={blocks}.{path}"
         raise ModelError(
             f"{where} has no MLP output projection: no Linear or Conv1D in it leads from a wider layer to the hidden "
-            f"width {width}{mixing}, so there is nothing to edit; {BY_HAND}"
+            f"width {width}{mixing}, so there is nothing to edit; {by_hand}"
         )
     return most[0].path
 

@@ -18,8 +18,9 @@ from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prefixes import caches
 from easyeditor.lm.prompting import PLAIN, Prompting
-from easyeditor.lm.tokens import check_length, encode
+from easyeditor.lm.tokens import check_length, encode, model_inputs
 from easyeditor.process import look
 from easyeditor.progress import Progress
 
@@ -134,6 +135,8 @@ def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_
     if not rows:
         return
     device, ends = input_device(model), _ends(model, tok)
+    if not caches(model):
+        return _reread(model, tok, rows, ends)
     width = max(len(row.ids) for row in rows)
     step_BT = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
@@ -162,6 +165,16 @@ def _continue(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_
             step_BT = torch.tensor([[row.made[-1]] for row in rows]).to(device, non_blocking=True)
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             positions_BT = mask_BT.sum(1, keepdim=True) - 1
+
+
+def _reread(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: list[_Row], ends: set[int]) -> None:
+    """The same where nothing is kept from token to token: every step reads the rows whole, padded on the right."""
+    while rows:
+        whole = [row.ids + row.made for row in rows]
+        with selected_head(model, torch.arange(len(rows)), torch.tensor([len(ids) - 1 for ids in whole])):
+            logits_1BV = model(**model_inputs(whole, input_device(model)), use_cache=False).logits
+        tokens = _chosen(logits_1BV[0], rows)
+        rows = [row for row, token in zip(rows, tokens, strict=True) if not row.take(token, ends, tok)]
 
 
 def _chosen(logits_BV: Tensor, rows: Sequence[_Row]) -> list[int]:

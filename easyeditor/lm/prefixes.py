@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from easyeditor.lm.architectures import type_of
 from easyeditor.lm.hooks import StopForward
-from easyeditor.lm.tokens import sent
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.tokens import model_inputs, sent
 
 States = tuple[Tensor, Tensor]
 """Keys and values of one block (B, H, P, d); both of no axis where no row has a prefix."""
@@ -123,6 +126,20 @@ class _Kept(_Frozen):
         if self.last:
             raise StopForward
         return self.keys, self.values
+
+
+@torch.no_grad()
+def caches(model: PreTrainedModel) -> bool:
+    """Can a text go on from keys and values alone? Not where a model gives none back, or a block also has a state of
+    its own (a convolution, a recurrence)."""
+    if type_of(model)[1]:
+        return True
+    try:
+        cache = model(**model_inputs([[1, 2, 3]], input_device(model)), use_cache=True).past_key_values
+    except Exception:  # some give back a state of another name, some cannot start one without their own cache
+        return False
+    kinds = {type(layer) for layer in getattr(cache, "layers", [])}
+    return type(cache) is DynamicCache and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def unmasked(inputs: Mapping[str, Tensor], blocks: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import read_json_list
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prefixes import caches
 from easyeditor.lm.tokens import SLOT, encode
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
@@ -83,10 +84,10 @@ def sample(
 def _extend(
     model: PreTrainedModel, rows_BT: Tensor, new_tokens: int, forbidden: Tensor, generator: torch.Generator
 ) -> Tensor:
-    cache, step_BT = None, rows_BT
+    cache, step_BT, cached = None, rows_BT, caches(model)
     for _ in range(new_tokens):
-        output = model(input_ids=step_BT, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids=step_BT, use_cache=cached, **({"past_key_values": cache} if cached else {}))
+        cache = output.past_key_values if cached else None
         # Drawn on the CPU from the CPU generator: the same seed gives the same contexts on every device.
         logits_BV = output.logits[:, -1].float().cpu()
         logits_BV[:, forbidden[forbidden < logits_BV.shape[1]]] = -torch.inf  # a tokenizer may have more than the model
