@@ -19,10 +19,14 @@ from easyeditor.dataset.sentences import Sentences
 from easyeditor.errors import DataError
 from easyeditor.evaluate.examined import Examined as Examined
 from easyeditor.evaluate.examined import State, edit_record
+from easyeditor.evaluate.metrics import record_pairs
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
+from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.scored import line
+from easyeditor.lm.tokens import check_length
 from easyeditor.measuring import Measuring
 from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
@@ -98,6 +102,18 @@ class Editor(Measuring):
                     f"request {request.case_id!r}: {self.method.title} needs the subject: give subject=, the words in "
                     "the prompt whose fact is changed"
                 )
+
+    def check(self, request: EditRequest, prefix: str | None) -> bool:
+        """True; raises DataError unless the request has what the method needs, and the texts it is edited and scored
+        with fit the model. Nothing is computed."""
+        self._check_subjects([request])
+        self.method.check(request)
+        settings = self._settings(request, prefix)
+        rows = [line(self.tok, *pair, settings.prompting).ids for pair in record_pairs(request, settings)]
+        check_length(
+            rows, max_positions(self.model), f"request {request.case_id!r}: its longest prompt with its answer"
+        )
+        return True
 
     def remedied(self) -> Self | None:
         """An editor of the same model and commits with the method's remedy set; None without a remedy."""

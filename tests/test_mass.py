@@ -546,6 +546,33 @@ def test_the_size_of_a_batch_s_update_is_computed_once(
     assert all(line["delta"] == edits[0]["delta"] for line in edits)
 
 
+@pytest.mark.parametrize("alg_name", ["MEMIT", "FT"])
+def test_of_a_batch_only_what_does_not_fit_the_model_is_left_out(
+    alg_name: str, mass: Any, memit: Path, place: Path, tmp_path: Path
+) -> None:
+    ft = {"alg_name": "FT", "model_name": str(place / "llama"), "device": "cpu", "layers": [1], "ppl_sentence_num": 2}
+    yaml = memit if alg_name == "MEMIT" else tmp_path / "ft.yaml"
+    (tmp_path / "ft.yaml").write_text(json.dumps({**ft, "num_steps": 2, "lr": 1e-3}))
+    far = {"locality_prompt": "far " * 200}  # edited without harm, and too long to be measured
+    long = [record_of(s) for s in SUBJECTS[:2]] + [{**record_of("Rome"), **far}, *map(record_of, SUBJECTS[2:])]
+    (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
+    flags = ["--hparams", yaml, "--data", "long.json", "--mode", "batch", "--batch-size", "2", "--output", "run"]
+    ran = mass(*flags)
+    assert (ran.code, lines(tmp_path / "run")) == (2, [])  # before the first batch is edited
+    assert "record 2 of the selection: request 2: its longest prompt with its answer has" in ran.err
+    assert mass("--resume", "run", "--skip-bad", fresh=False).code == 0
+    found = lines(tmp_path / "run")
+    assert [(x["kind"], x["index"]) for x in found] == [
+        *(("failed", 2), ("edit", 0), ("edit", 1), ("edit", 3), ("edit", 4), ("edit", 5), ("evaluation", 5)),
+    ]
+    assert sorted(p.name for p in (tmp_path / "run/deltas").iterdir()) == ["000001", "000003", "000005"]
+    raw = (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/results.jsonl").write_bytes(b"".join(raw[:3]))
+    assert mass("--resume", "run", "--skip-bad", fresh=False).code == 0
+    assert timeless(lines(tmp_path / "run")) == timeless(found)
+    assert len(read_source(tmp_path / "run").edits) == 3
+
+
 # Refusals
 
 

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import HyperParams
-from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
+from easyeditor.lm.scored import line
+from easyeditor.lm.tokens import check_length
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, EditTrace, WeightDelta
@@ -71,6 +73,11 @@ class EditMethod(ABC, Generic[H]):
         """`batch_tokens`, less where they did not fit: one for all forwards without gradients, of edits and of what
         measures them, so that none tries again what did not fit."""
         return Budget(self.batch_tokens)
+
+    def check(self, request: EditRequest) -> None:
+        """Raise DataError unless the texts of a request that the edit computes with fit the model."""
+        row = line(self.tok, request.prompt, request.target_new, self.prompting)
+        check_length([row.ids], max_positions(self.model), f"request {request.case_id!r}: its prompt with its target")
 
     def together(self, requests: Sequence[EditRequest]) -> int:
         """How many requests mode single computes at once where nobody says it."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from easyeditor.runs.sequence import DELTAS, run_sequence
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.single import run_screen, run_single
 from easyeditor.runs.summary import summarise
-from easyeditor.runs.work import Watch, Work, planned_lines
+from easyeditor.runs.work import Watch, Work, fitting, planned_lines
 
 LOG = logging.getLogger(__name__)
 
@@ -182,6 +183,7 @@ def execute(
             evaluated=evaluated,
             watch=watch,
         )
+        work = replace(work, numbers=fitting(work))
         (run_screen if settings.screen else run_sequence if sequence else run_single)(work)
         if rank.first:  # who else writes is not awaited yet, and puts nothing together
             journal.check()

@@ -29,21 +29,24 @@ def run_sequence(work: Work) -> None:
     A step already recorded is not computed again: its saved delta is committed, so the weights are bit-equal to those
     of a run that was never interrupted. A step's delta is on disk before its lines are.
     """
-    steps = places(work.starts, len(work.requests))
+    fit, planned = set(work.numbers), places(work.starts, len(work.requests))
+    steps = [[n for n in step if n in fit] for step in planned]  # without what does not fit the model
     base = work.editor.perplexity()
     ppl: PerplexityReport | None = base
     lines: dict[int, EditLine] = {}  # of the edits that stand
     originals = Originals(work, steps)
     watcher = Watcher(work.editor)
     done = 0
-    for chunk in steps:
-        first = chunk[0]
+    for step, chunk in zip(planned, steps, strict=True):
+        first = step[0]
         known = {n: work.done[n] for n in chunk if n in work.done}
         if len(known) < len(chunk):
             if ppl is None:
                 ppl = work.editor.perplexity()
             last = max(lines, default=-1) + 1
-            made, ppl = _step(work, watcher, chunk, known, (ppl, base), originals.of(chunk), last)
+            made, ppl = _step(work, watcher, chunk, known, (ppl, base), originals.of(chunk), last, first)
+        elif not chunk:
+            made = {}
         else:
             made, ppl = known, None  # measured again when it is needed
             if any(_stands(line) for line in made.values()):
@@ -51,7 +54,7 @@ def run_sequence(work: Work) -> None:
                 work.editor.commit(kept, delta_folder(work.folder, first))
                 watcher.known(delta_folder(work.folder, first))
         lines |= {n: line.lean(said=True) for n, line in made.items() if isinstance(line, EditLine) and line.stands}
-        done = first + len(chunk)
+        done = first + len(step)
         every = work.settings.eval_every
         if every and done // every > first // every:
             evaluate(work, done, lines, ppl, base)
@@ -117,10 +120,12 @@ def _step(
     ppl: tuple[PerplexityReport | None, PerplexityReport | None],
     original: Evaluation | None,
     last: int,
+    first: int,
 ) -> tuple[Mapping[int, RunLine], PerplexityReport | None]:
     """One edit: compute and measure, save its delta, keep it, record its lines. Returns lines and perplexity.
 
-    `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit stands.
+    `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit stands; `first` the
+    place where the edit begins.
     """
     requests = [work.requests[n] for n in chunk]
     work.watch.note(f"edit {chunk[0] + 1}")
@@ -134,7 +139,7 @@ def _step(
     if examined is None:
         return {}, ppl[0]
     outcome = guarded(work, requests, examined, chunk[0], ppl[1], last)
-    return settle(work, watcher, chunk, examined, outcome, known), outcome.ppl
+    return settle(work, watcher, chunk, examined, outcome, first, known), outcome.ppl
 
 
 def settle(
@@ -143,10 +148,12 @@ def settle(
     chunk: list[int],
     examined: Examined,
     outcome: Guarded,
+    first: int,
     known: Mapping[int, RunLine] | None = None,
 ) -> dict[int, RunLine]:
-    """Save and commit what stands of an edit, then record its lines, but for those `known`."""
-    place = delta_folder(work.folder, chunk[0])
+    """Save and commit what stands of the edit that begins at place `first`, then record its lines, but for those
+    `known`."""
+    place = delta_folder(work.folder, first)
     edit = outcome.kept or examined.result
     keys_NK, saved = keys_of(edit), None
     nearest = watcher.nearest(keys_NK)

@@ -127,7 +127,7 @@ class Session:
         manifest = read_manifest(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, {**manifest, "selected": number + 1})
         self._requests.append(request)
-        (line,) = settle(self._work, self._watcher, [number], examined, outcome).values()
+        (line,) = settle(self._work, self._watcher, [number], examined, outcome, number).values()
         assert isinstance(line, EditLine)
         self.lines.append(line.lean(said=True))
         self._ppl = outcome.ppl

@@ -198,3 +198,14 @@ def tried(work: Work, numbers: Sequence[int], compute: Callable[[], Any]) -> Any
             if number not in work.done:
                 work.record(failed(work.requests[number], number, work.settings.mode, error))
         return None
+
+
+def fitting(work: Work) -> list[int]:
+    """The places whose requests fit the model, asked before the first edit; with `skip_bad` the others are recorded,
+    each alone, and the rest of their batch goes on."""
+    known = {n for n, line in work.done.items() if not isinstance(line, FailureLine)}
+
+    def fits(n: int) -> Any:
+        return tried(work, [n], lambda: work.editor.check(work.requests[n], work.editor.test_prefix(n)))
+
+    return [n for n in work.numbers if n in known or fits(n)]

@@ -54,6 +54,7 @@ class Finished:
         Saved ones are read; others are computed again, which the run's contexts and seed make possible.
         """
         standing: list[WeightDelta] = []
+        read: set[int] = set()
         for line in self.run.edits[:limit]:
             if line.mode == "single":
                 yield line, self._again(editor, line.record).deltas
@@ -61,7 +62,8 @@ class Finished:
             first = self.first_of(line.index)
             saved = delta_folder(self.run.folder, first)
             if line.stands and saved.exists():
-                if line.index == first:
+                if first not in read:
+                    read.add(first)
                     standing += saved_edit(self.run.folder, first, [line]).deltas
                 yield line, standing
 

@@ -167,6 +167,9 @@ class LocateMethod(EditMethod[L], Generic[L]):
         check_length([row.ids for row in rows], limit, what)
         return rows, labels
 
+    def check(self, request: EditRequest) -> None:
+        self.search_rows(request)
+
     @property
     def starts_from_mean(self) -> bool:
         """Does the value search start from the mean output over contexts? Else from that in the first context."""
