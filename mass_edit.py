@@ -29,16 +29,19 @@ import functools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides
-from easyeditor.plain_yaml import yaml_path
+from easyeditor.places import declare
 from easyeditor.results.collapse import SMALL_DENOMINATOR
 from easyeditor.runs.ranks import Rank, placed, rank_of
 from easyeditor.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    from easyeditor.outputs import Places
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
@@ -88,6 +91,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when an edit collapsed the model")
     p.add_argument("--json", action="store_true", help="print the summary as JSON on stdout and nothing else there")
     p.add_argument("--dry-run", action="store_true", help="check flags, YAML and data, print them, load no model")
+    declare(p, "hparams", "data", "sample", "union", collect_collapsed="requests", case_files="new folder")
+    declare(p, output="run", resume="run that goes on")
     args = p.parse_args()
     if args.resume is not None and args.output is not None:
         p.error("--resume and --output were both given; --resume writes to its own folder")
@@ -120,45 +125,36 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
     return hparams, RunSettings.from_dict(given, "flags")
 
 
-def check_targets(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings) -> None:
-    """Raise before anything is computed if what is to be written has no place of its own, or will not be known."""
+def places_of(args: argparse.Namespace, hparams: HyperParams, settings: RunSettings, rank: Rank) -> Places:
+    """What is read and written, checked before anything is computed. Raises, too, if what is to be written will not be
+    known."""
     from easyeditor.export.cases import check_metrics
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
 
-    yaml = yaml_path(args.hparams or DEFAULT_HPARAMS)
-    check_outputs(
-        files={"--collect-collapsed": args.collect_collapsed},
-        folders={"--case-files": args.case_files},
-        shared={"--resume": args.resume, "--output": None if args.resume else args.output},
-        reads={"--hparams": yaml, "--data": settings.data, **hparams.reads()},
-    )
     if args.case_files is not None:
         check_metrics(settings)
-    if args.collect_collapsed is None:
-        return
-    if settings.mode != "single" or settings.screen:
+    if args.collect_collapsed is not None and (settings.mode != "single" or settings.screen):
         raise ConfigError("--collect-collapsed needs mode single, where each collapse is one request's doing")
-    if not hparams.ppl_sentence_num:
+    if args.collect_collapsed is not None and not hparams.ppl_sentence_num:
         raise ConfigError("--collect-collapsed needs perplexity to know a collapse, and ppl_sentence_num is 0")
+    reads = {"--hparams": args.hparams or DEFAULT_HPARAMS, "--data": settings.data, "--sample": settings.sample}
+    return checked(args, {**reads, **hparams.reads()}, first=rank.first)
 
 
 def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     from easyeditor.dataset.probes import probes_of
     from easyeditor.results.run import CONFIG
-    from easyeditor.runs.folder import check_run
     from easyeditor.runs.mass import begun, check_same, check_world, execute, taken_up
     from easyeditor.runs.planning import plan
 
     if rank.world > 1 and args.output is not None and (Path(args.output) / CONFIG).is_file():
-        args.resume = args.output  # torchrun starts the same command again when a process has died
+        args.resume, args.output = args.output, None  # torchrun starts the same command again when a process has died
     hparams, settings = wanted(args, rank)
     check_world(settings, rank, args.resume or args.output)
     what = plan(hparams, settings)
-    check_targets(args, hparams, settings)
+    places = places_of(args, hparams, settings, rank)
     if args.resume is not None:
         check_same(Path(args.resume), what)
-    elif rank.first:
-        check_run(args.output, CONFIG)
     if args.dry_run:
         counts = {"selected": len(what.requests), "records": len(what.records), "probes": probes_of(what.requests)}
         data = {"data": what.dataset.to_json(), **counts}
@@ -172,15 +168,16 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     quiet_transformers()
     there = args.resume if rank.first else args.resume or args.output
     run_at = begun(args.output, what) if there is None else taken_up(Path(there), rank)
-    with run_at as folder, resumable(f"go on with --resume {folder}"):
-        editor = functools.partial(BaseEditor, metrics=settings.metrics)
-        summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
-    if summary is None:
-        return 0
-    if args.collect_collapsed is not None:
-        write_json(Path(args.collect_collapsed), collapsing(folder))
-    if args.case_files is not None:
-        write_cases(folder, Path(args.case_files))
+    with places.held(), run_at as folder:
+        with resumable(f"go on with --resume {folder}"):
+            editor = functools.partial(BaseEditor, metrics=settings.metrics)
+            summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
+        if summary is None:
+            return 0
+        if args.collect_collapsed is not None:
+            write_json(Path(args.collect_collapsed), collapsing(folder))
+        if args.case_files is not None:
+            write_cases(folder, Path(args.case_files))
     show(summary, folder, args)
     return EXIT_COLLAPSED if args.fail_on_collapse and summary["counts"]["collapsed"] else 0
 
@@ -207,12 +204,12 @@ def main() -> int:
     if args.union is None:
         return mass_edit(args, rank_of(os.environ))
 
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
     from easyeditor.runs.collapsing import union
 
-    check_outputs(files={"--collect-collapsed": args.collect_collapsed}, reads={"--union": args.union})
-    records = union([Path(file) for file in args.union])
-    write_json(Path(args.collect_collapsed), records)
+    with checked(args).held():
+        records = union([Path(file) for file in args.union])
+        write_json(Path(args.collect_collapsed), records)
     print(f"{len(records)} requests: {args.collect_collapsed}")
     return 0
 

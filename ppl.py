@@ -16,11 +16,15 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
+from easyeditor.places import declare
+
+if TYPE_CHECKING:
+    from easyeditor.dataset.sentences import Sentences
 
 LOG = logging.getLogger("ppl")
 
@@ -49,6 +53,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout and nothing else there")
     p.add_argument("--output", metavar="FILE.json", help="also write them there")
+    declare(p, "model", "edit", "data", output="record")
     args = p.parse_args()
     if args.data is not None and args.sentences is not None:
         p.error("--data and --sentences were both given; use one")
@@ -61,12 +66,23 @@ def main() -> int:
     args = arguments()
 
     from easyeditor.dataset.sentences import load_sentences, read_sentences
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
 
-    reads = {"--model": args.model, "--edit": args.edit, "--data": args.data}
-    check_outputs(files={"--output": args.output}, reads=reads)
+    places = checked(args)
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
+    with places.held():
+        record = measured(args, sentences)
+        if args.output is not None:
+            write_json(Path(args.output), record)
+    if args.json:
+        print(to_json(record))
+    else:
+        show(args, sentences, record)
+    return 0
 
+
+def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
+    """The model's perplexity on the sentences, with the edit in it if one is given."""
     from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
     from easyeditor.lm.loading import load
     from easyeditor.lm.precision import products
@@ -91,11 +107,11 @@ def main() -> int:
     with products("exact"), applied(model, deltas), progress_bar("perplexity", True) as bar:
         assert bar is not None
         report = probe.measure(lambda done, of: bar(done, of, ""))
-    worst: list[dict[str, Any]] = [
+    worst = [
         {"number": i + 1, "perplexity": report.perplexities[i], "tokens": report.tokens[i], "text": sentences.texts[i]}
         for i in report.worst(5)
     ]
-    record: dict[str, Any] = {
+    return {
         "model": args.model,
         "edit": args.edit,
         "sentences": sentences.to_json(),
@@ -103,23 +119,22 @@ def main() -> int:
         "worst": worst,
         "per_sentence": list(report.perplexities),
     }
-    if args.output is not None:
-        write_json(Path(args.output), record)
-    if args.json:
-        print(to_json(record))
-        return 0
+
+
+def show(args: argparse.Namespace, sentences: Sentences, record: dict[str, Any]) -> None:
+    """The numbers as a table."""
+    found = record["perplexity"]
     print(
         f"{args.model}{' + ' + args.edit if args.edit else ''} on {sentences.name} ({len(sentences.texts)} "
-        f"sentences{', each begun with BOS' if report.bos else ''})"
+        f"sentences{', each begun with BOS' if found['bos'] else ''})"
     )
-    print(f"  perplexity (mean over sentences, the papers')  {report.mean:12,.2f}")
-    print(f"  median over sentences                          {report.median:12,.2f}")
-    print(f"  token-weighted ({sum(report.tokens)} tokens)                   {report.token_weighted:12,.2f}")
+    print(f"  perplexity (mean over sentences, the papers')  {found['mean']:12,.2f}")
+    print(f"  median over sentences                          {found['median']:12,.2f}")
+    print(f"  token-weighted ({found['tokens']} tokens)                   {found['token_weighted']:12,.2f}")
     print("  worst sentences:")
-    for item in worst:
+    for item in record["worst"]:
         text = " ".join(item["text"].split())
         print(f"  {item['perplexity']:12,.1f}  {text[:90]}{'…' if len(text) > 90 else ''}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from easyeditor.cli import memory, parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import overrides
-from easyeditor.plain_yaml import yaml_path
+from easyeditor.places import declare
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     )
     p.add_argument("--resume", action="store_true", help="go on from last.safetensors in the folder")
     p.add_argument("--dry-run", action="store_true", help="check flags, YAML and data, print them, load no model")
+    declare(p, "hparams", "train", "val", "apart", output="shared")
     return p.parse_args()
 
 
@@ -67,22 +68,19 @@ def main() -> int:
 
     from easyeditor import CounterFactDataset, MENDTrainingHparams
     from easyeditor.dataset.training import apart
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
     from easyeditor.runs.ranks import placed, process_group, rank_of
+    from easyeditor.trainer.state import check_place, training_folder
     from easyeditor.trainer.tasks import check_trainable
 
     rank = rank_of(os.environ)
     flags = overrides(args.set, max_iters=args.max_iters, device=args.device, matmul=args.matmul)
     hparams = MENDTrainingHparams.from_hparams(args.hparams, flags)
     hparams = placed(hparams, rank, flag=args.device is not None)
-    reads = {
-        "--train": args.train,
-        "--val": args.val,
-        "--apart": args.apart or [],
-        "--hparams": yaml_path(args.hparams),
-        **hparams.reads(),
-    }
-    check_outputs(shared={"--output": args.output}, reads=reads)
+    folder = training_folder(hparams, args.output)
+    checked(args, hparams.reads(), writes={"--output": folder}, first=rank.first)
+    if rank.first:
+        check_place(folder, args.resume)
     if (args.train is None) != (args.val is None) and args.train is None:
         raise ConfigError("--val without --train; give both, or neither for data/facts.json")
 
@@ -125,10 +123,8 @@ def main() -> int:
     from easyeditor import EditTrainer
     from easyeditor.locks import working
     from easyeditor.runs.folder import environment
-    from easyeditor.trainer.state import training_folder
 
     quiet_transformers()
-    folder = training_folder(hparams, args.output)
     held = working(folder) if rank.first else nullcontext()
     with process_group(rank), held:
         trainer = EditTrainer(hparams, train, val, folder=folder, resume=args.resume, store_dtype=args.store_dtype)

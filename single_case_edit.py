@@ -23,12 +23,13 @@ from easyeditor.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser,
 from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides
-from easyeditor.plain_yaml import yaml_path
+from easyeditor.places import declare
 from easyeditor.records import EditRequest
 
 if TYPE_CHECKING:
     from easyeditor.editor import Editor
     from easyeditor.evaluate.examined import Examined
+    from easyeditor.outputs import Places
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_HPARAMS = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"
@@ -64,6 +65,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when the edit collapsed the model")
     p.add_argument("--json", action="store_true", help="print the record as JSON on stdout and nothing else there")
     p.add_argument("--dry-run", action="store_true", help="check flags, YAML and request, print them, load no model")
+    declare(p, "hparams", "request", output="run", resume="run that goes on")
+    declare(p, **dict.fromkeys(("save_edit", "save_model", "save_adapter"), "new folder"))
     return p.parse_args()
 
 
@@ -112,11 +115,9 @@ def hparams_of(args: argparse.Namespace) -> HyperParams:
     return hparams
 
 
-def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) -> None:
-    """Raise before anything is computed if what is to be written has no place of its own, or cannot be made. `holds`:
-    the file a run folder is known by."""
-    from easyeditor.outputs import check_outputs
-    from easyeditor.runs.folder import check_run
+def places_of(args: argparse.Namespace, hparams: HyperParams) -> Places:
+    """What is read and written, checked before anything is computed, with what else needs no model to be refused."""
+    from easyeditor.outputs import checked
 
     if args.adapter_rank is not None:
         from easyeditor.export.adapter import check_rank
@@ -126,17 +127,7 @@ def check_targets(args: argparse.Namespace, hparams: HyperParams, holds: str) ->
         from easyeditor.evaluate.registry import judge_for
 
         judge_for(args.metrics)
-    check_outputs(
-        folders={
-            "--save-edit": args.save_edit,
-            "--save-model": args.save_model,
-            "--save-adapter": args.save_adapter,
-        },
-        shared={"--output": args.output},
-        reads={"--hparams": yaml_path(args.hparams or DEFAULT_HPARAMS), "--request": args.request, **hparams.reads()},
-    )
-    if args.resume is None:
-        check_run(args.output, holds)
+    return checked(args, {"--hparams": args.hparams or DEFAULT_HPARAMS, **hparams.reads()})
 
 
 def save(args: argparse.Namespace, editor: Editor, examined: Examined) -> None:
@@ -188,7 +179,7 @@ def interactive(args: argparse.Namespace) -> int:
             raise ConfigError(f"{args.resume}: not a session of --interactive; go on with mass_edit.py --resume")
         hparams, resume = hparams.override(overrides([], device=args.device)), (Path(args.resume), settings)
         hparams.check_files()
-    check_targets(args, hparams, "config.json")
+    places_of(args, hparams)
     if args.dry_run:
         print(to_json({"hparams": hparams.to_dict(), "memory": memory(hparams)}, indent=1))
         return 0
@@ -209,7 +200,7 @@ def main() -> int:
 
     hparams = hparams_of(args)
     request = request_of(args, row_of(hparams.alg_name).needs_subject)
-    check_targets(args, hparams, "result.json")
+    places = places_of(args, hparams)
     if args.dry_run:
         print(
             to_json({"hparams": hparams.to_dict(), "request": request.to_json(), "memory": memory(hparams)}, indent=1)
@@ -223,7 +214,7 @@ def main() -> int:
     from easyeditor.runs.folder import run_folder, write_run
 
     quiet_transformers()
-    with run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
+    with places.held(), run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
         editor = BaseEditor(hparams, metrics=args.metrics)
         examined = editor.examine(request, verbose=True)
         manifest = {
@@ -233,14 +224,14 @@ def main() -> int:
             "sentences": examined.record.perplexity["sentences"],
         }
         write_run(folder, config=hparams.to_dict(), manifest=manifest, result=examined.record.to_json())
-    save(args, editor, examined)
-    if args.json:
-        print(to_json(examined.record.to_json()))
-    else:
-        print_record(examined.record, Console())
-        print(f"\nrecord: {folder / 'result.json'}")
-    if args.save_adapter is not None:  # after the table: a change that is not of low rank is refused
-        save_adapter(args, editor, examined)
+        save(args, editor, examined)
+        if args.json:
+            print(to_json(examined.record.to_json()))
+        else:
+            print_record(examined.record, Console())
+            print(f"\nrecord: {folder / 'result.json'}")
+        if args.save_adapter is not None:  # after the table: a change that is not of low rank is refused
+            save_adapter(args, editor, examined)
     collapsed = examined.collapse is not None and examined.collapse.collapsed
     return EXIT_COLLAPSED if collapsed and args.fail_on_collapse else 0
 

@@ -107,6 +107,13 @@ def sweep(folder: Path) -> None:
             _remove(part)
 
 
+def sweep_for(path: Path) -> None:
+    """As `sweep`, of what was begun for `path`, which nobody else writes now."""
+    with suppress(OSError):
+        for part in [part for part in path.parent.glob(f"{_stem(path)}*") if _OURS.fullmatch(part.name)]:
+            _remove(part)
+
+
 def _remove_dead(path: Path) -> None:
     """Remove folders begun for `path` whose processes are no more: nobody holds their lock."""
     with suppress(OSError):
@@ -180,20 +187,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def check_place(path: Path) -> None:
     """Raise OutputError unless a regular file can stand at `path`: nothing, or a file to replace, below a folder."""
+    check_parent(path)
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is there already and not a regular file; choose another")
-    check_parent(path)
 
 
 def check_free(folder: Path) -> None:
-    """Raise OutputError unless `folder` is absent (below a folder) or an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
+    """Raise OutputError unless `folder` is absent (below a folder) or an empty folder, and no link."""
     check_parent(folder)
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
 
 
 def check_new(folder: Path) -> None:
     """Raise OutputError unless `folder` is absent, or holds nothing but hidden files: what is there stays."""
+    if folder != Path():
+        check_parent(folder)
     if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         raise OutputError(f"{folder}: is there already and not an empty folder; choose another")
 
@@ -210,12 +219,23 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def check_parent(path: Path) -> None:
-    """Raise OutputError if the nearest existing place above `path` is not a folder, or `path` has no name."""
+    """Raise OutputError unless something can be made at `path`, which is there already or lies below a folder."""
     if not path.name:
         raise OutputError(f"{path}: is a folder, not a place for a new file or folder")
+    try:
+        if path.is_symlink() and not path.exists():
+            raise OutputError(f"{path}: is a link to what is not there; choose another")
+        os.path.lexists(path) or os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, too long a name, a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: is no place for a file or folder ({reason})") from error
     above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
     if above is not None and not above.is_dir():
         raise OutputError(f"{path}: cannot be made, because {above} is not a folder")
+    if above is not None and not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: cannot be written, because {above} is read-only; choose another")
 
 
 def discard(path: Path) -> None:

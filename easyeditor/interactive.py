@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
@@ -20,7 +21,7 @@ from easyeditor.evaluate.examined import Examined
 from easyeditor.export.write import export
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.generate import Decoding, generate
-from easyeditor.outputs import check_outputs
+from easyeditor.outputs import checked
 from easyeditor.process import heard, lost
 from easyeditor.records import EditRequest
 from easyeditor.report.terminal import print_record
@@ -221,8 +222,8 @@ class Talk:
         target = Path(folder.strip())
         try:
             reads = {"the run": self._session.folder, **editor.hparams.reads()}
-            check_outputs(folders={":export": target}, reads=reads)
-            with editor.original():
+            flag = Namespace(places={":export": ("to", "new folder")}, to=target)
+            with checked(flag, reads).held(), editor.original():
                 export(
                     editor.model,
                     editor.tok,

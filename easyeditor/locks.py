@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import socket
@@ -53,6 +54,11 @@ def working(folder: Path, lock: str = LOCK, *, parts: str | None = None) -> Iter
         for place in places:
             sweep(place)
         yield
+
+
+def lock_of(place: Path) -> Path:
+    """The lock of a file, or of a folder that has none in it: beside it, under a name that nothing else has."""
+    return place.with_name(f"{LOCK}-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}")
 
 
 def _taken(path: Path, what: str, wait: bool) -> int:

@@ -276,8 +276,8 @@ def test_sentence_file(ppl: Any, work: Path, name: str, content: bytes | None, p
         (["--dtype", "float8"], ["--dtype", "float8"]),
         (["--batch-size", "0"], ["--batch-size is 0", "1 or more"]),
         (["--edit", "nowhere"], ["nowhere", "--save-edit"]),
-        (["--data", "two.txt", "--output", "m"], ["error: m: "]),
-        (["--data", "two.txt", "--output", "."], ["error: .: "]),
+        (["--data", "two.txt", "--output", "m"], ["--output m is the place of --model"]),
+        (["--data", "two.txt", "--output", "."], ["--output . contains --model"]),
     ],
     ids=" ".join,
 )

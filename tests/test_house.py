@@ -27,7 +27,7 @@ import easyeditor
 LAYERS = [  # low to high; rooms of one layer do not import each other
     ("errors", "process"),
     ("reading",),
-    ("files", "palette", "progress"),
+    ("files", "palette", "places", "progress"),
     ("endpoint", "fetch", "locks", "plain_yaml"),
     ("hparams", "request"),
     ("results",),

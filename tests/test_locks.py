@@ -26,6 +26,7 @@ from easyeditor.errors import OutputError
 from easyeditor.lm import embedded
 from easyeditor.locks import locked
 from easyeditor.methods.rome.method import ROME
+from easyeditor.stats import __main__ as stats
 from easyeditor.stats.corpus import Corpus
 
 HOLDER = f"process {os.getpid()} on {socket.gethostname()}"
@@ -144,6 +145,15 @@ def test_processes_of_one_run_hold_a_lock_each(
         assert script(mass_edit, "--resume", "run").code == 0
         with locked(tmp_path / "run" / own, "x"):
             assert script(mass_edit, "--resume", "run").code == 2
+
+
+def test_a_second_collection_is_refused(script: Any, tmp_path: Path) -> None:
+    Path("own.txt").write_text("The sea is blue.\n")
+    flags = ["--model", "llama", "--layers", "1", "--corpus", "own.txt", "--samples", "1", "--output", "stats"]
+    with locked(tmp_path / "stats/llama/own_stats/.collecting.lock", "x"):
+        ran = script(stats, *flags)
+    assert (ran.code, HOLDER in ran.err.splitlines()[-1]) == (2, True)
+    assert script(stats, *flags).code == 0
 
 
 def test_a_second_training_is_refused(script: Any, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from conftest import ROOT
 
 from easyeditor.dataset.reader import Dataset, read_dataset
 from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.hparams import HyperParams, read_yaml
+from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class
 from easyeditor.methods.table import METHODS
+from easyeditor.plain_yaml import read_yaml
 from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.lines import FailureLine, Guard
@@ -365,6 +366,19 @@ def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
         list(read_journal(path))
     with pytest.raises(DataError, match="line 2"):
         Journal(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"my only copy", b"my only copy\n", b"\x89PNG\0", b"[1]", b'{"a": 1}', b'{"a": 1}\n']
+)
+@pytest.mark.parametrize("of", [None, "tune", "trace", "protection"])
+def test_a_file_that_is_no_journal_is_never_written(tmp_path: Path, content: bytes, of: str | None) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    if of is not None or not content.endswith(b"1}\n"):
+        with pytest.raises((DataError, OutputError), match="mine"):
+            Journal(path, of)
+    assert path.read_bytes() == content
 
 
 def test_a_full_disk_loses_nothing_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -20,14 +21,22 @@ import mass_edit
 import ppl
 import pretrain_mend
 import single_case_edit
+from easyeditor import cli
 from easyeditor.analysis import __main__ as analysis
 from easyeditor.errors import ModelError, OutputError
 from easyeditor.evaluate import __main__ as evaluate
+from easyeditor.export import __main__ as export
 from easyeditor.files import sweep, whole_file, write_json, write_tensors, write_text
 from easyeditor.lm.loading import save
+from easyeditor.locks import lock_of, locked
+from easyeditor.outputs import KINDS
 from easyeditor.report import __main__ as report
 from easyeditor.stats import __main__ as stats
+from easyeditor.survey import __main__ as survey
 from easyeditor.trainer import __main__ as convert
+from easyeditor.tune import __main__ as tune
+
+COMMANDS = (stats, tune, survey, report, export, evaluate, convert)
 
 MEND = {"alg_name": "MEND", "device": "cpu", "inner_params": WEIGHTS, "rank": 8, "edit_lr": -0.02, "max_iters": 2}
 WRITERS = [
@@ -172,6 +181,10 @@ EVALUATE = ["--model", "./m", "--edit", "saved"]
 CONVERT = ["convert", "--archive", "two.txt", "--hparams", "mend.yaml"]
 TRAIN = ["--hparams", "mend-training.yaml", "--train", "data.json"]
 COLLECT = [*MASS, "--collect-collapsed"]
+SEARCHES = ["--set", "targets_dir=m"]
+PPL, TUNE = ["--model", "./m"], ["--model", "./m", "--output", "new.yaml"]
+PROTECT = ["protection", "--hparams", "h.yaml", "--collapse"]
+TRACE = ["trace", "--hparams", "h.yaml", "--facts"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,18 @@ COLLECT = [*MASS, "--collect-collapsed"]
         (mass_edit, [*COLLECT, "h.yaml"], ["--collect-collapsed", "--hparams"]),
         (mass_edit, ["--union", "data.json", "--collect-collapsed", "data.json"], ["--union"]),
         (evaluate, [*EVALUATE, "--data", "data.json", "--output", "data.json"], ["--output", "--data"]),
+        (mass_edit, [*COLLECT, "hard.json"], ["--collect-collapsed", "--data"]),
+        (mass_edit, [*COLLECT, "DATA.json"], ["--collect-collapsed", "--data"]),
+        (mass_edit, [*COLLECT, "s.json", "--sample", "s.json"], ["--collect-collapsed", "--sample"]),
+        (mass_edit, [*COLLECT, "s.json", "--sample", "s.json:own"], ["--collect-collapsed", "--sample"]),
+        (analysis, [*PROTECT, "data.json", "--kept", "data.json"], ["--kept", "--collapse"]),
+        (analysis, [*TRACE, "data.json", "--kept", "data.json"], ["--kept", "--facts"]),
+        (tune, [*TUNE, "--start", "h.yaml", "--kept", "h.yaml"], ["--kept", "--start"]),
         # a target lies in an input
+        (analysis, [*PROTECT, "data.json", "--kept", "m/new.jsonl"], ["--kept", "model_name"]),
+        (single_case_edit, [*EDIT, *SEARCHES, "--save-edit", "m/e"], ["--save-edit", "model_name"]),
+        (single_case_edit, [*EDIT, "--set", "targets_dir=site", "--save-edit", "site/e"], ["targets_dir"]),
+        (analysis, ["keys", "--hparams", "h.yaml", "--values", "m"], ["--values", "model_name"]),
         (ppl, ["--model", "./m", "--edit", "saved", "--output", "saved/edit.json"], ["--edit"]),
         (ppl, ["--model", "./m", "--output", "m/config.json"], ["--model"]),
         (ppl, ["--model", "./m", "--output", "m/new.json"], ["--model"]),
@@ -213,6 +237,22 @@ COLLECT = [*MASS, "--collect-collapsed"]
         (mass_edit, [*MASS, "--output", "saved"], ["saved: ", "empty"]),
         (analysis, ["keys", "--hparams", "h.yaml", "--output", "saved"], ["saved: ", "empty"]),
         (report, ["run", "--output", "site"], ["site", "index.html"]),
+        (ppl, [*PPL, "--output", "two.txt"], ["two.txt: ", "not what this command writes"]),
+        (ppl, [*PPL, "--output", "data.json"], ["data.json: ", "not what this command writes"]),
+        (evaluate, [*EVALUATE, "--output", "picture"], ["picture: ", "not what this command writes"]),
+        (mass_edit, [*COLLECT, "s.json"], ["s.json: ", "not what this command writes"]),
+        (tune, ["--model", "./m", "--output", "h.yaml"], ["h.yaml: ", "is there already"]),
+        *((tune, [*TUNE, "--kept", kept], [f"--kept {kept}"]) for kept in ("two.txt", "s.json", "run/results.jsonl")),
+        *((analysis, [*TRACE, "data.json", "--kept", kept], [kept]) for kept in ("two.txt", "picture", "one.json")),
+        *((analysis, [*PROTECT, "data.json", "--kept", kept], [kept]) for kept in ("s.json", "trace.jsonl", "m")),
+        # a target is a link, or no name
+        (single_case_edit, [*EDIT, "--save-model", "nowhere"], ["nowhere: "]),
+        (single_case_edit, [*EDIT, "--output", "nowhere"], ["nowhere: "]),
+        (single_case_edit, [*EDIT, "--save-model", "link-empty"], ["link-empty: "]),
+        (mass_edit, [*MASS, "--case-files", "link-empty"], ["link-empty: "]),
+        (mass_edit, [*COLLECT, "nowhere"], ["nowhere: "]),
+        (ppl, [*PPL, "--output", "circle/x.json"], ["circle"]),
+        (single_case_edit, [*EDIT, "--save-model", "x" * 300], ["File name too long"]),
         (pretrain_mend, [*TRAIN, "--output", "saved"], ["saved: "]),
         (pretrain_mend, [*TRAIN, "--output", "saved", "--resume"], ["saved: "]),
         (pretrain_mend, [*TRAIN, "--output", "m/mend"], ["--output", "model_name"]),
@@ -221,13 +261,84 @@ COLLECT = [*MASS, "--collect-collapsed"]
 def test_a_place_that_would_cost_something_is_refused_before_the_work(
     module: Any, flags: list[str], parts: list[str], script: Script
 ) -> None:
-    Path("link.txt").symlink_to("two.txt")
+    for link, to in (("link.txt", "two.txt"), ("nowhere", "gone"), ("circle", "circle"), ("link-empty", "empty")):
+        Path(link).symlink_to(to)
+    Path("empty").mkdir()
+    os.link("data.json", "hard.json")
+    Path("s.json").write_text('{"own": [0]}')
+    Path("one.json").write_text('{"kind": "trace", "case": 1}')  # no end of line
+    Path("trace.jsonl").write_text('{"kind": "journal", "of": "trace"}\n')
+    Path("picture").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     Path("mend-training.yaml").write_text(yaml.safe_dump({**MEND, "model_name": "./m"}))
     before = content(Path())
     ran = script(module, *flags)
     assert (ran.code, ran.out) == (2, ""), ran.err
     assert [part for part in parts if part not in ran.err.splitlines()[-1]] == [], ran.err
     assert content(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "target"),
+    [
+        *(
+            (single_case_edit, [*EDIT, flag, "new"], "new")
+            for flag in ("--save-edit", "--save-model", "--save-adapter")
+        ),
+        (single_case_edit, [*EDIT, "--save-edit", "site/../new"], "new"),
+        (single_case_edit, [*EDIT, "--output", "new"], "new/.lock"),
+        (analysis, ["keys", "--hparams", "h.yaml", "--output", "new"], "new/.lock"),
+        (mass_edit, [*COLLECT, "new"], "new"),
+        (mass_edit, ["--union", "data.json", "--collect-collapsed", "new"], "new"),
+        (mass_edit, [*MASS, "--case-files", "deep/new"], "deep/new"),
+        (ppl, [*PPL, "--output", "new"], "new"),
+        (evaluate, [*EVALUATE, "--output", "new"], "new"),
+        (export, ["saved", "--to", "adapter", "--output", "new"], "new"),
+        (report, ["run"], "run/report"),
+        (convert, [*CONVERT, "--output", "new"], "new"),
+        (tune, [*TUNE, "--kept", "new"], "new"),
+        (tune, TUNE, "new.yaml"),
+        (analysis, [*TRACE, "data.json", "--kept", "new"], "new"),
+    ],
+)
+def test_what_another_process_writes_is_refused_before_the_work(
+    module: Any, flags: list[str], target: str, script: Script
+) -> None:
+    lock = Path(target).absolute() if target.endswith(".lock") else lock_of(Path(target).absolute())
+    with locked(lock, "x"):
+        before = content(Path())
+        ran = script(module, *flags)
+        assert (ran.code, ran.out) == (2, ""), ran.err
+        assert f"process {os.getpid()} on" in ran.err.splitlines()[-1]
+        assert content(Path()) == before
+
+
+NO_PLACES = {
+    *("set", "metrics", "device", "dtype", "together", "label", "method", "base_name"),
+    *("prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
+    *("tasks", "endpoint", "endpoint_model", "chat_template_kwargs"),
+}
+
+
+def test_every_flag_that_can_name_a_place_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every flag that takes a text is declared, or is known to name no place."""
+    parsers: dict[str, Any] = {}
+    for script in (ppl, mass_edit, single_case_edit, pretrain_mend, *COMMANDS):
+
+        def keep(parser: Any, name: str = script.__name__) -> None:
+            parsers[name] = parser
+            raise InterruptedError
+
+        monkeypatch.setattr(cli.Parser, "parse_args", keep)
+        with pytest.raises(InterruptedError):
+            script.arguments()
+    for name, module in analysis.EXPERIMENTS.items():
+        parsers[name] = cli.parser("")
+        importlib.import_module(f"easyeditor.analysis.{module}").add_flags(parsers[name])
+    for name, parser in parsers.items():
+        declared = dict(parser.get_default("places").values())
+        texts = {a.dest for a in parser._actions if a.type in (None, Path) and a.nargs != 0 and not a.choices}
+        assert texts - NO_PLACES == declared.keys(), name
+        assert {*declared.values()} - {""} <= KINDS.keys(), name
 
 
 @pytest.mark.parametrize("made", ["new/deep/run", "results"])

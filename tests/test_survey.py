@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shlex
 import shutil
 import time
@@ -22,6 +23,7 @@ from script_runs import Ran, call, save_tiny, write_yaml
 
 import mass_edit
 from easyeditor.errors import ConfigError, NumericalError
+from easyeditor.locks import lock_of, locked
 from easyeditor.methods.rome.method import ROME
 from easyeditor.methods.table import METHODS
 from easyeditor.report.render import to_csv, to_latex
@@ -358,6 +360,7 @@ def test_a_wrong_plan_is_refused_in_one_line(change: dict[str, Any], said: str, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        *(({"name": name}, "a survey has a folder of that name") for name in ("page", "failed", "Failed")),
         ({"methods": ["FT", "FT"]}, "method 'FT' is there 2 times"),
         ({"methods": ["MEMMIT"]}, "batches/MEMMIT: "),
         ({"methods": [{"name": "F/T", "hparams": "FT"}]}, "cannot name a folder"),
@@ -382,6 +385,24 @@ def test_a_wrong_group_is_refused_in_one_line(change: dict[str, Any], said: str,
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert said in ran.err
+
+
+def test_what_two_cells_or_two_surveys_would_share_is_refused(go: Any, copied: Path, place: Path) -> None:
+    groups = [
+        {**plan_of(place)["groups"][0], "name": name, "methods": [{"name": method, "hparams": "FT"}]}
+        for name, method in (("a--b", "c"), ("a", "b--c"))
+    ]
+    ran = go("--dry-run", groups=groups, expected=[])
+    assert (ran.code, "a--b/c-seed0 and a/b--c-seed0 would share" in ran.err) == (2, True)
+    (copied / FOLDERS[1] / "config.json").unlink()  # the folder of a cell has something else in it
+    ran = go("--dry-run")
+    assert (ran.code, "one-by-one/ROME-seed0: is there already" in ran.err) == (2, True)
+    for flags, lock in (((), copied / ".lock"), (("--page",), lock_of(copied / "page"))):
+        shutil.rmtree(copied / FOLDERS[1], ignore_errors=True)
+        with locked(lock, "x"):
+            ran = go(*flags)
+        assert (ran.code, f"process {os.getpid()} on" in ran.err) == (2, True)
+        assert not (copied / "failed").exists()
 
 
 def test_a_cell_begun_otherwise_is_not_gone_on_with(go: Any, copied: Path, place: Path) -> None:

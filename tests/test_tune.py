@@ -146,7 +146,8 @@ def test_a_search_goes_on_where_it_was(go: Any, tmp_path: Path) -> None:
     assert go("--model", "model", "--kept", "kept.jsonl", "--run", "two").code == 0
     assert (tmp_path / "o.yaml").read_text() == (tmp_path / "first.yaml").read_text()
     assert (tmp_path / "kept.jsonl").read_text().splitlines() == lines  # nothing was measured again
-    cases = json.loads(lines[0])
+    assert json.loads(lines[0]) == {"kind": "journal", "of": "tune"}
+    cases = json.loads(lines[1])
     assert len({*cases["searched"], *cases["checked"], *cases["held_out"]}) == 6
     result = json.loads((tmp_path / "two/result.json").read_text())
     assert [row["set"] for row in result["tables"]["held_out"]] == ["check", "held out"]
@@ -169,7 +170,7 @@ def test_bad_input_is_one_line_before_anything_is_loaded(go: Any, tmp_path: Path
         (("--model", "model", "--minutes", "nan"), "--minutes is nan"),
         (("--model", "model", "--edits", 0), "--edits is 0"),
         (("--model", "model", "--output", "there.yaml"), "there.yaml: is there already"),
-        (("--model", "model", "--output", "model"), "model: is there already and not a regular file"),
+        (("--model", "model", "--output", "model"), "--output model is the place of --model"),
         (("--model", "model", "--method", "ROMEO"), "method 'ROMEO' is not known"),
         (("--model", "model", "--method", "MEND"), "MEND cannot be tuned"),
         (("--model", "model", "--method", "LoRA"), "LoRA cannot be tuned"),

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
@@ -52,19 +53,18 @@ def main() -> int:
 
     from easyeditor.analysis.tools.lab import hparams_of
     from easyeditor.lm.precision import products
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
     from easyeditor.runs.folder import run_folder
 
-    names = ("run", "hparams", "collapse", "normal", "encoder_decoder")
-    reads = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
+    reads: dict[str, Any] = {}
     ways = products("exact")
     if hasattr(args, "hparams"):
         hparams = hparams_of(args)
-        reads |= hparams.reads()
+        reads = hparams.reads()
         ways = products(hparams.matmul, hparams.cpu_products)
-    check_outputs(shared={"--output": args.output, "--values": getattr(args, "values", None)}, reads=reads)
+    places = checked(args, reads)
     quiet_transformers()
-    with run_folder(args.output, name) as folder, ways:
+    with places.held(), run_folder(args.output, name) as folder, ways:
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
     outcome.show(Console(width=None if sys.stdout.isatty() else WIDTH))

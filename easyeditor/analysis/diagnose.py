@@ -32,6 +32,7 @@ from easyeditor.analysis.tools.projection import separation
 from easyeditor.analysis.tools.spectra import growth, leading, overlap
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError
+from easyeditor.places import declare
 from easyeditor.records import WeightDelta
 from easyeditor.results.collapse import SMALL_DENOMINATOR
 from easyeditor.results.record import EditRecord
@@ -62,6 +63,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override, e.g. device=cpu"
     )
     p.add_argument("--output", metavar="DIR", help="run folder of this experiment (default: a new one under results/)")
+    declare(p, "run", output="run")
 
 
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:

@@ -32,6 +32,7 @@ from easyeditor.lm.loading import load_encoder_decoder
 from easyeditor.lm.tokens import SLOT, encode
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
+from easyeditor.places import declare
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BORDER = 0.25  # silhouettes above: two clouds; below: mixed
@@ -80,6 +81,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
     common_flags(p)
     set_flags(p, limit=24)
     p.add_argument("--encoder-decoder", metavar="MODEL", help="a T5: folder or hub name, looked at as well")
+    declare(p, "encoder_decoder")
 
 
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:

@@ -32,6 +32,7 @@ from easyeditor.lm.tokens import SLOT
 from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.rome.method import ROME
 from easyeditor.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from easyeditor.places import declare
 from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.values import mean
@@ -58,6 +59,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--layers", type=int, nargs="+", metavar="L", help="default: all")
     p.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     p.add_argument("--kept", metavar="FILE", required=True, help="JSON lines: one for each edit, kept and taken up")
+    declare(p, "collapse", kept="kept of protection")
 
 
 def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
@@ -72,7 +74,7 @@ def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
     known = {_name(line): line for line in read_journal(kept)}
     if any(line["model"] != lab.fingerprint for line in known.values()):
         raise ConfigError(f"--kept {kept}: its edits are of another model; give another file")
-    with Journal(kept) as journal, steps("layers") as show:
+    with Journal(kept, "protection") as journal, steps("layers") as show:
         for number, layer in enumerate(layers):
             show(number, len(layers), f"layer {layer}")
             for line in _at_layer(lab, layer, base, args, known):

@@ -32,6 +32,7 @@ from easyeditor.dataset.reader import read_dataset
 from easyeditor.editor import Editor
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.methods.locate.method import LocateMethod
+from easyeditor.places import declare
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -46,6 +47,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--subjects", type=int, default=16, help="subjects in first place (default: %(default)s)")
     p.add_argument("--kept", metavar="FILE", required=True, help="JSON lines: one for each fact, kept and taken up")
+    declare(p, "facts", kept="kept of trace")
 
 
 def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:

@@ -27,6 +27,7 @@ from easyeditor.cli import Listed, parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
 from easyeditor.files import parse_json, to_json, write_json
 from easyeditor.hparams import coerce
+from easyeditor.places import declare
 from easyeditor.results.shown import shown_share
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--json", action="store_true", help="print everything as JSON on stdout and nothing else there")
     p.add_argument("--output", metavar="FILE.json", help="also write it there")
     p.add_argument("--list", action="store_true", help="print the metrics and exit")
+    declare(p, "model", "edit", "base_model", "data", output="record")
     args = p.parse_args()
     for flag in ("limit", "max_new_tokens", "batch_tokens"):
         value = getattr(args, flag)
@@ -84,11 +86,10 @@ def main() -> int:
     from easyeditor.evaluate.registry import chosen, judge_for
     from easyeditor.lm.precision import products
     from easyeditor.lm.prompting import Prompting
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
     from easyeditor.records import EditResult
 
-    reads = {"--model": args.model, "--base-model": args.base_model, "--edit": args.edit, "--data": args.data}
-    check_outputs(files={"--output": args.output}, reads=reads)
+    places = checked(args)
     chosen(names)  # a wrong name costs nothing
     edit = EditResult.load(args.edit) if args.edit is not None else None
     if args.data is not None:
@@ -118,21 +119,21 @@ def main() -> int:
     if hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)
     quiet_transformers()
-    with products("exact"):
+    with places.held(), products("exact"):
         before, after = _measure(args, requests, names, settings, edit)
-    record: dict[str, Any] = {
-        "model": args.model,
-        "edit": args.edit,
-        "base_model": args.base_model,
-        "data": args.data,
-        "metrics": list(after.names),
-        "prompting": asdict(settings.prompting),
-        "requests": [request.to_json() for request in requests],
-        "before": None if before is None else before.to_json(),
-        "after": after.to_json(),
-    }
-    if args.output is not None:
-        write_json(Path(args.output), record)
+        record: dict[str, Any] = {
+            "model": args.model,
+            "edit": args.edit,
+            "base_model": args.base_model,
+            "data": args.data,
+            "metrics": list(after.names),
+            "prompting": asdict(settings.prompting),
+            "requests": [request.to_json() for request in requests],
+            "before": None if before is None else before.to_json(),
+            "after": after.to_json(),
+        }
+        if args.output is not None:
+            write_json(Path(args.output), record)
     if args.json:
         print(to_json(record))
     else:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError, DataError
+from easyeditor.places import declare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
         choices=DTYPES,
         help="of the base and of a checkpoint's weights (default: the edits')",
     )
+    declare(p, "edits", "model", output="new folder")
     return p.parse_args()
 
 
@@ -55,29 +57,23 @@ def main() -> int:
 
     from easyeditor.export.adapter import check_rank
     from easyeditor.export.sources import read_source
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
 
     check_rank(args.rank)
     if len({Path(edit).resolve() for edit in args.edits}) < len(args.edits):
         raise ConfigError("an edit is named twice, and would be written twice; name each once")
     sources = [read_source(Path(edit)) for edit in args.edits]
     name = args.model or base_of(sources)
-    check_outputs(folders={"--output": args.output}, reads={"EDIT": args.edits, "--model": name})
+    places = checked(args, {"the base": name})
 
     from easyeditor.export.write import export
 
     quiet_transformers()
-    model, tok = checked_base(name, sources, args)
-    adapter = export(
-        model,
-        tok,
-        [edit for source in sources for edit in source.edits],
-        Path(args.output),
-        kind=args.to,
-        base=args.base_name or name,
-        measured=[source.measured for source in sources],
-        rank=args.rank,
-    )
+    edits, measured = [edit for source in sources for edit in source.edits], [source.measured for source in sources]
+    options = {"kind": args.to, "base": args.base_name or name, "measured": measured, "rank": args.rank}
+    with places.held():
+        model, tok = checked_base(name, sources, args)
+        adapter = export(model, tok, edits, Path(args.output), **options)
     if adapter is not None:
         worst = max(made.lost for made in adapter.factors)
         cut = "exact" if not worst else f"cut, at most {worst:.3g} of a weight's change is lost"

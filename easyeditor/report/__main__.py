@@ -18,6 +18,7 @@ from pathlib import Path
 
 from easyeditor.cli import parser, run
 from easyeditor.errors import ConfigError
+from easyeditor.places import declare
 
 SHOWN = ("summary", "collapse", "collapsed", "prediction", "retention", "time")
 """Tables printed in the terminal; all are in the files."""
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--output", metavar="DIR", type=Path, help="report folder (default for one run: RUN/report)")
     p.add_argument("--label", nargs="+", action="extend", default=[], metavar="TEXT", help="one name for each run")
     p.add_argument("--worst", type=int, default=8, metavar="N", help="cases named in a figure (default: %(default)s)")
+    declare(p, "runs", output="report")
     return p.parse_args()
 
 
@@ -49,17 +51,14 @@ def main() -> int:
 
     from rich.console import Console
 
-    from easyeditor.outputs import check_outputs
-    from easyeditor.report.build import check_output, describe, make_report, write_report
+    from easyeditor.outputs import checked
+    from easyeditor.report.build import describe, make_report, write_report
     from easyeditor.report.render import rich_table
     from easyeditor.results.run import load_runs
 
-    inputs = [run for run in args.runs if output.resolve() != (run / "report").resolve()]
-    check_outputs(shared={"--output": output}, reads={"RUN": inputs})
-    runs = load_runs(args.runs, args.label)
-    check_output(output)
-    report = make_report(runs, args.worst)
-    page = write_report(report, output)
+    with checked(args, writes={"--output": output}).held():
+        report = make_report(load_runs(args.runs, args.label), args.worst)
+        page = write_report(report, output)
     console = Console()
     for table in report.tables:
         if table.name in SHOWN:

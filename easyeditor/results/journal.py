@@ -2,38 +2,52 @@
 
 A line is whole when it ends in a newline and is a JSON object. What a killed writer left behind the last whole line is
 left out (noted, and cut off before the next line is written); blank lines count for nothing; anything else that is no
-whole line is damage, and an error.
+whole line is damage, and an error. A journal that a user names (`--kept`) begins with a line that says what it is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from easyeditor.errors import DataError, OutputError
-from easyeditor.files import check_place, parse_json, to_json, write_bytes
+from easyeditor.files import check_place, parse_json, to_json, write_bytes, write_text
 from easyeditor.reading import check_file
+
+KEPT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "tune": lambda line: line.get("kind") in ("search", "trial", "check", "held-out") or KEPT["trace"](line),
+    "trace": lambda line: line.get("kind") == "trace" and "case" in line,
+    "protection": lambda line: line.keys() >= {"model", "set", "layer", "case", "way"},
+}
+"""The commands whose `--kept` names a journal, and what their lines are known by."""
 
 
 class Journal:
     """Lines appended to one file, each on disk before `append` returns. One writer for each file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open for appending; what a killed writer left of its last line is cut off.
+    def __init__(self, path: Path, of: str | None = None) -> None:
+        """Open for appending; what a killed writer left of its last line is cut off. `of` is the command whose `--kept`
+        named the file; else it lies in a folder of our own.
 
         Raises:
-            DataError: a damaged line in the middle. OutputError: not writable.
+            DataError: a damaged line in the middle, or a file of something else. OutputError: not writable.
         """
         self.path = path
-        check_place(path)
+        check_place(path) if of is None else check_kept(path, of)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if of is not None and not (path.exists() and path.stat().st_size):
+                write_text(path, to_json(_heading(of)) + "\n")  # whole or not there
             whole = max((end for end, *_ in _scan(path, None)), default=0)
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file.seek(whole)
+            if not _torn(self._file.read(), of):
+                self.close()
+                raise DataError(f"{path}: what follows its last whole line is no line of a journal; move the file away")
             self._file.truncate(whole)
             self._length = whole
         except OSError as error:
@@ -82,14 +96,41 @@ class Journal:
         self.close()
 
 
+def check_kept(path: Path, of: str) -> None:
+    """Raise OutputError unless `path` can be the `--kept` file of the command `of`: its journal, nothing, or empty.
+    Journals of before the first line said so are known by their lines."""
+    check_place(path)
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        lines = [line for *_, line in _scan(path, None)]
+    except DataError as error:
+        raise OutputError(f"--kept {error}; name another file") from error
+    if not lines or not all(line == _heading(of) or KEPT[of](line) for line in lines):
+        raise OutputError(f"--kept {path}: is there and was not written by --kept of {of}; name another file")
+
+
 def read_journal(path: Path, notes: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal, in order; a file that is not there has none. A torn last line is told in `notes`.
+    """The whole lines of a journal, in order, without the first that says what it is; a file that is not there has
+    none. A torn last line is told in `notes`.
 
     Raises:
         DataError: a damaged line before the last, or an unreadable file.
     """
     for *_, line in _scan(path, notes):
-        yield line
+        if line.get("kind") != "journal":
+            yield line
+
+
+def _heading(of: str) -> dict[str, Any]:
+    return {"kind": "journal", "of": of}
+
+
+def _torn(end: bytes, of: str | None) -> bool:
+    """Can this be what a kill or a power cut left of a line: its beginning, or zeros?"""
+    end = end.strip(b"\0\r\n\t ")
+    value, _ = _whole(end + b"\n", first=True)
+    return not end or (b'{"'.startswith(end[:2]) and (value is None or of is not None or "kind" in value))
 
 
 def read_raw(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, bytes, dict[str, Any]]]:

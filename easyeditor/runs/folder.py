@@ -16,15 +16,17 @@ from typing import Any
 
 from easyeditor.errors import OutputError
 from easyeditor.files import check_new, make_folder, write_json
+from easyeditor.locks import working
+from easyeditor.results.run import CONFIG, RESULT
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 
 
 @contextmanager
-def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> Iterator[Path]:
-    """The run's folder: `output` as given, or a new `results/<name>-<time>`. Never overwrites a run, known by
-    the file it `holds`.
+def run_folder(output: str | None, name: str) -> Iterator[Path]:
+    """The run's folder, held by this process: `output` as given, or a new `results/<name>-<time>`. Never overwrites a
+    run.
 
     If the block fails before anything is written, the empty folders made for it go again.
 
@@ -32,9 +34,11 @@ def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> 
         OutputError: the folder cannot be made, or holds something already.
     """
     made: list[Path] = []
-    folder = _new_folder(output, name, holds, made)
+    folder = _new_folder(output, name, made)
     try:
-        yield folder
+        with working(folder):
+            check_run(folder)  # another process may have been quicker
+            yield folder
     except BaseException:
         for place in made:
             with suppress(OSError):
@@ -42,27 +46,22 @@ def run_folder(output: str | None, name: str, *, holds: str = "result.json") -> 
         raise
 
 
-def check_run(output: str | Path | None, holds: str) -> None:
-    """Raise OutputError if `output` cannot be a new run's folder: a run is there, known by the file it `holds`, or
-    something else is."""
-    if output is None:
-        return
+def check_run(folder: Path) -> None:
+    """Raise OutputError if `folder` cannot be a new run's: a run is there, or something else is."""
     try:
-        there = (Path(output) / holds).exists()
-        if not there:
-            check_new(Path(output))
+        if not any((folder / name).exists() for name in (CONFIG, RESULT)):
+            return check_new(folder)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{output}: cannot be the run folder ({error})") from error
-    if there:
-        raise OutputError(f"{output}: already holds a result; choose another --output")
+        raise OutputError(f"{folder}: cannot be the run folder ({error})") from error
+    raise OutputError(f"{folder}: already holds a result; choose another --output")
 
 
-def _new_folder(output: str | None, name: str, holds: str, made: list[Path]) -> Path:
+def _new_folder(output: str | None, name: str, made: list[Path]) -> Path:
     """Make it; those that were not there are added to `made`, deepest first."""
     try:
         if output is not None:
-            check_run(output, holds)
             folder = Path(output)
+            check_run(folder)
             made += make_folder(folder)
             return folder
         above = make_folder(Path("results"))

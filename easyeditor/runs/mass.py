@@ -12,7 +12,7 @@ from typing import Any
 
 from easyeditor.dataset.probes import probes_of
 from easyeditor.editor import Editor
-from easyeditor.errors import ConfigError, DataError, OutputError
+from easyeditor.errors import ConfigError, DataError
 from easyeditor.files import discard, read_json, to_json, write_json
 from easyeditor.hparams import HyperParams
 from easyeditor.locks import LOCK, locked, working
@@ -109,9 +109,7 @@ def begun(output: str | None, what: Plan) -> Iterator[Path]:
     """A new run folder that is begun; if the block fails before the manifest is written (no such model), it goes;
     one that was interrupted stays."""
     name = f"{'typed' if what.settings.data == TYPED else 'mass'}-{what.hparams.alg_name.lower()}-{what.settings.mode}"
-    with run_folder(output, name, holds=CONFIG) as folder, working(folder):
-        if (folder / CONFIG).exists():  # another process was quicker
-            raise OutputError(f"{folder}: already holds a run; choose another --output")
+    with run_folder(output, name) as folder:
         begin(folder, what)
         try:
             yield folder

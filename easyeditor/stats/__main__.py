@@ -21,15 +21,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.files import LARGEST, to_json
+from easyeditor.locks import locked
 from easyeditor.methods.registry import load_hparams
-from easyeditor.outputs import check_outputs
-from easyeditor.plain_yaml import yaml_path
+from easyeditor.outputs import checked
+from easyeditor.places import declare
 from easyeditor.runs.ranks import own_device, process_group, rank_of
 
 _YAML_KEYS = {
@@ -68,6 +70,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint of a run that was cut short")
     p.add_argument("--check", action="store_true", help="verify the files instead of collecting")
     p.add_argument("--dry-run", action="store_true", help="check flags and YAML, print them, load no model")
+    declare(p, "hparams", "model", "corpus", output="shared")
     return p.parse_args()
 
 
@@ -115,11 +118,9 @@ def main() -> int:
     spread, flag = wanted["model_parallel"], args.device is not None
     device = own_device(rank, args.device if flag else 0, flag=flag, model_parallel=spread)
     if not args.check:
-        yaml = None if args.hparams is None else yaml_path(args.hparams)
-        check_outputs(
-            shared={"--output": Path(wanted["output"]) / Path(str(wanted["model"])).name},
-            reads={"--hparams": yaml, "--model": wanted["model"], "--corpus": wanted["corpus"]},
-        )
+        target = Path(wanted["output"]) / Path(str(wanted["model"])).name
+        reads = {"--model": wanted["model"], "--corpus": wanted["corpus"]}
+        checked(args, reads, writes={"--output": target}, first=rank.first)
 
     if args.dry_run:
         print(to_json(planned(args, wanted, device), indent=1))
@@ -127,6 +128,7 @@ def main() -> int:
 
     from easyeditor.lm.architectures import anatomy
     from easyeditor.lm.loading import load
+    from easyeditor.methods.locate.statistics import COLLECTING
     from easyeditor.stats.collect import Pace
     from easyeditor.stats.gather import gather
 
@@ -139,7 +141,9 @@ def main() -> int:
         if args.check:
             return check(parts, keys)
         width = max(parts.key_width(layer) for layer in keys)
-        with resumable("go on with --resume"):
+        folder = keys[wanted["layers"][0]].paths[0].parent
+        own = locked(folder / COLLECTING, f"the second moments in {folder}") if rank.first else nullcontext()
+        with own, resumable("go on with --resume"):
             paths = gather(
                 parts,
                 tok,

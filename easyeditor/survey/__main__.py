@@ -18,17 +18,16 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
+from easyeditor.places import declare
 
 if TYPE_CHECKING:
     from easyeditor.survey.cells import Cell
     from easyeditor.survey.page import Outcome
     from easyeditor.survey.plan import Survey
-
-PAGE = "page"  # folder of the page, in the survey's
 
 
 def arguments() -> argparse.Namespace:
@@ -38,6 +37,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--output", metavar="DIR", type=Path, help="folder of the survey (default: the plan's output)")
     p.add_argument("--dry-run", action="store_true", help="print the cells and the time each takes; run nothing")
     p.add_argument("--page", action="store_true", help="only make the page, from what is recorded")
+    declare(p, "plan", output="survey")
     args = p.parse_args()
     if args.dry_run and args.page:
         p.error("--dry-run and --page were both given; the first writes nothing")
@@ -47,23 +47,22 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Read the plan, run the cells, make the page; returns the exit code."""
     args = arguments()
-    from easyeditor.outputs import check_outputs
-    from easyeditor.report.build import check_output
+    from easyeditor.locks import LOCK, lock_of, locked
+    from easyeditor.outputs import checked
     from easyeditor.runs.ranks import rank_of
-    from easyeditor.survey.cells import cells_of
+    from easyeditor.survey.cells import PAGE, cells_of
     from easyeditor.survey.plan import read_plan
 
     rank, survey = rank_of(os.environ), read_plan(args.plan)
     output = args.output or Path(survey.plan.output)
     cells = cells_of(survey, output, rank)
-    reads = {
-        "PLAN": args.plan,
-        "hparams": survey.plan.hparams,
-        "data": list({cell.what.settings.data for cell in cells}),
-    }
-    named = {str(place): f"{cell.name} {key}" for cell in cells for key, place in cell.what.hparams.reads().items()}
-    check_outputs(shared={"output": output}, reads=reads | {name: place for place, name in named.items()})
-    check_output(output / PAGE)
+    named: dict[str, tuple[str, Any]] = {}
+    for cell in cells:
+        used = {"hparams": cell.yaml, "data": cell.what.settings.data, "sample": cell.what.settings.sample}
+        used |= cell.what.hparams.reads()
+        named |= {str(place): (f"{cell.name} {key}", place) for key, place in used.items()}
+    reads = {"hparams": survey.plan.hparams, **dict(named.values())}
+    checked(args, reads, writes={"--output": output}, first=rank.first)
     if args.dry_run:
         show_cells(cells)
         return 0
@@ -71,11 +70,13 @@ def main() -> int:
         from easyeditor.survey.running import run_cells
 
         quiet_transformers()
-        with resumable("start the same command again"):
+        own = locked(output / (LOCK if rank.first else f"{LOCK}-{rank.rank}"), str(output))
+        with own, resumable("start the same command again"):
             run_cells(cells, rank, show=True)
     if not rank.first:
         return 0
-    return show_page(survey, args.plan, cells, output / PAGE)
+    with locked(lock_of(output / PAGE), str(output / PAGE)):
+        return show_page(survey, args.plan, cells, output / PAGE)
 
 
 def show_cells(cells: Sequence[Cell]) -> None:

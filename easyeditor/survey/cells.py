@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.dataset.reader import Dataset, read_dataset
-from easyeditor.errors import EasyEditorError
+from easyeditor.errors import ConfigError, EasyEditorError
+from easyeditor.files import check_place
 from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.plain_yaml import ENDINGS, yaml_path
 from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
 from easyeditor.results.values import flag, integer, mean
+from easyeditor.runs.folder import check_run
 from easyeditor.runs.mass import check_same
 from easyeditor.runs.planning import Plan, plan
 from easyeditor.runs.ranks import Rank, placed
@@ -29,6 +31,7 @@ from easyeditor.survey.plan import Group, MethodChoice, Survey
 MEMORY = "memory.json"  # of a cell: the most memory its run took
 TABLES = Path(__file__).resolve().parents[2] / "data" / "survey"  # of surveys that were run
 FAILURES = "failed"  # folder of a survey: why a cell could not be run
+PAGE = "page"  # folder of a survey: its page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,12 @@ def cells_of(survey: Survey, output: Path, rank: Rank | None = None) -> list[Cel
                     made.append(_cell(survey.plan.hparams, group, choice, seed, output, rank or Rank(), read))
                 except EasyEditorError as error:
                     raise type(error)(f"{group.name}/{choice.name}: {error}") from error
+    known: dict[str, Cell] = {}
+    for cell in made:
+        if cell.group.casefold() in (FAILURES, PAGE):
+            raise ConfigError(f"group {cell.group!r}: a survey has a folder of that name; choose another")
+        if (other := known.setdefault(cell.failure.name.casefold(), cell)) is not cell:
+            raise ConfigError(f"{other.name} and {cell.name} would share {cell.failure}; name a group or method anew")
     return made
 
 
@@ -131,6 +140,9 @@ def _cell(
     cell = Cell(group=group.name, method=choice.name, seed=seed, yaml=str(yaml), sets=sets, what=what, output=output)
     if (cell.folder / CONFIG).exists():
         check_same(cell.folder, what)
+    else:
+        check_run(cell.folder)
+    check_place(cell.failure)
     return cell
 
 

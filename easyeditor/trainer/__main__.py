@@ -15,8 +15,8 @@ from pathlib import Path
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.hparams import overrides
-from easyeditor.outputs import check_outputs
-from easyeditor.plain_yaml import yaml_path
+from easyeditor.outputs import checked
+from easyeditor.places import declare
 
 
 def arguments() -> argparse.Namespace:
@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--hparams", required=True, help="the YAML it was trained with")
     p.add_argument("--output", required=True, metavar="DIR", help="new folder for the archive")
     p.add_argument("--device", help="where the model is loaded (default: the YAML's)")
+    declare(p, "archive", "hparams", output="new folder")
     return p.parse_args()
 
 
@@ -41,16 +42,12 @@ def main() -> int:
     from easyeditor.methods.mend.hparams import MENDHyperParams
 
     hparams = MENDHyperParams.from_hparams(args.hparams, overrides([], device=args.device))
-    output = Path(args.output)
-    check_outputs(
-        folders={"--output": output},
-        reads={"--archive": args.archive, "--hparams": yaml_path(args.hparams), **hparams.reads()},
-    )
-    quiet_transformers()
-    model, _ = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype, fp16=hparams.fp16)
-    parts = anatomy(model, **hparams.templates)
-    hypernet, training = read_upstream(Path(args.archive), hparams, parts)
-    print(write_archive(output, hypernet, parts, training=training))
+    with checked(args, hparams.reads()).held():
+        quiet_transformers()
+        model, _ = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype, fp16=hparams.fp16)
+        parts = anatomy(model, **hparams.templates)
+        hypernet, training = read_upstream(Path(args.archive), hparams, parts)
+        print(write_archive(Path(args.output), hypernet, parts, training=training))
     return 0
 
 

@@ -20,15 +20,16 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
+from easyeditor.places import declare
 
 if TYPE_CHECKING:
     from easyeditor.tune.running import Plan
 
-UNTOLD = ("output", "run", "kept", "device")  # flags that change nothing that is found
+UNTOLD = ("output", "run", "kept", "device", "places")  # flags that change nothing that is found
 WIDTH = 140  # of tables that go into a file or a pipe
 
 
@@ -62,6 +63,7 @@ def arguments() -> argparse.Namespace:
         "--kept", metavar="FILE", help="JSON lines of what was measured (default: tune.jsonl in the run folder)"
     )
     p.add_argument("--run", metavar="DIR", help="run folder (default: a new one under results/)")
+    declare(p, "model", "start", "data", output="new file", kept="kept of tune", run="run")
     args = p.parse_args()
     if not (math.isfinite(args.minutes) and args.minutes > 0):
         raise ConfigError(f"--minutes is {args.minutes:g}; allowed: a number above 0")
@@ -85,9 +87,8 @@ def main() -> int:
     deadline = time.monotonic() + 60 * args.minutes
     from rich.console import Console
 
-    from easyeditor.errors import OutputError
     from easyeditor.files import write_text
-    from easyeditor.outputs import check_outputs
+    from easyeditor.outputs import checked
     from easyeditor.report.build import PAGE
     from easyeditor.runs.folder import run_folder
     from easyeditor.tune.page import page
@@ -95,12 +96,10 @@ def main() -> int:
     from easyeditor.tune.written import outcome, yaml_text
 
     plan = planned(args)
-    reads: dict[str, Any] = {"--model": args.model, "--start": args.start, "--data": args.data}
-    check_outputs(files={"--output": args.output}, shared={"--run": args.run, "--kept": args.kept}, reads=reads)
-    if Path(args.output).exists():
-        raise OutputError(f"--output {args.output}: is there already; choose another, or move it away")
+    keys = {key: plan.values.get(key) for key in ("mom2_dataset", "stats_dir", "targets_dir")}
+    places = checked(args, {"--start": plan.start, **keys})
     quiet_transformers()
-    with run_folder(args.run, f"tune-{plan.method}") as folder:
+    with places.held(), run_folder(args.run, f"tune-{plan.method}") as folder:
         kept = folder / "tune.jsonl" if args.kept is None else Path(args.kept)
         with resumable(f"the same command with --kept {kept}"):
             found = run_search(plan, kept, deadline)

@@ -120,7 +120,7 @@ def _traced(
     noise = noise_of(start.parts, start.tok, requests)
     tracer = Tracer(start.parts, noise, samples=SAMPLES, seed=plan.seed)
     same = {"noise": noise, "samples": SAMPLES, "window": tracer.window, "seed": plan.seed}
-    return traced_lines(tracer, facts, kept, same, ("state", "mlp"), last=True, until=until), asked
+    return traced_lines(tracer, facts, kept, same, ("state", "mlp"), of="tune", last=True, until=until), asked
 
 
 def _safety(plan: Plan, start: Start) -> list[LayerSafety]:
@@ -185,7 +185,7 @@ class _Kept:
             if "settings" in line:
                 self._lines[str(line["kind"]), name_of(line["settings"])] = line
         if not lines:
-            with Journal(path) as journal:
+            with Journal(path, "tune") as journal:
                 journal.append(identity)
 
     def known(self, kind: str, settings: Settings) -> Line | None:
@@ -197,7 +197,7 @@ class _Kept:
         found = self.known(kind, settings)
         if found is None:
             found = self._lines[kind, name_of(settings)] = make()
-            with Journal(self._path) as journal:
+            with Journal(self._path, "tune") as journal:
                 journal.append(found)
         return found
 

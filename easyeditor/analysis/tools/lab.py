@@ -24,6 +24,7 @@ from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.rome.method import ROME
+from easyeditor.places import declare
 from easyeditor.progress import Progress, progress_bar
 from easyeditor.records import EditRequest, LayerTrace, WeightDelta
 from easyeditor.results.collapse import judge
@@ -39,6 +40,7 @@ def common_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="GPU number, cpu, cuda:1 ... (default: the YAML's)")
     p.add_argument("--values", metavar="DIR", help="keep value searches here, and take what is here already")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
+    declare(p, "hparams", values="shared", output="run")
 
 
 def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) -> None:
@@ -52,6 +54,7 @@ def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) ->
         action="store_true",
         help="prompts begin without the BOS that the tokenizer puts there (the papers' models have none)",
     )
+    declare(p, *(("collapse", "normal") if normal else ("collapse",)))
 
 
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:

@@ -35,11 +35,13 @@ def traced_lines(
     same: Line,
     kinds: Sequence[str] = KINDS,
     *,
+    of: str = "trace",
     last: bool = False,
     until: float = math.inf,
 ) -> list[Line]:
     """One line for each fact, from the file `kept` or traced now and added to it; with `last` only the subject's last
-    token is traced. `same` is what all lines of a file must share. `until` (time.monotonic) ends it early, with FEWEST.
+    token is traced. `same` is what all lines of a file must share, `of` whose file it is. `until` (time.monotonic) ends
+    it early, with FEWEST.
 
     Raises:
         ConfigError: the file's lines are of another model or other settings.
@@ -57,7 +59,7 @@ def traced_lines(
                 "another file"
             )
         known[str(line["case"])] = line
-    with Journal(kept) as journal, steps("trace") as show:
+    with Journal(kept, of) as journal, steps("trace") as show:
         for number, fact in enumerate(facts, 1):
             if str(fact.request.case_id) not in known:
                 if number > FEWEST and time.monotonic() > until:

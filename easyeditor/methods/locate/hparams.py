@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
@@ -80,6 +81,12 @@ class LocateHyperParams(LayerHyperParams):
     """Documents in the statistics."""
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Dtype of the stored statistics."""
+
+    def reads(self) -> dict[str, Any]:
+        texts, model = self.context_templates, str(self.model_name)
+        stats = [Path(self.stats_dir, name) for name in (Path(model).name, model.replace("/", "_"))]
+        own = {"context_templates": texts if isinstance(texts, str) else None, "mom2_dataset": self.mom2_dataset}
+        return {**super().reads(), **own, "stats_dir": stats, "targets_dir": self.targets_dir}
 
     def validate(self, where: str) -> None:
         super().validate(where)

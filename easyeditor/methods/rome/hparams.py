@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from easyeditor.errors import ConfigError
 from easyeditor.hparams import require
@@ -33,6 +33,9 @@ class ROMEHyperParams(LocateHyperParams):
     `keys_with_prefix/` below `save_keys_path`, `keyN.npy` in each."""
     save_keys_path: str = "./save_keys_path"
     """Folder of the key dumps."""
+
+    def reads(self) -> dict[str, Any]:
+        return {**super().reads(), "save_keys_path": self.save_keys_path if self.save_keys else None}
 
     def validate(self, where: str) -> None:
         super().validate(where)
