@@ -78,6 +78,7 @@ class Editor(Measuring):
             raise DataError("no requests to edit")
         reading = Reading(needs_subject=self.method.needs_subject)
         made = [r if isinstance(r, EditRequest) else parse(r, f"request {i}", i, reading) for i, r in enumerate(listed)]
+        reading.tell("requests")
         kept, notes = reconcile(made, repeats=self.method.keeps_repeats)
         self._check_subjects(kept)
         for note in notes:

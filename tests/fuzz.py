@@ -202,6 +202,16 @@ FORMATS: list[Any] = [
         "locality": [{"loc": "a b", "loc_ans": "c"}],
     },
     {
+        **{"question": "Where is Bay?", "subject": "Bay", "object": "Italy", "paraphrased_question": "Bay is where?"},
+        **{"question_2hop": "What is spoken in Bay?", "answer_2hop": "Italian", "multiple_choice_labels": "A"},
+        "multiple_choice_with_letters": "A. Italy",
+    },
+    {
+        **{"prompt": "Bay is in", "target_new": {"str": "Italy"}, "target_old": "France", "rephrase": ["Bay?"]},
+        **{"locality": [{"prompt": "a b", "answer": "c"}], "portability": {"New Question": "A", "New Answer": 5}},
+        "subject": "Bay",
+    },
+    {
         **{"text": "Bay was a poet.", "labels": "Bay wrote.", "concept": "Bay"},
         "locality": {"near": [{"prompt": "a", "ground_truth": [["b", "c"]]}]},
     },

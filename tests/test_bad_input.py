@@ -152,8 +152,8 @@ LONG = "word " * 3000
         ({"prompt": "Bay \ud800 is in"}, ["r.json"]),
         ({"ground_truth": "\udcff"}, ["r.json"]),
         ({"locality_prompt": ["a", "b"], "locality_ground_truth": "c"}, ["2 prompts but 1 ground truths"]),
-        ({"target_new": {"str": "Italy"}}, ["r.json", "target_new must be text, found dict"]),
-        ({"rephrase_prompt": 3}, ["r.json", "rephrase_prompts must be non-empty texts"]),
+        ({"target_new": {"text": "Italy"}}, ["r.json", "target_new must be text, found dict"]),
+        ({"rephrase_prompt": True}, ["r.json", "rephrase_prompts must be non-empty texts"]),
     ],
     ids=lambda value: f"{next(iter(value))}={next(iter(value.values()))!r:.12}" if isinstance(value, dict) else "",
 )

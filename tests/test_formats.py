@@ -15,7 +15,7 @@ import pytest
 
 from easyeditor.dataset.__main__ import main
 from easyeditor.dataset.columns import requests_from_columns
-from easyeditor.dataset.formats import parse, parse_all
+from easyeditor.dataset.formats import parse, parse_all, read_request
 from easyeditor.dataset.reader import read_dataset, read_sample
 from easyeditor.errors import DataError
 from easyeditor.request import Probe
@@ -368,6 +368,16 @@ def test_a_probe_without_an_answer_is_left_out_and_counted(
     (request,) = requests_from_columns("Bay is in", "Italy", None, None, near_columns(nothing), None, "Bay")
     assert request.locality == {}
     assert caplog.messages == ["edit(): probes left out, for they have no answer: locality a 1"]
+
+
+def test_one_request_says_what_of_it_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    near = {"near": {"prompt": "a", "ground_truth": ""}}
+    path = Path(write(tmp_path / "r.json", {**flat("Bay"), "rephrase_promt": "Bay?", "locality": near}))
+    assert read_request(path).rephrase_prompts == ()
+    (line,) = caplog.messages
+    assert line.endswith(
+        "r.json: fields not read: rephrase_promt; probes left out, for they have no answer: locality near 1"
+    )
 
 
 def near_columns(answer: Any) -> dict[str, Any]:

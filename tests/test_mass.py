@@ -666,6 +666,8 @@ def test_a_run_is_not_resumed_on_other_data_weights_or_a_changed_config(
     fingerprint = json.loads(manifest)["model_fingerprint"]
     (begun / "manifest.json").write_text(manifest.replace(fingerprint, "0" * 32))
     assert "was begun with other weights" in mass("--resume", begun, fresh=False).err
+    (begun / "manifest.json").write_text(json.dumps({**json.loads(manifest), "selected": 4}))
+    assert "five.json gave 4 requests, now 1" in mass("--resume", begun, fresh=False).err
     (begun / "manifest.json").write_text(manifest)
     content = (place / "five.json").read_bytes()
     (place / "five.json").write_bytes(content + b"\n")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easyeditor.dataset.formats import make_request
-from easyeditor.dataset.probes import Asked, Reading, answered, first, left_out, paraphrases
+from easyeditor.dataset.probes import Asked, Reading, answered, first, paraphrases
 from easyeditor.errors import DataError
 from easyeditor.records import EditRequest
-
-LOG = logging.getLogger(__name__)
 
 
 def requests_from_columns(
@@ -55,8 +52,7 @@ def requests_from_columns(
         )
         for i, prompt in enumerate(listed)
     ]
-    if reading.left_out:
-        LOG.warning("edit(): %s", left_out(reading))
+    reading.tell("edit()")
     return requests
 
 

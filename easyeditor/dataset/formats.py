@@ -84,7 +84,10 @@ def read_request(path: Path, *, needs_subject: bool = True) -> EditRequest:
         if len(raw) != 1:
             raise DataError(f"{path}: holds {len(raw)} records; --request takes a file with one")
         raw = raw[0]
-    return parse(raw, str(path), reading=Reading(needs_subject=needs_subject))
+    reading = Reading(needs_subject=needs_subject)
+    request = parse(raw, str(path), reading=reading)
+    reading.tell(str(path))
+    return request
 
 
 def _case_id(raw: Raw, number: int | str) -> Any:

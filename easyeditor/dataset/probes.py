@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,16 +12,17 @@ from typing import Any
 from easyeditor.errors import DataError
 from easyeditor.records import EditRequest
 
+LOG = logging.getLogger(__name__)
+
 Asked = tuple[str, Any, Any]
 """The name of a kind of probe, its prompts and their answers."""
 
 REPHRASE = (
-    *("rephrase_prompt", "rephrase_prompts", "rephrase", "rephrases", "rephrased_prompt", "rephrased_prompts"),
-    *("paraphrase_prompts", "paraphrase_prompt", "paraphrase", "paraphrases", "paraphrased_prompt", "para_question"),
-    *("paraphrased_question", "paraphrased_questions", "rephrased_question", "rephrase_question"),
-    *("ood_rephrase", "equiv_prompt"),
+    *("rephrase_prompt", "rephrase", "rephrased_prompt", "rephrase_question", "rephrased_question"),
+    *("paraphrase_prompt", "paraphrase", "paraphrased_prompt", "paraphrase_question", "paraphrased_question"),
+    *("para_question", "ood_rephrase", "equiv_prompt"),
 )
-"""Fields with the edit's prompt in other words."""
+"""Fields with the edit's prompt in other words; the plural of each, too."""
 NAMED = {"locality": ("locality", "locality_inputs"), "portability": ("portability", "portability_inputs")}
 """Fields that hold probes with names of their own, or a list of them."""
 UNNAMED = {"locality": "neighborhood", "portability": "one_hop"}
@@ -60,6 +62,12 @@ class Reading:
         self.unread += other.unread
         self.left_out += other.left_out
 
+    def tell(self, where: str) -> None:
+        """A warning, in one line, on what was met in requests that are given one by one."""
+        unread = f"fields not read: {', '.join(self.unread)}" if self.unread else ""
+        if met := "; ".join(filter(None, (unread, left_out(self)))):
+            LOG.warning("%s: %s", where, met)
+
 
 def probes_of(requests: Iterable[EditRequest]) -> dict[str, Any]:
     """How many requests have paraphrases, and locality and portability probes of each name."""
@@ -82,9 +90,9 @@ def listed_probes(requests: Iterable[EditRequest]) -> str:
 
 
 def left_out(reading: Reading) -> str:
-    """The probes without an answer, in words."""
+    """The probes without an answer, in words; "" where all have one."""
     counts = ", ".join(f"{name} {n:,}" for name, n in reading.left_out.items())
-    return f"probes left out, for they have no answer: {counts}"
+    return f"probes left out, for they have no answer: {counts}" if counts else ""
 
 
 def read_probes(raw: Mapping[str, Any], target: Any, reading: Reading, **more: Asked) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def read_probes(raw: Mapping[str, Any], target: Any, reading: Reading, **more: A
         DataError: a probe that has no prompt or no answer field, or lists of unequal length.
     """
     rephrased: list[Any] = []
-    for name in REPHRASE:
+    for name in (spelling for one in REPHRASE for spelling in (one, f"{one}s")):
         rephrased += [text for text in paraphrases(raw.get(name), reading) if text not in rephrased]
     found: dict[str, Any] = {"rephrase_prompts": rephrased}
     for kind, fields in NAMED.items():
