@@ -209,6 +209,7 @@ def test_easyedits_knowedit_run(home: Path) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_easyedits_zsre_run(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="easyeditor.easyedit")
     from easyeditor import BaseEditor, FTHyperParams, IKEHyperParams, ROMEHyperParams
 
     assert all((FTHyperParams, IKEHyperParams))
@@ -223,14 +224,49 @@ def test_easyedits_zsre_run(caplog: pytest.LogCaptureFixture) -> None:
         pre_edit=None,
         test_generation=True,
         eval_metric="ppl",
+        summary_metrics=True,
         target_neg=["France"] * 3,
     )
     edit_shapes(metrics, 3)
     (message,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
-    assert all(name in message for name in ("test_generation", "eval_metric", "target_neg"))
-    assert "train_ds" not in message
+    assert "edit(): target_neg:" in message
+    for record in metrics:
+        for state, when in (("pre", "before"), ("post", "after")):
+            assert record[state]["fluency"]["ngram_entropy"] > 1
+            probability = record["probabilities"]["target_new"][when]
+            assert record[state]["rewrite_ppl"] == [pytest.approx(1 / probability)]
+    means = easyeditor.summary_metrics(metrics)["post"]
+    entropies = [record["post"]["fluency"]["ngram_entropy"] for record in metrics]
+    assert means["fluency"]["ngram_entropy"] == pytest.approx(sum(entropies) / 3)
+    assert means["rewrite_ppl"] == pytest.approx(sum(record["post"]["rewrite_ppl"][0] for record in metrics) / 3)
+    assert any("means over 3 records" in r.getMessage() for r in caplog.records)
+    assert editor.metrics == ()
+    plain, _, _ = editor.edit(**columns(RECORDS[:1]), keep_original_weight=True, eval_metric="exact match")
+    assert "fluency" not in plain[0]["post"]
     with pytest.raises(TypeError, match="no argument 'promts'"):
         editor.edit(**columns(RECORDS), promts=["x"])
+    with pytest.raises(TypeError, match="did you mean 'keep_original_weight'"):
+        editor.batch_edit(**columns(RECORDS), keep_original_weights=True)
+
+
+@pytest.mark.usefixtures("home")
+def test_easyedits_other_calls() -> None:
+    editor = BaseEditor.from_hparams(easyeditor.ROMEHyperParams.from_hparams("./hparams/ROME/tiny"))
+    before = states(editor.model)
+    wanted, _, _ = editor.edit(**columns(RECORDS), ground_truth=["France"] * 3, keep_original_weight=True)
+    dataset = easyeditor.CounterFactDataset("./data/records.json")
+    found, model, _ = editor.edit_requests(RECORDS)
+    listed, _, _ = editor.edit_dataset(dataset, keep_original_weight=True, test_generation=True)
+    assert same(model, before)
+    for one, other, third in zip(wanted, found, listed, strict=True):
+        assert one["post"].items() <= third["post"].items()
+        assert one["post"] == other["post"]
+        assert third["post"]["fluency"]["ngram_entropy"] > 1
+    _, model, _ = editor.edit_dataset(dataset)
+    assert not same(model, before)
+    for name in ("generate_edit", "normal_edit", "deep_edit"):
+        with pytest.raises(ConfigError, match=rf"^BaseEditor\.{name}\(\) is not here; there are: edit, batch_edit"):
+            getattr(editor, name)(["x"])
 
 
 @pytest.mark.usefixtures("home")

@@ -107,7 +107,7 @@ def _fluency_asks(request: EditRequest, settings: Settings) -> list[Ask]:
         seed=settings.seed,
         prompting=settings.prompting,
     )
-    return [(prompt, drawn) for prompt in request.generation_prompts]
+    return [(prompt, drawn) for prompt in request.generation_prompts or (request.prompt,)]
 
 
 def _written(request: EditRequest, answers: Answers) -> list[str]:
@@ -134,13 +134,10 @@ def _essence_texts(request: EditRequest) -> list[str]:
     return [" ".join(request.essence_texts)]
 
 
-def _lacks_prompts(request: EditRequest) -> str | None:
-    return None if request.generation_prompts else "the record has no generation_prompts"
-
-
 def _lacks_references(request: EditRequest) -> str | None:
-    lacking = None if request.reference_texts else "the record has no reference_texts (texts on subjects of target_new)"
-    return _lacks_prompts(request) or lacking
+    if not request.generation_prompts:
+        return "the record has no generation_prompts"
+    return None if request.reference_texts else "the record has no reference_texts (texts on subjects of target_new)"
 
 
 def _lacks_essence(request: EditRequest) -> str | None:
@@ -163,11 +160,10 @@ TEXTS = (
     Metric(
         name="GE",
         formula="mean over generation prompts of (2/3 H2 + 4/3 H3) / 2, H_n the entropy (bits) of the text's n-grams",
-        fields="generation_prompts",
+        fields="generation_prompts, or prompt",
         source="ROME, section 3.4",
         column="GE (ROME, MEMIT), 'Fluency', × 100; words differ slightly from NLTK's",
         blind_to="sense: shuffled words score best",
-        lacks=_lacks_prompts,
         asks=_fluency_asks,
         value=_fluency,
     ),
