@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,25 @@ if TYPE_CHECKING:
 
 MOST_TEXT = 1 << 29
 """Bytes of a text, JSON or YAML file, all of which is read at once."""
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def check_file(path: Path, most: int | None = None) -> int:
-    """The size in bytes of a regular file. Nothing is opened: a FIFO would be waited for.
+    """The size in bytes of a regular file. Nothing else is opened: a FIFO would be waited for.
 
     Raises:
-        OSError: nothing is there, something else than a regular file, or more than `most` bytes.
+        OSError: nothing is there, something else than a regular file, more than `most` bytes, or an HTML page where the
+            name says something else.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, not a regular file")
     if most is not None and found.st_size > most:
         raise OSError(f"it has {found.st_size:,} bytes; at most {most:,} are read")
+    with open(path, "rb") as source:
+        if not str(path).endswith(".html") and _PAGE.match(source.read(512)):
+            raise OSError("it is an HTML page, perhaps of an error, saved in place of the file: fetch it again")
     return found.st_size
 
 

@@ -137,6 +137,7 @@ def test_a_batch_is_summed_up_as_theirs(mass: Any, memit: Path, tmp_path: Path) 
     ran = mass("cf", *flags, "--output", "run")
     assert ran.code == 0, ran.err
     found = {case["case_id"]: case for case in cases(tmp_path / "MEMIT/run_000").values()}
+    assert sorted(cases(tmp_path / "MEMIT/run_000")) == [f"2_edits-case_{n}.json" for n in (1201, 3, 7)]
     assert {n: (case["num_edits"], case["grouped_case_ids"]) for n, case in found.items()} == {
         7: (2, [7, 3]),
         3: (2, [7, 3]),

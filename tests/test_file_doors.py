@@ -20,10 +20,11 @@ from script_runs import Ran, call, save_tiny, stand_in, write_yaml
 import mass_edit
 from easyeditor.dataset.reader import read_dataset, read_sample
 from easyeditor.dataset.sentences import read_sentences
-from easyeditor.errors import ConfigError, DataError, NumericalError, StatsError
+from easyeditor.errors import ConfigError, DataError, EasyEditorError, NumericalError, StatsError
 from easyeditor.files import read_json
 from easyeditor.hparams import read_json_list
 from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.loading import load
 from easyeditor.methods.mend.archive import read_archive, write_archive
 from easyeditor.methods.mend.convert import load_tensors
 from easyeditor.methods.mend.hparams import MENDHyperParams
@@ -388,3 +389,21 @@ def test_a_corpus_is_read_by_bounded_lines(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.txt").write_text("short\n" + "a" * 10)
     with pytest.raises(DataError, match="line 2 has more than 9 characters"):
         list(open_corpus(str(tmp_path / "a.txt")).documents)
+
+
+# An error page in place of the file that was to be fetched
+
+
+@pytest.mark.parametrize("name", [*READERS, "model.safetensors", "config.json"])
+def test_an_html_page_is_called_that(saved: Path, tmp_path: Path, name: str) -> None:
+    if name in ("data", "sentences.txt", "corpus.txt", "corpus.parquet", "results.jsonl"):
+        return  # texts, or read by their lines
+    path = saved / name
+    path.write_text("\n<!DOCTYPE html>\n<html><body>404: not found</body></html>\n", encoding="utf-8")
+    if name == "model.safetensors":
+        (saved / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(EasyEditorError) as caught:
+        READERS.get(name, lambda path: load(str(path.parent), device="cpu"))(path)
+    assert str(saved) in str(caught.value)
+    assert "is an HTML" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,8 @@ def test_a_single_case_edit_is_a_run_of_one(tmp_path: Path) -> None:
     assert (len(run.edits), run.mode, run.finished, run.notes) == (1, "single", True, ())
     assert run.edits[0].seconds == {"edit": 12.0}
     assert run.label == "ROME / smollm2-135m / facts"
+    named = {"source": "data/hard/smollm2-135m.json"}
+    assert replace(run, manifest={"data": named}).data == "hard/smollm2-135m"  # else the model's name came twice
 
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:

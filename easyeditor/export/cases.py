@@ -1,4 +1,4 @@
-"""A run in the layout of the ROME and MEMIT repositories, case_<id>.json and params.json, for their summarize.py.
+"""A run in the layout of the ROME and MEMIT repositories, case files and params.json, for their summarize.py.
 
 Their numbers are mean negative log-probabilities of an answer's tokens; what they call success is made of these by
 summarize.py. `pre` is the original model, `post` the model with the edit, in a sequence just after it.
@@ -15,6 +15,7 @@ from typing import Any
 from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import chosen
 from easyeditor.files import read_json, whole_folder, write_json
+from easyeditor.methods.registry import method_class
 from easyeditor.request import EditRequest
 from easyeditor.results.lines import EditLine
 from easyeditor.results.record import EditRecord, Row, Side
@@ -57,6 +58,7 @@ def write_cases(run: Path, folder: Path) -> int:
     groups: dict[int, list[int]] = {}
     for index in sorted(ids):
         groups.setdefault(first_of(index), []).append(ids[index])
+    before = f"{size}_edits-" if method_class(config["hparams"]["alg_name"]).joint else ""  # MEMIT's names, or ROME's
     count = 0
     with whole_folder(folder) as part:
         write_json(part / "params.json", config["hparams"])
@@ -68,7 +70,7 @@ def write_cases(run: Path, folder: Path) -> int:
             if case is None:
                 LOG.warning("case %s is not in %s: its numbers are not finite", ids[line.index], folder)
                 continue
-            write_json(part / f"case_{ids[line.index]}.json", case)
+            write_json(part / f"{before}case_{ids[line.index]}.json", case)
             count += 1
         if not count:
             raise DataError(f"{run}: no edit whose numbers are finite, so there is no case to write")

@@ -91,8 +91,10 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The dataset's file name without its ending; empty for a run of one request."""
-        return re.sub(r"\.jsonl?$", "", self.data_path.rstrip("/").rsplit("/", 1)[-1])
+        """The dataset's file name without its ending, behind its folder's where it has the model's name
+        (`hard/smollm2-135m`); empty for a run of one request."""
+        *_, folder, name = "", *re.sub(r"\.jsonl?$", "", self.data_path.rstrip("/")).split("/")
+        return f"{folder}/{name}" if name == self.model and folder else name
 
     @property
     def data_path(self) -> str:
