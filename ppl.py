@@ -92,7 +92,7 @@ def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
 
     quiet_transformers()
     edit = EditResult.load(args.edit) if args.edit is not None else None
-    model, tok = load(args.model, device=args.device, dtype=args.dtype)
+    model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
     if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
         LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
     probe = PerplexityProbe(

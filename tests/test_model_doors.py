@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from script_runs import call, save_tiny, stand_in, write_yaml
 from transformers import BertConfig, BertForMaskedLM
 
+import ppl
 import single_case_edit
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import DataError, ModelError
@@ -119,6 +120,54 @@ def test_what_is_no_whole_causal_language_model(
     with pytest.raises(ModelError, match=r"^\./m: ") as error:
         load("./m", device="cpu")
     assert part in str(error.value)
+
+
+def quantised(folder: Path, **config: Any) -> Path:
+    configured(quantization_config=config)(save_tiny(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "package"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes_4bit", "bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes_8bit", "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 16}, "gptq", "optimum"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 16}, "awq", "gptqmodel"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors", "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_are_measured_and_not_edited(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, Any],
+    kind: str,
+    package: str,
+) -> None:
+    """None of the packages is here: what measures names it, what edits says what to edit instead."""
+    monkeypatch.chdir(tmp_path)
+    model = quantised(tmp_path / "m", **config)
+    refused = call(single_case_edit, ["--hparams", write_yaml(tmp_path / "rome.yaml", model)], monkeypatch, capsys)
+    assert refused.code == 2
+    assert f"its weights are quantised ({kind})" in refused.err
+    assert "edit the model that it was made from" in refused.err
+    assert "install" not in refused.err
+    measured = call(ppl, ["--model", model], monkeypatch, capsys)
+    assert (measured.code, "pip install" in measured.err, package in measured.err) == (2, True, True), measured.err
+
+
+def test_what_transformers_dequantises_is_measured_and_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FP8 on a CPU; and a pair that stays quantised is refused."""
+    monkeypatch.chdir(tmp_path)
+    model = quantised(tmp_path / "m", quant_method="fp8")
+    assert call(ppl, ["--model", model, "--device", "cpu"], monkeypatch, capsys).code == 0
+    pair = load(str(model), device="cpu")
+    pair[0].is_quantized = True
+    with pytest.raises(ModelError, match="its weights are quantised"):
+        load(pair)
 
 
 @pytest.mark.parametrize("name", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"])

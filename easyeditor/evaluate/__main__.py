@@ -156,12 +156,12 @@ def _measure(
 
     before = None
     if args.base_model is not None:
-        model, tok = load(args.base_model, device=args.device, dtype=args.dtype)
+        model, tok = load(args.base_model, device=args.device, dtype=args.dtype, quantised=True)
         with progress_bar("base", True) as bar:
             before = evaluate(model, tok, requests, names, settings=settings, progress=bar)
         del model, tok
         gc.collect()  # the memory is for the edited model
-    model, tok = load(args.model, device=args.device, dtype=args.dtype)
+    model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
     if edit is not None:
         if edit.model_fingerprint not in (None, fingerprint(model)):
             LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)

@@ -20,8 +20,8 @@ TEXTS = (".json", ".jinja", ".txt", ".model")  # what is read whole
 MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build
 
 
-def check_config(path: str) -> None:
-    """Refuse, before anything is built, what config.json cannot mean.
+def check_config(path: str) -> str | None:
+    """Refuse, before anything is built, what config.json cannot mean. Returns the kind of quantisation, if any.
 
     Raises:
         ModelError: no layers or endless ones, or a quantisation that transformers would leave out.
@@ -29,8 +29,12 @@ def check_config(path: str) -> None:
     _check_files(path)
     raw, _ = PretrainedConfig.get_config_dict(path)
     quantised = raw.get("quantization_config")
+    kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
     if quantised is not None:
-        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        if isinstance(quantised, Mapping) and (quantised.get("load_in_4bit") or quantised.get("load_in_8bit")):
+            kind = (
+                "bitsandbytes_4bit" if quantised.get("load_in_4bit") else "bitsandbytes_8bit"
+            )  # as transformers has it
         if not isinstance(kind, str) or kind not in AUTO_QUANTIZATION_CONFIG_MAPPING:
             known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
             raise ModelError(
@@ -40,6 +44,15 @@ def check_config(path: str) -> None:
     layers = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().num_hidden_layers
     if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
         raise ModelError(f"{path}: num_hidden_layers is {layers!r} in config.json; allowed: 1 to {MOST_LAYERS}")
+    return kind
+
+
+def quantised_error(path: str, kind: object) -> ModelError:
+    """An edit needs weights that numbers can be added to."""
+    return ModelError(
+        f"{path}: its weights are quantised ({kind}), and an edit is added to weights of full precision: edit the "
+        "model that it was made from; ppl.py and python -m easyeditor.evaluate measure this one as it is"
+    )
 
 
 def _check_files(path: str) -> None:

@@ -23,7 +23,14 @@ from easyeditor.errors import ConfigError, ModelError, OutputError
 from easyeditor.fetch import hub
 from easyeditor.files import whole_folder, write_text
 from easyeditor.lm import embedded
-from easyeditor.lm.checks import check_causal, check_config, check_in_memory, check_loaded, check_tokenizer
+from easyeditor.lm.checks import (
+    check_causal,
+    check_config,
+    check_in_memory,
+    check_loaded,
+    check_tokenizer,
+    quantised_error,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -31,14 +38,21 @@ _WARNED: set[str] = set()
 
 
 def load(
-    name: Any, *, device: int | str = 0, dtype: str = "float32", fp16: bool = False, model_parallel: bool = False
+    name: Any,
+    *,
+    device: int | str = 0,
+    dtype: str = "float32",
+    fp16: bool = False,
+    model_parallel: bool = False,
+    quantised: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer; a given pair is passed through as it is.
 
-    `name` may be an embedded model's (lm/embedded.py; fetched on first use), a folder, or a hub name.
+    `name` may be an embedded model's (lm/embedded.py; fetched on first use), a folder, or a hub name. `quantised`:
+    weights that stay quantised will do, for what measures and does not edit.
 
     Raises:
-        ModelError: nothing loadable there, or a corrupt file. ConfigError: no such device or dtype.
+        ModelError: nothing loadable there, a corrupt file, or quantised weights. ConfigError: no such device or dtype.
     """
     if not isinstance(name, (str, Path)):
         return _pair(name)
@@ -52,9 +66,9 @@ def load(
     path = str(name)
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"{path}: no such model folder; put the checkpoint there or give a hub name")
-    model, tok = _from_pretrained(AutoModelForCausalLM, path, options, "a causal language model")
+    model, tok = _from_pretrained(AutoModelForCausalLM, path, options, "a causal language model", quantised=quantised)
     check_causal(path, model)
-    return model if target is None else model.to(target), tok
+    return model if target is None or getattr(model, "is_quantized", False) else model.to(target), tok
 
 
 def load_encoder_decoder(name: str, *, device: int | str = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -70,18 +84,23 @@ def load_encoder_decoder(name: str, *, device: int | str = 0) -> tuple[PreTraine
 
 
 def _from_pretrained(
-    kind: Any, path: str, options: dict[str, Any], what: str
+    kind: Any, path: str, options: dict[str, Any], what: str, *, quantised: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    packed: str | None = None
     try:
         with nullcontext() if os.path.exists(path) else hub():
-            check_config(path)
+            packed = check_config(path)
             tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model, report = kind.from_pretrained(path, output_loading_info=True, **options)
     except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
+        if packed is not None and not quantised:
+            raise quantised_error(path, packed) from error
         where = "" if os.path.exists(path) else "; neither a folder here nor, as far as the hub answers, a name there"
         raise ModelError(f"{path}: cannot be loaded as {what} ({_reason(error)}){where}") from error
+    if getattr(model, "is_quantized", False) and not quantised:
+        raise quantised_error(path, packed)
     check_in_memory(path, model)
     check_loaded(path, model, report)
     check_tokenizer(path, model, tok)
@@ -145,6 +164,8 @@ def _pair(pair: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         found = f"({type(model).__name__}, {type(tok).__name__})"
         raise ConfigError(f"model_name must be a (model, tokenizer) pair from transformers, found {found}")
     name = str(model.config.name_or_path or type(model).__name__)
+    if getattr(model, "is_quantized", False):
+        raise quantised_error(name, getattr(model, "quantization_method", "quantised"))
     check_in_memory(name, model)
     check_tokenizer(name, model, tok)
     return model, tok
