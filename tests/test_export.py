@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURES, build, rome_hparams, states, tokenizer
+from conftest import _LLAMA, ARCHITECTURES, build, rome_hparams, states, tokenizer
 from fake_runs import single_lines, write_run
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from script_runs import LOUD, QUICK, SUBJECTS, Ran, call, record_of, save_tiny, strict, write_yaml
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 import mass_edit
 import single_case_edit
@@ -389,3 +389,38 @@ def bad(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder / file).write_text("{}")
     write_run(root / "single", single_lines(3))
     return root
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"depth": 1, "num_heads": 2, "image_size": 16, "patch_size": 8, "out_hidden_size": 32}
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("gemma3", True), ("qwen3_5", False)])
+def test_a_multimodal_model_is_saved_whole_or_what_is_left_out_is_said(
+    kind: str,
+    whole: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """transformers loads all of Gemma 3 as a causal model, and of Qwen3.5 the language model alone."""
+    text = {**_LLAMA, "vocab_size": 400, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    base = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, text_config=text, vision_config=VISION))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    yaml = write_yaml(tmp_path / "rome.yaml", "base", ppl_sentence_num=0)
+    monkeypatch.chdir(tmp_path)
+    ran = call(single_case_edit, ["--hparams", yaml, "--save-model", "saved"], monkeypatch, capsys)
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert ("alone is loaded and saved; left out: vision" in caplog.text, "Left out: vision." in card) == (
+        not whole,
+        not whole,
+    )
+    saved, first = load_file(tmp_path / "saved/model.safetensors"), load_file(tmp_path / "base/model.safetensors")
+    assert (saved.keys() == first.keys()) is whole
+    if whole:
+        changed = [name for name in first if not torch.equal(first[name], saved[name])]
+        assert changed == ["language_model.model.layers.1.mlp.down_proj.weight"]

@@ -18,6 +18,7 @@ Kind = Literal["adapter", "checkpoint", "merged"]
 FORMAT = 1  # version of edit.json beside an adapter or checkpoint
 MOST_LISTED = 50  # edits and tables shown on the card; edit.json has all
 README, EDIT = "README.md", "edit.json"
+LANGUAGE_ALONE = "Of the base this is the language model alone. Left out: {}."
 COPIED = (
     "It was made and measured on a 4-bit copy of {}, made wide again. The hub's own weights differ a little; on them "
     "nothing was measured."
@@ -27,8 +28,8 @@ COPIED = (
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What an export is: the base by its hub name, its fingerprint, the edits in order, what was measured of them
-    (None for a part that was not), the embedded model that the base is, if any, and of an adapter its rank and what was
-    cut, by module."""
+    (None for a part that was not), the embedded model that the base is, if any, of an adapter its rank and what was
+    cut, by module, and the parts of a multimodal base that are not in it."""
 
     kind: Kind
     base: str
@@ -38,6 +39,7 @@ class About:
     embedded: Embedded | None = None
     rank: int | None = None
     lost: Mapping[str, float] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -94,6 +96,7 @@ def card(about: About) -> str:
         f"{_what(about)} The change was computed by {', '.join(about.methods)} and touches {len(_weights(about))} "
         f"weight{'' if len(_weights(about)) == 1 else 's'}: {', '.join(f'`{name}`' for name in _weights(about))}.",
         *([] if about.embedded is None else [COPIED.format(about.embedded.hub_name)]),
+        *([LANGUAGE_ALONE.format(", ".join(about.left_out))] if about.left_out else []),
         "## What was edited",
         _table(("prompt", "subject", "new answer", "old answer"), rows),
         *([f"… and {more} more in `{EDIT}`."] if more > 0 else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from easyeditor.export.card import About, Kind, texts
 from easyeditor.export.sources import Measured, hub_name, place_of
 from easyeditor.files import whole_folder, write_json, write_tensors, write_text
 from easyeditor.lm import embedded
+from easyeditor.lm.architectures import left_out
 from easyeditor.lm.loading import save
 from easyeditor.lm.weights import applied, fingerprint
 from easyeditor.records import EditResult
+
+LOG = logging.getLogger(__name__)
 
 
 def export(
@@ -50,11 +54,14 @@ def export(
         embedded=known,
         rank=None if adapter is None else adapter.rank,
         lost={} if adapter is None else lost_by_module(adapter),
+        left_out=[] if kind == "adapter" else left_out(model),
     )
     if kind == "adapter":
         assert adapter is not None
         _write_adapter(folder, adapter, place_of(base), texts(about))
         return adapter
+    if about.left_out:
+        LOG.warning("%s: its language model alone is loaded and saved; left out: %s", base, ", ".join(about.left_out))
     with applied(model, deltas if adapter is None else [made.delta() for made in adapter.factors]):
         save(model, tok, folder, texts(about))
     return adapter

@@ -6,13 +6,13 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -248,6 +248,17 @@ def encoder_projections(model: PreTrainedModel) -> list[nn.Module]:
 def type_of(model: PreTrainedModel) -> tuple[str, bool]:
     """The model's type, and whether the table has it."""
     return model.config.model_type, model.config.model_type in ARCHITECTURES
+
+
+def left_out(model: PreTrainedModel) -> list[str]:
+    """Parts of a multimodal checkpoint (`vision` …) that the model loaded from it does not have, by their configs."""
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(model.name_or_path or "none", local_files_only=True)
+    except OSError:  # a model that Python made, or that lay elsewhere
+        return []
+    parts = {key for key, value in raw.items() if key.endswith("_config") and isinstance(value, Mapping)}
+    named = {key for key in parts - model.config.to_dict().keys() - {"text_config"} if "model_type" in raw[key]}
+    return sorted(key.removesuffix("_config") for key in named)
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
