@@ -23,8 +23,10 @@ from easyeditor.analysis.tools.tracing import LAST
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.easyedit import BaseEditor
+from easyeditor.errors import DataError
 from easyeditor.methods.locate import statistics
 from easyeditor.methods.registry import load_hparams
+from easyeditor.records import EditRequest
 from easyeditor.tune import __main__ as tune
 from easyeditor.tune import running
 from easyeditor.tune import start as start_module
@@ -379,7 +381,7 @@ def test_a_trial_s_rows_are_those_of_each_edit_by_itself(replay: bool, tmp_path:
     values, path = start_values("ROME", str(tmp_path / "model"), str(OTHER), settings)
     start = begin("ROME", str(tmp_path / "model"), values, path, "cpu", ["clamp_norm_factor"])
     sentences = load_sentences(2)
-    (requests,) = drawn(read_dataset(str(FACTS)).requests, (4,), 0)
+    (requests,) = drawn(read_dataset(str(FACTS)).grouped(), (4,), 0)
     on = sample(start, "trial", requests, sentences)
     settings_of_one = {"layers": [1], "clamp_norm_factor": 2.0}
     made = trial(start, settings_of_one, on, lambda part: part["requests"] != 3)
@@ -439,12 +441,21 @@ def test_a_search_begins_with_the_model_s_own_file() -> None:
 
 
 def test_facts_of_search_check_and_judgement_share_no_subject() -> None:
-    requests = read_dataset(str(FACTS)).requests
-    made = drawn(requests, (20, 10, 40), 0)
+    records = read_dataset(str(FACTS)).grouped()
+    made = drawn(records, (20, 10, 40), 0)
     assert [len(own) for own in made] == [20, 10, 40]
     assert len({r.subject for own in made for r in own}) == 70
-    assert drawn(requests, (20, 10, 40), 0) == made
-    assert drawn(requests, (20, 10, 40), 1)[0] != made[0]
+    assert drawn(records, (20, 10, 40), 0) == made
+    assert drawn(records, (20, 10, 40), 1)[0] != made[0]
+    fact = "The town of {} is in"
+    chains = [  # of three edits each, as MQuAKE's: no record is in two samples
+        (n, tuple(EditRequest.make(fact, subject=f"Old {n}{k}", target_new="Rome", case_id=n) for k in range(3)))
+        for n in range(9)
+    ]
+    one, two = ({request.case_id for request in own} for own in drawn(chains, (4, 4), 0))
+    assert not one & two
+    with pytest.raises(DataError, match=r"27 subjects .* 13 [+] 14 are asked for, no record in two of them"):
+        drawn(chains, (13, 14), 0)
 
 
 @pytest.mark.slow

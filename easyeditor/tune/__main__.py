@@ -122,15 +122,15 @@ def planned(args: argparse.Namespace) -> Plan:
 
     method = tunable(args.method)
     values, path = start_values(method, args.model, args.start, args.set)
-    requests = read_dataset(str(FACTS) if args.data is None else args.data, skip_bad=args.skip_bad).requests
-    searched, checked, held_out = drawn(requests, (args.edits, args.edits, args.held_out), args.seed)
+    data = read_dataset(str(FACTS) if args.data is None else args.data, skip_bad=args.skip_bad)
+    searched, checked, held_out = drawn(data.grouped(), (args.edits, args.edits, args.held_out), args.seed)
     return Plan(
         method=method,
         model=args.model,
         values=values,
         start=path,
         device=args.device,
-        requests=requests,
+        requests=data.requests,
         searched=searched,
         checked=checked,
         held_out=held_out,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easyeditor.analysis.tools.sets import starts_with_one_word
+from easyeditor.dataset.reader import Record
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.editor import Editor
 from easyeditor.errors import DataError, NumericalError
@@ -34,23 +35,30 @@ class Sample:
     sentences: Sentences
 
 
-def drawn(requests: Sequence[EditRequest], counts: Sequence[int], seed: int) -> list[tuple[EditRequest, ...]]:
-    """So many requests for each of `counts`: no subject is in two of them, none twice, none a single word in first
-    place (their edits are another question: docs/collapse.md).
+def drawn(records: Sequence[Record], counts: Sequence[int], seed: int) -> list[tuple[EditRequest, ...]]:
+    """So many requests for each of `counts`: no record and no subject is in two of them, none twice, none a single word
+    in first place (their edits are another question: docs/collapse.md).
 
     Raises:
         DataError: there are too few.
     """
-    order = [r for r in requests if r.subject and not starts_with_one_word(r)]
+    usable = [(n, [r for r in own if r.subject and not starts_with_one_word(r)]) for n, own in records]
+    order = [record for record in usable if record[1]]
     random.Random(seed).shuffle(order)
-    single = list({request.subject: request for request in order}.values())
-    if len(single) < sum(counts):
-        raise DataError(
-            f"the data has {len(single)} subjects that are not one word in first place; "
-            f"{' + '.join(map(str, counts))} are asked for; give more data, or lower --edits and --held-out"
-        )
-    ends = [sum(counts[: n + 1]) for n in range(len(counts))]
-    return [tuple(single[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+    left = list({request.subject: (n, request) for n, own in order for request in own}.values())
+    subjects, samples = len(left), []
+    for count in counts:
+        taken, left = left[:count], left[count:]
+        if len(taken) < count:
+            raise DataError(
+                f"the data has {subjects} subjects that are not one word in first place; "
+                f"{' + '.join(map(str, counts))} are asked for, no record in two of them; give more data, or lower "
+                "--edits and --held-out"
+            )
+        samples.append(tuple(request for _, request in taken))
+        used = {n for n, _ in taken}
+        left = [pair for pair in left if pair[0] not in used]
+    return samples
 
 
 def sample(start: Start, name: str, requests: Sequence[EditRequest], sentences: Sentences) -> Sample:
