@@ -133,7 +133,6 @@ def test_json_that_only_looks_like_it_is_read(text: str) -> None:
     [
         {"case_id": "\ud800"},
         {"case_id": ["a"]},
-        {"case_id": None},
         {"case_id": 1.5},
         {"case_id": True},
         {"case_id": 10**400},
