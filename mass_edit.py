@@ -36,6 +36,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides
 from easyeditor.places import declare
+from easyeditor.process import terminal
 from easyeditor.results.collapse import SMALL_DENOMINATOR
 from easyeditor.runs.ranks import Rank, placed, rank_of
 from easyeditor.runs.settings import RunSettings
@@ -187,11 +188,9 @@ def show(summary: dict[str, Any], folder: Path, args: argparse.Namespace) -> Non
     if args.json:
         print(to_json(summary))
         return
-    from rich.console import Console
-
     from easyeditor.report.terminal import print_summary
 
-    print_summary(summary, Console())
+    print_summary(summary, terminal())
     if args.collect_collapsed is not None:
         print(f"collapsing requests: {args.collect_collapsed}")
     if args.case_files is not None:

@@ -24,6 +24,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.files import to_json, write_json
 from easyeditor.hparams import HyperParams, overrides
 from easyeditor.places import declare
+from easyeditor.process import terminal
 from easyeditor.records import EditRequest
 
 if TYPE_CHECKING:
@@ -207,8 +208,6 @@ def main() -> int:
         )
         return 0
 
-    from rich.console import Console
-
     from easyeditor.easyedit import BaseEditor
     from easyeditor.report.terminal import print_record
     from easyeditor.runs.folder import run_folder, write_run
@@ -228,7 +227,7 @@ def main() -> int:
         if args.json:
             print(to_json(examined.record.to_json()))
         else:
-            print_record(examined.record, Console())
+            print_record(examined.record, terminal())
             print(f"\nrecord: {folder / 'result.json'}")
         if args.save_adapter is not None:  # after the table: a change that is not of low rank is refused
             save_adapter(args, editor, examined)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from easyeditor.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
 from easyeditor.files import check_encodable
-from easyeditor.process import Terminated, heard, lost, stoppable, streams
+from easyeditor.process import Terminated, heard, lost, shown, stoppable, streams
 
 if TYPE_CHECKING:
     from easyeditor.hparams import HyperParams
@@ -138,7 +138,7 @@ def quiet_transformers() -> None:
 
 def fail(message: str) -> NoReturn:
     """One line of at most 500 characters on stderr, exit 2; of a longer one the middle is left out."""
-    line = "error: " + " ".join(message.split())
+    line = shown("error: " + " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         half = (LONGEST_LINE - 3) // 2
         line = f"{line[:half]} … {line[-half:]}"

@@ -22,7 +22,7 @@ from easyeditor.export.write import export
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.outputs import checked
-from easyeditor.process import heard, lost
+from easyeditor.process import heard, lost, terminal
 from easyeditor.records import EditRequest
 from easyeditor.report.terminal import print_record
 from easyeditor.request import is_text
@@ -50,7 +50,7 @@ def talk(
     Raises:
         EasyEditorError: it cannot begin, or no longer be recorded. KeyboardInterrupt: says what was kept.
     """
-    console = Console()
+    console = terminal()
     place, settings = (None, typed_settings(metrics)) if resume is None else resume
 
     def make_editor(found: HyperParams) -> BaseEditor:

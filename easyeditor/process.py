@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
+"""What a terminal obeys: control characters (C0 without tab and line feed, DEL, C1), direction marks."""
 AGAIN = 1.0  # seconds: a signal that comes sooner is the same one, sent to the process and to its group
 
 
@@ -95,10 +101,70 @@ class _Stream(io.FileIO):
         return memoryview(data).nbytes
 
 
+def shown(text: str) -> str:
+    """A text for a terminal: what it would obey is spelled as JSON does, so JSON stays what it was."""
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Shown(io.TextIOWrapper):
+    """A standard stream on which every text is `shown`; a line begun anew (bars of libraries) stays so."""
+
+    def write(self, text: str) -> int:
+        begin = text[: text.startswith("\r")]
+        super().write(begin + shown(text[len(begin) :]))
+        return len(text)
+
+    @property
+    def rich_proxied_file(self) -> _Obeyed:
+        """Where rich writes."""
+        return _Obeyed(self)
+
+
+class _Obeyed:
+    """The same stream for who styles and moves on purpose, and shows data himself."""
+
+    def __init__(self, stream: _Shown) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Segments:
+    """Something rich draws, its texts `shown`."""
+
+    def __init__(self, drawn: Any) -> None:
+        self._drawn = drawn
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for segment in console.render(self._drawn, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+class _Hook:
+    """rich's place for what is done to all that a console prints."""
+
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        """Each with its texts shown."""
+        return [_Segments(one) for one in renderables]
+
+
+def terminal(width: int | None = None) -> Console:
+    """The console of every table and sentence, on standard output."""
+    from rich.console import Console
+
+    made = Console(width=width)
+    made.push_render_hook(_Hook())  # type: ignore[arg-type]  # rich asks for one method
+    return made
+
+
 @contextmanager
 def streams() -> Iterator[None]:
-    """Inside, standard output and error are UTF-8, and no write to them fails (`lost`). One that was closed takes
-    nothing, and no other file gets its number, into which messages would then go."""
+    """Inside, standard output and error are UTF-8 and show every text (`shown`), and no write to them fails
+    (`lost`). One that was closed takes nothing, and no other file gets its number, which messages would go to."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -118,7 +184,7 @@ def streams() -> Iterator[None]:
             stream.flush()
         live = name == "stderr" or raw.isatty()
         buffer = io.BufferedWriter(raw)
-        setattr(sys, name, io.TextIOWrapper(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=live))
+        setattr(sys, name, _Shown(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=live))
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from easyeditor.process import look
+from easyeditor.process import look, shown
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, of, note): what a progress bar needs."""
@@ -34,13 +34,14 @@ def progress_bar(title: str, shown: bool, *, initial: int = 0) -> Iterator[Progr
 
 @contextmanager
 def _bar(title: str, initial: int) -> Iterator[Progress]:
-    with tqdm(desc=title, initial=initial, leave=True, dynamic_ncols=True, file=sys.stderr) as bar:
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    with tqdm(desc=shown(title), initial=initial, leave=True, dynamic_ncols=True, file=stream) as bar:
 
         def show(done: int, of: int, note: str) -> None:
             look()
             bar.total = of
             bar.n = done
-            bar.set_postfix_str(note, refresh=False)
+            bar.set_postfix_str(shown(note), refresh=False)
             bar.refresh()
 
         yield show

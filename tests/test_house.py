@@ -365,3 +365,7 @@ def test_what_comes_from_outside_is_read_in_one_place() -> None:
     system = ("easyeditor/estimate.py", "easyeditor/lm/precision.py", "easyeditor/survey/running.py")  # /proc
     own = {"easyeditor/reading.py", "easyeditor/files.py", *system}
     assert [file for file in PACKAGE if file not in own and re.search(readers, SOURCES[file])] == []
+
+
+def test_tables_and_sentences_go_to_the_terminal_in_one_place() -> None:
+    assert [file for file in SOURCES if re.search(r"\bConsole\(", SOURCES[file])] == ["easyeditor/process.py"]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import pty
+import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+from conftest import ROOT
 
 from easyeditor import progress
+from easyeditor.process import OBEYED
 from easyeditor.progress import progress_bar
 
 
@@ -65,3 +72,57 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
             show(done, 3, "")
     assert "100%" in terminal.getvalue()
     assert "\r" in terminal.getvalue()
+
+
+HARMFUL = "a\x1b[31mb\x9bc\u202ed\x07e\rf\u200fg\x7f"
+SCRIPT = f"""
+import logging
+from rich.table import Table
+from easyeditor import cli
+from easyeditor.errors import ConfigError
+from easyeditor.files import to_json
+from easyeditor.process import terminal
+from easyeditor.progress import progress_bar
+DATA = {HARMFUL!r}
+
+def main():
+    print(to_json([DATA]))
+    print("printed", DATA)
+    logging.getLogger("x").warning("logged %s", DATA)
+    table = Table(title=DATA)
+    table.add_column(DATA)
+    table.add_row(DATA)
+    terminal(200).print(table)
+    terminal(200).print(DATA, markup=False, style="bold")
+    with progress_bar(DATA, True) as show:
+        show(1, 2, DATA)
+    raise ConfigError(DATA)
+
+cli.run(main)
+"""
+
+
+def test_what_data_holds_is_shown_and_not_obeyed() -> None:
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, cwd=ROOT)
+    assert ran.returncode == 2
+    out, err = ran.stdout.decode(), ran.stderr.decode()
+    assert not OBEYED.search(out + err)
+    assert json.loads(out.splitlines()[0]) == [HARMFUL]
+    assert err.splitlines()[-1].startswith("error: a\\u001b[31mb\\u009bc\\u202ed")
+
+
+def test_a_terminal_gets_our_styles_and_not_those_of_data() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    ran = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=theirs, stderr=theirs, cwd=ROOT, env=environment)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # how the end of a terminal reads
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    assert ran.wait() == 2
+    text = said.decode()
+    assert "\x1b[1m" in text
+    assert "\x1b[31m" not in text
+    assert set(OBEYED.findall(text)) == {"\x1b", "\r"}

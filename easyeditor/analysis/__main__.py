@@ -25,6 +25,7 @@ from typing import Any
 
 from easyeditor.cli import parser, quiet_transformers, run
 from easyeditor.errors import ConfigError
+from easyeditor.process import terminal
 
 WIDTH = 140  # of tables that go into a file or a pipe
 
@@ -49,8 +50,6 @@ def main() -> int:
     module.add_flags(own)
     args = own.parse_args(sys.argv[2:])
 
-    from rich.console import Console
-
     from easyeditor.analysis.tools.lab import hparams_of
     from easyeditor.lm.precision import products
     from easyeditor.outputs import checked
@@ -67,7 +66,7 @@ def main() -> int:
     with places.held(), run_folder(args.output, name) as folder, ways:
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
-    outcome.show(Console(width=None if sys.stdout.isatty() else WIDTH))
+    outcome.show(terminal(None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten to {folder}: {', '.join([*written, 'result.json'])}")
     return 0
 

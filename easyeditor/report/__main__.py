@@ -19,6 +19,7 @@ from pathlib import Path
 from easyeditor.cli import parser, run
 from easyeditor.errors import ConfigError
 from easyeditor.places import declare
+from easyeditor.process import terminal
 
 SHOWN = ("summary", "collapse", "collapsed", "prediction", "retention", "time")
 """Tables printed in the terminal; all are in the files."""
@@ -49,8 +50,6 @@ def main() -> int:
         raise ConfigError(f"--worst {args.worst}: give 0 or more")
     output = args.output if args.output is not None else args.runs[0] / "report"
 
-    from rich.console import Console
-
     from easyeditor.outputs import checked
     from easyeditor.report.build import describe, make_report, write_report
     from easyeditor.report.render import rich_table
@@ -59,7 +58,7 @@ def main() -> int:
     with checked(args, writes={"--output": output}).held():
         report = make_report(load_runs(args.runs, args.label), args.worst)
         page = write_report(report, output)
-    console = Console()
+    console = terminal()
     for table in report.tables:
         if table.name in SHOWN:
             console.print(

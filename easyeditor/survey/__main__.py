@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.places import declare
+from easyeditor.process import terminal
 
 if TYPE_CHECKING:
     from easyeditor.survey.cells import Cell
@@ -104,7 +105,6 @@ def show_cells(cells: Sequence[Cell]) -> None:
 
 def show_page(survey: Survey, plan: Path, cells: Sequence[Cell], folder: Path) -> int:
     """Write the page, print the table; 2 if a cell could not be run."""
-    from rich.console import Console
 
     from easyeditor.report.build import describe, write_report
     from easyeditor.report.render import rich_table
@@ -113,7 +113,7 @@ def show_page(survey: Survey, plan: Path, cells: Sequence[Cell], folder: Path) -
     outcomes = outcomes_of(cells)
     report = make_page(survey, plan, outcomes)
     page = write_report(report, folder)
-    console = Console()
+    console = terminal()
     console.print(rich_table(brief_table(outcomes)))
     console.print(f"page: {page} ({describe(report)})", markup=False, highlight=False, soft_wrap=True)
     return _check_failed(outcomes)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from easyeditor.cli import parser, quiet_transformers, resumable, run
 from easyeditor.errors import ConfigError
 from easyeditor.places import declare
+from easyeditor.process import terminal
 
 if TYPE_CHECKING:
     from easyeditor.tune.running import Plan
@@ -85,7 +86,6 @@ def main() -> int:
     """Measure, search, write; returns the exit code."""
     args = arguments()
     deadline = time.monotonic() + 60 * args.minutes
-    from rich.console import Console
 
     from easyeditor.files import write_text
     from easyeditor.outputs import checked
@@ -107,7 +107,7 @@ def main() -> int:
         made = outcome(found)
         written = [PAGE, *made.write(folder)]
         write_text(folder / PAGE, page(found, made.tables, args.output))
-    made.show(Console(width=None if sys.stdout.isatty() else WIDTH))
+    made.show(terminal(None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten: {args.output}; in {folder}: {', '.join([*written, 'result.json'])}")
     return 0
 
