@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from easyeditor.errors import ConfigError
+from easyeditor.errors import ConfigError, ModelError
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.architectures import Anatomy, anatomy
@@ -144,9 +144,10 @@ def _compared(
     try:
         made = estimated(bool(cards), free)
     except Exception as error:  # a config that is wrong fails in many ways; the run itself says how
+        told = f": {error}" if isinstance(error, ModelError) else ""
         return {
             "estimate_gib": None,
-            "why": f"{folder}: no model whose memory can be estimated ({type(error).__name__})",
+            "why": f"{folder}: no model whose memory can be estimated ({type(error).__name__}{told})",
         }
     spread = bool(cards) and not model_parallel and torch.cuda.device_count() > 1
     parts = {key: round(getattr(made, key) / GIB, 3) for key in Estimate.__dataclass_fields__}

@@ -199,6 +199,8 @@ def test_every_script_says_which_layer_is_a_mixture(
         ran = call(module, flags, monkeypatch, capsys)
         assert ran.code == 2, ran.err
         assert "layer 0 is a mixture of experts (mlp.experts): " in ran.err
+    planned = call(single_case_edit, ["--hparams", yaml, "--dry-run"], monkeypatch, capsys)
+    assert "layer 0 is a mixture of experts" in planned.out + planned.err
 
 
 def test_a_search_keeps_to_dense_layers() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURES, build, same, states, tokenizer
+from conftest import ARCHITECTURES, build, relative, same, states, tokenizer
 from script_runs import call, save_tiny
 from test_seam import FACTS, lines, timeless
 
@@ -256,6 +256,27 @@ def test_every_architecture_is_edited(name: str, kind: str, place: Path) -> None
         assert bool(delta.dense().isfinite().all())
         assert delta.dense().shape == made.model.get_parameter(delta.name).shape
     assert set(result.trace) == set(made.method.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit", "EMMET", "UltraEdit"])
+def test_a_narrow_model_is_edited_as_a_wide_one(name: str, dtype: torch.dtype, place: Path) -> None:
+    """ROME, FT, LoRA and MEND in these types: the tests of their own."""
+    wide = editor(name, "llama", place)
+    narrow, _ = pair = (build("llama", dtype=dtype), tokenizer())
+    narrow.config.name_or_path = "llama"
+    made = BaseEditor.from_hparams(load_hparams({**wide.hparams.to_dict(), "model_name": pair}))
+    before = states(narrow)
+    found, expected = made.compute_each(FACTS[:2]), wide.compute_each(FACTS[:2])
+    assert same(narrow, before)
+    for one, other in zip(found, expected, strict=True):
+        for delta, whole in zip(one.deltas, other.deltas, strict=True):
+            assert delta.dense().dtype == torch.float32
+            assert relative(delta.dense(), whole.dense()) < 0.4
+    made.commit(found[0])
+    assert {weight.dtype for weight in narrow.parameters()} == {dtype}
+    made.revert(found[0])
+    assert same(narrow, before)
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "found"])

@@ -62,6 +62,8 @@ def discover(model: PreTrainedModel) -> Architecture:
     parts = Anatomy(model=model, architecture=Architecture(block=found, mlp=found, rewrite=found, replay=False))
     first = next(iter(parts.dense), 0)
     parts.check_dense([first])
+    if next(model.parameters()).is_meta:
+        raise ModelError(f"{name} is of a type that is not known; its parts are found when its weights are loaded")
     path = _projection(model, blocks[first], f"{prefix}.{first}")
     for layer in parts.dense:
         if not isinstance(dict(blocks[layer].named_modules()).get(path), (nn.Linear, Conv1D)):
