@@ -13,6 +13,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport
 from easyeditor.evaluate.registry import chosen, judge_for
 from easyeditor.hparams import HyperParams
+from easyeditor.lm.checks import check_modes
 from easyeditor.lm.ledger import Ledger
 from easyeditor.lm.loading import load
 from easyeditor.methods.base import EditMethod
@@ -33,6 +34,7 @@ class Bound:
             raise ConfigError(
                 f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
             )
+        check_modes()
         self.hparams = hparams.checked()
         self.hparams.check_files()
         self.metrics = metrics  # a judge's bad address is refused before anything is loaded
@@ -78,7 +80,12 @@ class Bound:
         return self._committed
 
     def _follow(self) -> None:
-        """Bind anew where another model or tokenizer was assigned; not at the assignment, since both may come."""
+        """Bind anew where another model or tokenizer was assigned; not at the assignment, since both may come.
+
+        Raises:
+            ConfigError: as `check_modes`.
+        """
+        check_modes()
         if self._model is not self._bound[0] or self._tok is not self._bound[1]:
             self._model, self._tok = load((self._model, self._tok))
             self._bind()

@@ -129,6 +129,7 @@ class Editor(Measuring):
     @contextmanager
     def applied(self, result: EditResult) -> Iterator[PreTrainedModel]:
         """The edited model inside the block; the weights are bit-equal to before after it, also on error."""
+        self._follow()
         with weights.applied(self.model, result.deltas):
             yield self.model
 

@@ -16,6 +16,7 @@ from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
+from easyeditor.lm.checks import check_modes
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import SLOT
@@ -76,6 +77,7 @@ class Measuring(Bound):
         return [found.get(n) for n in range(len(edits))]
 
     def _products(self) -> AbstractContextManager[None]:
+        check_modes()
         return products(self.hparams.matmul, self.hparams.cpu_products)
 
     def _settings(self, request: EditRequest, prefix: str | None) -> Settings:

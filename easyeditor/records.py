@@ -198,6 +198,9 @@ class EditResult:
                 _checked_delta(d["name"], {key: tensors[f"{i}.{key}"] for key in d["tensors"]}, str(folder))
                 for i, d in enumerate(raw["deltas"])
             )
+            memory = {name: tensors[f"memory.{name}"] for name in raw.get("memory", ())}
+            if wrong := [name for name, value in memory.items() if not _is_finite(value)]:
+                raise ValueError(f"memory {wrong[0]!r} holds NaN or infinity")
             return EditResult(
                 method=raw["method"],
                 requests=tuple(EditRequest.from_json(r) for r in raw["requests"]),
@@ -209,7 +212,7 @@ class EditResult:
                 seconds=raw["seconds"],
                 model_fingerprint=raw["model_fingerprint"],
                 hparams=raw["hparams"],
-                memory={name: tensors[f"memory.{name}"] for name in raw.get("memory", ())},
+                memory=memory,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, DataError) as error:
             raise DataError(
@@ -228,14 +231,18 @@ def _checked_delta(name: Any, tensors: dict[str, Tensor], where: str) -> WeightD
     numbers = len({value.dtype for value in tensors.values()}) == 1 and all(map(_is_numbers, tensors.values()))
     if not isinstance(name, str) or not whole or not shaped or not numbers:
         raise DataError(
-            f"{where}: not a weight delta (a whole weight or two factors, finite, of one dtype of 16 bits or more): "
+            f"{where}: not a weight delta (a weight or two factors: not empty, finite, one dtype of 16 bits or more): "
             f"name {name!r}, tensors {kinds}; it is damaged, or no edit of ours"
         )
     return WeightDelta(name=name, **tensors)
 
 
 def _is_numbers(value: Tensor) -> bool:
-    return value.is_floating_point() and value.element_size() > 1 and bool(value.isfinite().all())
+    return value.is_floating_point() and value.element_size() > 1 and value.numel() > 0 and _is_finite(value)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
 
 
 def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
@@ -249,6 +256,8 @@ def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
             raise ValueError(f"{key} is {raw[key]!r:.40}")
     if not raw["deltas"]:
         raise ValueError("it changes no weight (no deltas)")
+    if not raw["requests"]:
+        raise ValueError("it is of no request")
     memory = raw.get("memory", [])
     if not all(isinstance(text, str) for text in raw["contexts"]) or not isinstance(memory, list):
         raise ValueError("contexts or memory are not lists of texts")

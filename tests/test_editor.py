@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import build, rome_hparams, same, states, tokenizer
 from easyeditor import BaseEditor, EditRequest
 from easyeditor.dataset.formats import parse, read_request
 from easyeditor.dataset.sentences import OFFICIAL, OWN, load_sentences, read_sentences
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.replay import row_forward
@@ -279,6 +280,14 @@ def test_of_two_contradicting_flags_sequential_edit_decides(kept: bool, caplog: 
         ({"rephrase_prompts": ["a", [""]]}, ["request 1", "rephrase_prompts"]),
         ({"rephrase_prompts": ["a", 5]}, ["request 1", "rephrase_prompts"]),
         ({"locality_inputs": {"near": {"prompt": ["a", "b"]}}}, ["locality_inputs['near']", "ground_truth"]),
+        ({"locality_inputs": 5}, ["locality_inputs must be", "found 5"]),
+        ({"portability_inputs": ["a"]}, ["portability_inputs must be", "found ['a']"]),
+        ({"locality_inputs": {"near": {"prompt": 5, "ground_truth": "a"}}}, ["locality_inputs['near'] must be", "5"]),
+        ({"target_new": 5}, ["target_new must be a text or a list, found 5"]),
+        ({"prompts": {"a": "b"}}, ["prompts must be a text or a list"]),
+        ({"subject": b"a"}, ["subject must be a text or a list"]),
+        ({"rephrase_prompts": 5}, ["rephrase_prompts must be a text or a list"]),
+        ({"ground_truth": True}, ["ground_truth must be a text or a list"]),
         ({"locality_inputs": {"near": {"prompt": ["a"], "ground_truth": ["b"]}}}, ["'near'", "1 prompts", "2 edits"]),
         (
             {"locality_inputs": {"near": {"prompt": ["a", ["b", "c"]], "ground_truth": ["a", ["b"]]}}},
@@ -903,3 +912,32 @@ def moved(editor: Any, request: Any, layer: int) -> bool:
     forward = row_forward(editor.method.parts, editor.method.parts.mlp(layer), layer, [rows[:1]], replay=False)
     still, pushed = (forward(value + torch.zeros_like(forward.initial_BD)) for value in (0.0, 5.0))
     return not torch.equal(still, pushed)
+
+
+ASKED = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
+
+
+@pytest.mark.parametrize("mode", ["autocast", "inference_mode"])
+def test_modes_of_torch_that_change_an_edit_are_refused(mode: str) -> None:
+    editor = editor_of()
+    edit = editor.compute(ASKED)
+    before = editor.fingerprint()
+    asked: list[Callable[[], Any]] = [
+        *(editor_of, lambda: editor.compute(ASKED), lambda: editor.compute_each([ASKED])),
+        *(lambda: editor.commit(edit), editor.perplexity, lambda: editor.examine(ASKED)),
+        *(lambda: editor.applied(edit).__enter__(), lambda: editor.revert(edit), editor.revert_all),
+    ]
+    for ask in asked:
+        block: Any = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else torch.inference_mode()
+        with pytest.raises(ConfigError, match=f"inside torch.{mode}"), block:
+            ask()
+    assert editor.fingerprint() == before
+    with torch.no_grad():
+        assert editor.compute(ASKED).sha256() == edit.sha256()
+
+
+def test_a_model_made_for_inference_alone_is_refused() -> None:
+    with torch.inference_mode():
+        model = build("llama")
+    with pytest.raises(ModelError, match="was made inside torch"):
+        BaseEditor(rome_hparams((model, tokenizer())))

@@ -163,7 +163,14 @@ def test_a_saved_edit_reads_back(saved: Path) -> None:
             {"format": "1"},
         ),
         *({"contexts": "text"}, {"contexts": [3]}, {"seconds": "3"}, {"seconds": None}, {"method": 5}),
-        *({"model_fingerprint": 7}, {"hparams": []}, {"memory": "x"}, {"memory": ["x"]}),
+        *(
+            {"model_fingerprint": 7},
+            {"hparams": []},
+            {"memory": "x"},
+            {"memory": ["x"]},
+            {"requests": []},
+            {"deltas": []},
+        ),
     ],
     ids=str,
 )
@@ -189,6 +196,11 @@ def with_factor(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Cal
         pytest.param(with_factor("1.right", torch.Tensor.int), id="integers"),
         pytest.param(lambda tensors: tensors.update({"2.full": torch.ones(3, 4)}), id="surplus"),
         pytest.param(lambda tensors: tensors.pop("1.left"), id="missing"),
+        pytest.param(
+            lambda tensors: tensors.update({"1.left": torch.ones(3, 0), "1.right": torch.ones(0, 4)}), id="rank-0"
+        ),
+        pytest.param(lambda tensors: tensors.update({"1.left": torch.ones(0, 1)}), id="no-rows"),
+        pytest.param(with_factor("1.right", lambda t: t[0, 0]), id="a-number"),
     ],
 )
 def test_the_factors_of_a_saved_edit_are_numbers_of_one_kind(saved: Path, change: Callable[[Any], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from easyeditor.dataset.formats import make_request
@@ -24,13 +24,15 @@ def requests_from_columns(
 ) -> list[EditRequest]:
     """EasyEdit's parallel lists as requests. Raises DataError when their lengths differ, and for a subject that is not
     in its prompt where the method needs it."""
-    listed = _listed(prompts)
+    listed = _listed(prompts, "prompts")
     count = len(listed)
     columns: dict[str, list[Any]] = {
-        "subject": [None] * count if subject is None else _listed(subject),
-        "target_new": _listed(target_new),
-        "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth),
-        "rephrase_prompts": [None] * count if rephrase_prompts is None else _listed(rephrase_prompts),
+        "subject": [None] * count if subject is None else _listed(subject, "subject"),
+        "target_new": _listed(target_new, "target_new"),
+        "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth, "ground_truth"),
+        "rephrase_prompts": [None] * count
+        if rephrase_prompts is None
+        else _listed(rephrase_prompts, "rephrase_prompts"),
     }
     for key, values in columns.items():
         if len(values) != count:
@@ -60,10 +62,12 @@ def _spread(inputs: Mapping[str, Any] | None, count: int, kind: str, reading: Re
     """``{key: {"prompt": […N], "ground_truth": […N]}}`` as one mapping per prompt; an entry may be None or a list."""
     where = f"{kind}_inputs"
     asked: list[list[Asked]] = [[] for _ in range(count)]
+    if not isinstance(inputs, Mapping | None):
+        raise DataError(f"{where} must be {{name: {{'prompt': […], 'ground_truth': […]}}}}, found {inputs!r:.60}")
     for key, probe in (inputs or {}).items():
         if not isinstance(probe, Mapping) or not {"prompt", "ground_truth"} <= probe.keys():
             raise DataError(f"{where}[{key!r}] must have 'prompt' and 'ground_truth', found {probe!r}")
-        prompts, answers = _listed(probe["prompt"]), _listed(probe["ground_truth"])
+        prompts, answers = (_listed(probe[part], f"{where}[{key!r}]") for part in ("prompt", "ground_truth"))
         if prompts == answers == []:  # as EasyEdit's examples pass a kind of probe that the data does not have
             continue
         if len(prompts) != count or len(answers) != count:
@@ -76,5 +80,7 @@ def _spread(inputs: Mapping[str, Any] | None, count: int, kind: str, reading: Re
     return [answered(probes, kind, reading) for probes in asked]
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: Any, name: str) -> list[Any]:
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable | None):
+        raise DataError(f"edit(): {name} must be a text or a list, found {value!r:.60}")
     return [value] if value is None or isinstance(value, str) else list(value)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from easyeditor.errors import ModelError
+from easyeditor.errors import ConfigError, ModelError
 from easyeditor.files import parse_json
 from easyeditor.lm.architectures import is_encoder, is_old_buffer
 from easyeditor.lm.tokens import tell_unembedded
@@ -74,9 +74,20 @@ def _check_files(path: str) -> None:
         )
 
 
+def check_modes() -> None:
+    """Raise ConfigError inside torch's autocast, which would compute an edit in a narrower dtype, or inference_mode,
+    which lets nothing be computed."""
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise ConfigError("inside torch.autocast edits and measurements are not the same; leave it, and load the dtype")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("inside torch.inference_mode no edit can be made; leave it (torch.no_grad may stay)")
+
+
 def check_in_memory(path: str, model: PreTrainedModel) -> None:
     """Raise ModelError for weights that were left on disk or in the CPU's memory beside a GPU model: they are fetched
     for each forward, so an edit of them would be lost."""
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ModelError(f"{path}: was made inside torch.inference_mode, so it cannot be edited; load it outside")
     left = [name for name, weight in model.named_parameters() if weight.is_meta]
     if left:
         raise ModelError(
