@@ -62,7 +62,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from easyeditor.cli import quiet_transformers
-        from easyeditor.lm.architectures import anatomy
+        from easyeditor.lm.discover import anatomy
         from easyeditor.lm.loading import load
         from easyeditor.lm.tokens import encode
         from easyeditor.stats.corpus import open_corpus

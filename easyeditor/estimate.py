@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.hparams import HyperParams
-from easyeditor.lm.architectures import Anatomy, anatomy
+from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.budget import GRADIENT_COST, PLANNED, USUAL_TOKENS, token_bytes
 from easyeditor.lm.checks import check_config
+from easyeditor.lm.discover import anatomy
 
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")

@@ -546,7 +546,7 @@ def prepare(root: Path) -> None:
     import torch
     from conftest import build
 
-    from easyeditor.lm.architectures import anatomy
+    from easyeditor.lm.discover import anatomy
     from easyeditor.methods.mend.archive import write_archive
     from easyeditor.methods.mend.hparams import MENDHyperParams
     from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights

@@ -14,8 +14,8 @@ from conftest import CONTEXTS, build, rome_hparams, tokenizer
 from easyeditor import BaseEditor, EditRequest
 from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import PerplexityProbe
-from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import free_bytes, tokens_for
+from easyeditor.lm.discover import anatomy
 from easyeditor.methods.rome.method import ROME
 from easyeditor.runs import single
 from easyeditor.runs.mass import stored

@@ -38,8 +38,8 @@ from easyeditor.errors import ConfigError, ModelError
 from easyeditor.estimate import advice, estimate
 from easyeditor.evaluate.perplexity import NLL_SLICE, PerplexityProbe
 from easyeditor.evaluate.scoring import score
-from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load, save
 from easyeditor.lm.scored import line

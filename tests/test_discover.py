@@ -19,8 +19,8 @@ from easyeditor.analysis import __main__ as analysis
 from easyeditor.analysis.tools.safety import safety_of
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, ModelError
-from easyeditor.lm.architectures import anatomy, attention_of
-from easyeditor.lm.discover import discover, module_name, replay_checked
+from easyeditor.lm.architectures import attention_of
+from easyeditor.lm.discover import anatomy, discover, module_name, replay_checked
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.prefixes import caches
 from easyeditor.lm.tokens import model_inputs

@@ -12,8 +12,8 @@ from conftest import build, tokenizer
 from easyeditor import estimate as estimating
 from easyeditor.cli import memory
 from easyeditor.estimate import GIB, estimate
-from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import PLANNED, tokens_for
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import save
 from easyeditor.methods.registry import load_hparams
 

@@ -23,7 +23,8 @@ from test_seam import FACTS, lines, timeless
 import mass_edit
 from easyeditor import BaseEditor, load_hparams
 from easyeditor.errors import ConfigError, ModelError
-from easyeditor.lm.architectures import Architecture, anatomy
+from easyeditor.lm.architectures import Architecture
+from easyeditor.lm.discover import anatomy
 from easyeditor.methods.mend.archive import write_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights

@@ -23,7 +23,7 @@ from easyeditor.dataset.sentences import read_sentences
 from easyeditor.errors import ConfigError, DataError, EasyEditorError, NumericalError, StatsError
 from easyeditor.files import read_json
 from easyeditor.hparams import read_json_list
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import load
 from easyeditor.methods.mend.archive import read_archive, write_archive
 from easyeditor.methods.mend.convert import load_tensors

@@ -15,8 +15,8 @@ from fake_runs import edit
 from easyeditor.easyedit import BaseEditor
 from easyeditor.errors import ConfigError, StatsError
 from easyeditor.evaluate.registry import evaluate
-from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, encode
 from easyeditor.lm.weights import applied
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams

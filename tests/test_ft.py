@@ -20,7 +20,7 @@ import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, cli
 from easyeditor.errors import ConfigError, DataError, NumericalError
 from easyeditor.hparams import field_types
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode, spaced
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import called_with, trainable

@@ -12,7 +12,7 @@ from conftest import relative
 from easyeditor import EditRequest
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import encode, without_bos
 from easyeditor.methods.locate.rows import target_rows

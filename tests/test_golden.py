@@ -19,7 +19,7 @@ from easyeditor.dataset.sentences import DATA, OWN, read_sentences
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode, lookup_index, target_ids
 from easyeditor.lm.weights import applied
 from easyeditor.methods.rome.method import ROME

@@ -19,7 +19,8 @@ import mass_edit
 from easyeditor import BaseEditor, EditRequest
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
-from easyeditor.lm.architectures import Anatomy, anatomy
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.many import SideBySide, why_alone
 from easyeditor.lm.weights import applied
 from easyeditor.records import WeightDelta

@@ -12,7 +12,7 @@ from golden_numbers import MODELS, TOLERANCE, as_stored, folder, pair, read, req
 
 from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
 from easyeditor.errors import ConfigError, DataError, StatsError
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.weights import applied
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from easyeditor import BaseEditor, EditRequest, MENDHyperParams
 from easyeditor.errors import ConfigError, DataError, ModelError
-from easyeditor.lm.architectures import Anatomy, anatomy
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.scored import Batch, line, nll, scored_logits
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.mend.archive import read_archive, write_archive

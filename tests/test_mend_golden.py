@@ -11,7 +11,7 @@ import torch
 from conftest import relative
 from golden_numbers import MODELS, TOLERANCE, fold, pair, read, tensors
 
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.weights import frozen
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights, nonzero_rows

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import pretrain_mend
 from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, ZsreDataset, cli
 from easyeditor.errors import ConfigError, DataError, NumericalError, OutputError
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.results.journal import read_journal
 from easyeditor.results.run import TRAINING

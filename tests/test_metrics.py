@@ -27,7 +27,7 @@ from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.registry import GROUPS, METRICS, Evaluation, chosen, evaluate
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.export.harness.tasks import mean_of_records
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import applied

@@ -15,7 +15,7 @@ from test_replay import MIXED, REQUESTS, model
 
 from easyeditor import EditRequest
 from easyeditor.lm import recording
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.hooks import second_position_first
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, encode

@@ -17,9 +17,9 @@ from easyeditor import EditRequest
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm import architectures
-from easyeditor.lm.architectures import anatomy
 from easyeditor.lm.attention import NAME, short_attention
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.replay import PlainForward, ReplayForward, row_forward
 from easyeditor.lm.tokens import Row, encode, model_inputs, token_batches

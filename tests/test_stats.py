@@ -20,7 +20,7 @@ import easyeditor.stats.__main__ as stats_main
 from easyeditor import estimate
 from easyeditor.dataset.sentences import read_sentences
 from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import sample
 from easyeditor.stats.collect import FAST_WINDOW, Pace, Settings, collect

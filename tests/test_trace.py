@@ -25,7 +25,8 @@ from easyeditor.analysis.tools.tracing import (
     known_facts,
 )
 from easyeditor.easyedit import BaseEditor
-from easyeditor.lm.architectures import Anatomy, anatomy
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode, target_ids
 from easyeditor.methods.rome.method import ROME
 from easyeditor.records import EditRequest

@@ -24,7 +24,7 @@ from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, Weigh
 from easyeditor.errors import DataError, NumericalError, OutputError
 from easyeditor.files import plain
 from easyeditor.lm import weights
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.ledger import Ledger
 from easyeditor.methods.ft.method import FT
 from easyeditor.methods.rome.method import ROME

@@ -27,7 +27,7 @@ from easyeditor.evaluate.generation import normalised
 from easyeditor.evaluate.judge import KEY, MODEL, NO_JUDGE, URL, judge_named, verdicts
 from easyeditor.evaluate.metric import Answers, Settings
 from easyeditor.evaluate.registry import GROUPS, METRICS, evaluate
-from easyeditor.lm.architectures import anatomy
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.generate import Generated
 from easyeditor.lm.weights import applied
 from easyeditor.report.wild import wild_table

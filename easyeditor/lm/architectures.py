@@ -160,38 +160,9 @@ class Anatomy:
         return int(match.group(1)) if match else None
 
 
-def anatomy(
-    model: PreTrainedModel, *, block: str | None = None, mlp: str | None = None, rewrite: str | None = None
-) -> Anatomy:
-    """Find a model's parts: by the templates a YAML gives (which win and must exist in the model), by its type, or
-    from its module tree.
-
-    Raises:
-        ConfigError: a template that names no module of this model.
-        ModelError: the rewrite module is no Linear or Conv1D layer; all layers are mixtures of experts; not found.
-    """
-    known = ARCHITECTURES.get(model.config.model_type)
-    if known is None and not (block and mlp and rewrite):
-        from easyeditor.lm.discover import discover  # which imports this module
-
-        base = discover(model)
-    else:
-        base = known or Architecture(block="", mlp="", rewrite="")
-    found = Architecture(
-        block=block or base.block,
-        mlp=mlp or base.mlp,
-        rewrite=rewrite or base.rewrite,
-        replay=known is not None and block in (None, known.block),
-        mlp_adds=known is not None and known.mlp_adds and mlp in (None, known.mlp),
-    )
-    parts = Anatomy(model=model, architecture=found)
-    _check_template(model, "layer_module_tmp", found.block, 0)
-    first = next(iter(parts.dense), 0)
-    parts.check_dense([first])
-    _check_template(model, "mlp_module_tmp", found.mlp, first)
-    _check_template(model, "rewrite_module_tmp", found.rewrite, first)
-    weight_is_transposed(parts.rewrite(first))
-    return parts
+def tabled(model: PreTrainedModel) -> Architecture | None:
+    """The table's row for a model's type; None for a type that is not known."""
+    return ARCHITECTURES.get(model.config.model_type)
 
 
 def experts_in(block: nn.Module, width: int) -> str | None:
@@ -282,7 +253,8 @@ def attention_reach(parts: Anatomy, layer: int) -> float:
     return sum((window - 1.0 if kind == "sliding_attention" else math.inf for kind in later), 0.0)
 
 
-def _check_template(model: PreTrainedModel, key: str, template: str, layer: int) -> None:
+def check_template(model: PreTrainedModel, key: str, template: str, layer: int) -> None:
+    """Raise ConfigError, with a near name, unless `template` names a module of this model at `layer`."""
     modules = {name for name, _ in model.named_modules()}
     if template.format(layer) in modules:
         return

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import ModelError
-from easyeditor.lm.architectures import Anatomy, Architecture
+from easyeditor.lm.architectures import Anatomy, Architecture, check_template, tabled, weight_is_transposed
 from easyeditor.lm.hooks import tapped
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.replay import PlainForward, ReplayForward
@@ -37,6 +37,36 @@ class _Call:
     inputs: int
     outputs: int
     axes: int
+
+
+def anatomy(
+    model: PreTrainedModel, *, block: str | None = None, mlp: str | None = None, rewrite: str | None = None
+) -> Anatomy:
+    """Find a model's parts: by the templates a YAML gives (which win and must exist in the model), by its type, or
+    from its module tree.
+
+    Raises:
+        ConfigError: a template that names no module of this model.
+        ModelError: the rewrite module is no Linear or Conv1D layer; all layers are mixtures of experts; not found.
+    """
+    known = tabled(model)
+    given = block and mlp and rewrite
+    base = known or (Architecture(block="", mlp="", rewrite="") if given else discover(model))
+    found = Architecture(
+        block=block or base.block,
+        mlp=mlp or base.mlp,
+        rewrite=rewrite or base.rewrite,
+        replay=known is not None and block in (None, known.block),
+        mlp_adds=known is not None and known.mlp_adds and mlp in (None, known.mlp),
+    )
+    parts = Anatomy(model=model, architecture=found)
+    check_template(model, "layer_module_tmp", found.block, 0)
+    first = next(iter(parts.dense), 0)
+    parts.check_dense([first])
+    check_template(model, "mlp_module_tmp", found.mlp, first)
+    check_template(model, "rewrite_module_tmp", found.rewrite, first)
+    weight_is_transposed(parts.rewrite(first))
+    return parts
 
 
 def discover(model: PreTrainedModel) -> Architecture:

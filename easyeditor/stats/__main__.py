@@ -126,7 +126,7 @@ def main() -> int:
         print(to_json(planned(args, wanted, device), indent=1))
         return 0
 
-    from easyeditor.lm.architectures import anatomy
+    from easyeditor.lm.discover import anatomy
     from easyeditor.lm.loading import load
     from easyeditor.methods.locate.statistics import COLLECTING
     from easyeditor.stats.collect import Pace

@@ -35,7 +35,7 @@ def main() -> int:
     """Convert."""
     args = arguments()
 
-    from easyeditor.lm.architectures import anatomy
+    from easyeditor.lm.discover import anatomy
     from easyeditor.lm.loading import load
     from easyeditor.methods.mend.archive import write_archive
     from easyeditor.methods.mend.convert import read_upstream

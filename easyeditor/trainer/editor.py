@@ -17,7 +17,8 @@ from torch import Tensor
 
 from easyeditor.errors import ConfigError, NumericalError
 from easyeditor.files import to_json
-from easyeditor.lm.architectures import anatomy, max_positions
+from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import load
 from easyeditor.lm.precision import products
 from easyeditor.lm.prompting import Prompting

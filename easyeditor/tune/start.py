@@ -16,8 +16,8 @@ from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import begins_with_bos
 from easyeditor.hparams import HyperParams, field_types
 from easyeditor.lm import embedded
-from easyeditor.lm.architectures import Anatomy, anatomy, attention_of, type_of
-from easyeditor.lm.discover import discover, module_name, replay_checked
+from easyeditor.lm.architectures import Anatomy, attention_of, type_of
+from easyeditor.lm.discover import anatomy, discover, module_name, replay_checked
 from easyeditor.lm.loading import load
 from easyeditor.methods.hparams import LayerHyperParams
 from easyeditor.methods.locate.hparams import LocateHyperParams

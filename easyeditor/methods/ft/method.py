@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, ModelError
-from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
+from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, check_length
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import difference, frozen, trainable

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, DataError
-from easyeditor.lm.architectures import Anatomy, anatomy, attention_reach, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import Anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget, free_bytes, tokens_for
-from easyeditor.lm.discover import replay_checked
+from easyeditor.lm.discover import anatomy, replay_checked
 from easyeditor.lm.recording import SharedStarts
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length, encode

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError
 from easyeditor.lm.adapters import AdapterSettings, adapted
-from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, check_length
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import frozen

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import NumericalError
-from easyeditor.lm.architectures import Anatomy, anatomy, max_positions
+from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
 from easyeditor.lm.tokens import check_length

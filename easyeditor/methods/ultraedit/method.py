@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, DataError, NumericalError
-from easyeditor.lm.architectures import Anatomy, anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
+from easyeditor.lm.discover import anatomy
 from easyeditor.lm.factors import gradient_factors
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
