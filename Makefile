@@ -22,6 +22,8 @@ refused = $(error $(1) is $(if $(2),Python $(2),no Python that runs here); this 
 install one (for example apt install python3.12 python3.12-venv)$(3) and run: PYTHON=python3.12 make edit)
 supported = $(if $(filter $(SUPPORTED),$(2)),,$(call refused,$(1),$(2),$(3)))
 
+test quick kills fuzz mutants: export OMP_NUM_THREADS := 1
+
 .PHONY: edit test quick check wheels isa kills fuzz bench mutants env clean
 
 edit: $(VENV)/.installed
@@ -33,7 +35,7 @@ test: $(VENV)/.installed-dev check
 	$(PY) -m pytest -n 2 -m "not embedded" --junitxml .pytest_cache/tiny.xml
 	@echo "== tests on pretended GPUs"
 	$(PY) -m pytest -n 2 tests/test_devices.py --junitxml .pytest_cache/devices.xml
-	@echo "== tests on the embedded model (fetched on first use)"
+	@echo "== tests on the embedded model, one thread (fetched on first use)"
 	$(PY) -m pytest -m embedded --junitxml .pytest_cache/embedded.xml
 	@$(PY) tools/skipped.py .pytest_cache/tiny.xml .pytest_cache/devices.xml .pytest_cache/embedded.xml
 

@@ -141,13 +141,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models, where threads only wait for each other; all cores for the embedded models.
-
-    TEST_THREADS says otherwise (`make isa`).
-    """
-    usual = (os.cpu_count() or 1) if REAL & set(request.fixturenames) else 1
-    torch.set_num_threads(int(os.environ.get("TEST_THREADS", usual)))
+def _threads() -> None:
+    """One thread: on a machine that others use too, threads wait for each other. TEST_THREADS says otherwise
+    (`make isa`)."""
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", 1)))
 
 
 @pytest.fixture

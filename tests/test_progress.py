@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pty
+import runpy
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -126,3 +128,16 @@ def test_a_terminal_gets_our_styles_and_not_those_of_data() -> None:
     assert "\x1b[1m" in text
     assert "\x1b[31m" not in text
     assert set(OBEYED.findall(text)) == {"\x1b", "\r"}
+
+
+def test_an_installation_counts_what_arrives_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """pip writes what it fetches to a folder of its own, and over https a second time to a file for its cache."""
+    install = runpy.run_path(str(ROOT / "tools/install.py"))
+    told = install["Told"]()
+    (tmp_path / "pip-unpack-x").mkdir()
+    for size, said in ((0, "waiting for the package index"), (3_000_000, "3 MB fetched")):
+        for name in ("pip-unpack-x/torch.whl", "tmpx"):
+            (tmp_path / name).write_bytes(b"0" * size)
+        told._last -= install["EVERY_SECONDS"]
+        told.beat(tmp_path, tmp_path)
+        assert said in capsys.readouterr().out

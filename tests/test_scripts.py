@@ -504,3 +504,16 @@ def test_in_a_process_of_its_own(models: Path, tmp_path: Path) -> None:
     assert strict(done.stdout)["collapse"]["collapsed"] is True
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_wait_without_spinning_unless_told(given: str | None) -> None:
+    """libgomp reads the setting when torch is loaded, so it is made before."""
+    code = (
+        "import os, sys, single_case_edit as s, easyeditor.cli as c\n"
+        "c.run(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules) or 0)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.stdout == f"{given or 'passive'} False\n"

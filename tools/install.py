@@ -43,7 +43,10 @@ class Told:
         if self.installing:
             self.say(f"installing {self.installing} packages: {_megabytes(packages):,.0f} MB on disk")
         else:
-            self.say(f"{_megabytes(scratch):,.0f} MB fetched")
+            fetched = sum(
+                _megabytes(folder) for folder in scratch.iterdir() if folder.is_dir()
+            )  # files: cache's copies
+            self.say(f"{fetched:,.0f} MB fetched" if fetched >= 0.5 else "waiting for the package index")
 
 
 def main(arguments: list[str]) -> int:
