@@ -52,6 +52,9 @@ class HyperParams:
     take the answer as the beginning of the assistant's (`lm/prompting.py`)."""
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the chat template is told beside the turns, such as `{enable_thinking: false}` (EasyEdit's key)."""
+    target_space: Literal["auto", "always", "never"] = "auto"
+    """Is there a space between a prompt and its target? `auto`: as in running text (none behind an opening bracket, in
+    Chinese …: `lm/joining.py`); `always`: EasyEdit's rule; `never`: the target brings its own."""
     target_eos: bool = False
     """End the target with the tokenizer's EOS, so that the model learns to stop there, and score it so."""
     replay: bool | Literal["check"] = True

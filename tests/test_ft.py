@@ -21,7 +21,8 @@ from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, cli
 from easyeditor.errors import ConfigError, DataError, NumericalError
 from easyeditor.hparams import field_types
 from easyeditor.lm.discover import anatomy
-from easyeditor.lm.tokens import encode, spaced
+from easyeditor.lm.joining import spaced
+from easyeditor.lm.tokens import encode
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import called_with, trainable
 from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, row_losses, training_row

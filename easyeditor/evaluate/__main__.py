@@ -54,6 +54,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--chat-template", action="store_true", help="prompts through the tokenizer's chat template")
     p.add_argument("--chat-template-kwargs", metavar="JSON", help='what it is told: {"enable_thinking": false} …')
     p.add_argument("--target-eos", action="store_true", help="score an EOS after every answer too")
+    spaces, own = ("auto", "always", "never"), "what --edit was made with, else auto"
+    p.add_argument("--target-space", choices=spaces, help=f"is a space put before an answer? (default: {own})")
     p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
     p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
     p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
@@ -112,7 +114,10 @@ def main() -> int:
         seed=args.seed,
         batch_tokens=args.batch_tokens,
         prompting=Prompting(
-            chat=args.chat_template, eos=args.target_eos, template_kwargs=json.dumps(told, sort_keys=True)
+            chat=args.chat_template,
+            eos=args.target_eos,
+            space=args.target_space or hparams.get("target_space", "auto"),
+            template_kwargs=json.dumps(told, sort_keys=True),
         ),
         judge=judge_for(names),
     )

@@ -9,6 +9,8 @@ from typing import Any
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
+from easyeditor.lm.joining import joined
+from easyeditor.lm.prompting import Prompting
 from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.collapse import Collapse
 from easyeditor.results.record import EditRecord, LayerNumbers
@@ -99,7 +101,14 @@ def edit_record(
             for when, state in (("before", base), ("after", after))
             if state.evaluation.names
         },
+        target_space=_space(request, after.evaluation.settings[number].prompting),
     )
+
+
+def _space(request: EditRequest, prompting: Prompting) -> str:
+    """White space between a request's prompt and its target; a chat's answer has the usual one, whatever that is."""
+    said = " " if prompting.chat else joined(request.prompt, request.target_new, prompting.space)[1]
+    return said[: len(said) - len(said.lstrip())]
 
 
 def _plain(report: PerplexityReport | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.errors import ModelError
 from easyeditor.files import parse_json
 from easyeditor.hparams import HyperParams
+from easyeditor.lm.joining import Space
 
 _DAY = {"%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%m": "07", "%d": "26", "%-d": "26", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
@@ -40,6 +41,8 @@ class Prompting:
 
     chat: bool = False
     eos: bool = False
+    space: Space = "auto"
+    """Of `target_space`: what stands between a prompt and its answer where they are no turns of a chat."""
     template_kwargs: str = "{}"
     """What the template is told beside the turns (`enable_thinking` …), as JSON: a decoding is a key of mappings."""
 
@@ -47,7 +50,7 @@ class Prompting:
     def of(cls, hparams: HyperParams) -> Prompting:
         """What the hyper-parameters say."""
         said = json.dumps(hparams.chat_template_kwargs, sort_keys=True)
-        return cls(chat=hparams.chat_template, eos=hparams.target_eos, template_kwargs=said)
+        return cls(hparams.chat_template, hparams.target_eos, hparams.target_space, said)
 
     def checked(self, tok: PreTrainedTokenizerBase) -> Prompting:
         """Itself. Raises ModelError if the tokenizer lacks what it needs."""

@@ -29,7 +29,8 @@ class Line:
 def line(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting: Prompting = PLAIN) -> Line:
     """A prompt continued by a target, every target token scored where it is predicted.
 
-    The target's ids are those it has in the text, with one space before it: what the model reads is what is scored.
+    The target's ids are those it has in the text, behind the space that belongs there (`lm/joining.py`): what the model
+    reads is what is scored.
 
     Raises:
         DataError: the target has no tokens.

@@ -1,4 +1,4 @@
-"""Text to token ids: the one place for target spacing, lookup tokens, special tokens and padding.
+"""Text to token ids: the one place for prompts and targets, lookup tokens, special tokens and padding.
 
 Prompts and targets are joined as ids, never as decoded text, so a target may be cut inside a character. Rows are padded
 on the right here whatever the tokenizer's own side, and positions are explicit, so neither matters to any number.
@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.errors import ConfigError, DataError, ModelError
-from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn
+from easyeditor.lm.joining import joined, opening
+from easyeditor.lm.prompting import PLAIN, Prompting, Turn, assistant_text, user_turn
 
 SLOT = "{}"
 _UNEMBEDDED = "easyeditor_unembedded"  # of a tokenizer: special tokens beyond the model's embeddings
@@ -31,10 +32,18 @@ class Row:
     scored: tuple[int, ...] = ()
 
 
-def encode(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting = PLAIN) -> list[int]:
-    """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones. In a chat those
-    of the user's turn, up to where the assistant's begins."""
-    return _ids(tok, user_turn(tok, text, prompting).text if prompting.chat else text, prompting)
+def encode(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting | None = None) -> list[int]:
+    """Ids of a text that starts a sequence: with leading special tokens (BOS), without trailing ones.
+
+    With a `prompting` the text is a prompt, ready for its target: the last blank goes to that; in a chat it is the
+    user's turn, up to where the assistant's begins.
+    """
+    chat = prompting is not None and prompting.chat
+    return _ids(tok, text if prompting is None else _prompt(tok, text, prompting).text, chat=chat)
+
+
+def _prompt(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting) -> Turn:
+    return user_turn(tok, text, prompting) if prompting.chat else Turn(opening(text, prompting.space), 0)
 
 
 def tell_unembedded(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
@@ -54,9 +63,9 @@ def _known(tok: PreTrainedTokenizerBase, ids: list[int], text: str) -> list[int]
     return ids
 
 
-def _ids(tok: PreTrainedTokenizerBase, text: str, prompting: Prompting) -> list[int]:
+def _ids(tok: PreTrainedTokenizerBase, text: str, *, chat: bool) -> list[int]:
     """Ids of a whole text; a templated one brings its special tokens along."""
-    if prompting.chat:
+    if chat:
         return _known(tok, list(tok(text, add_special_tokens=False)["input_ids"]), text)
     encoded = tok(text, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
@@ -81,29 +90,32 @@ def without_bos(tok: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return bare
 
 
-def spaced(target: str) -> str:
-    """The target with one space before it, unless it brings whitespace of its own: one rule for all."""
-    return target if target[:1].isspace() else " " + target
-
-
 def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting: Prompting = PLAIN) -> list[int]:
     """Ids of `target` as they follow `prompt`: the tail of the tokenised whole, so no BOS can stand between them.
 
-    Where the tokenizer merges across the border, the target is encoded alone instead. An EOS, if wanted, is the last.
+    Where the tokenizer merges across the border, the target is encoded alone instead; one that begins without white
+    space behind a line's end, or a tokenizer may put a blank before it. An EOS, if wanted, is the last.
 
     Raises:
         DataError: the target has no tokens.
     """
-    before, after = prompt, spaced(target)
+    before, after = joined(prompt, target, prompting.space)
     if prompting.chat:
         before, after = user_turn(tok, prompt, prompting).text, assistant_text(tok, prompt, target, prompting)
-    whole, head = _ids(tok, before + after, prompting), _ids(tok, before, prompting)
-    ids = whole[len(head) :] if whole[: len(head)] == head else None
+    ids = _behind(tok, before, after, chat=prompting.chat)
+    if not ids and not after[:1].isspace():
+        ids = _behind(tok, "\n", after, chat=prompting.chat)
     if not ids:
         ids = _known(tok, list(tok(after, add_special_tokens=False)["input_ids"]), target)
     if not ids:
         raise DataError(f"target {target!r} has no tokens in this tokenizer")
     return [*ids, int(tok.eos_token_id)] if prompting.eos else ids
+
+
+def _behind(tok: PreTrainedTokenizerBase, before: str, after: str, *, chat: bool) -> list[int]:
+    """Ids of `after` in the tokenised whole; none where the tokenizer merges across the border."""
+    whole, head = _ids(tok, before + after, chat=chat), _ids(tok, before, chat=chat)
+    return whole[len(head) :] if whole[: len(head)] == head else []
 
 
 def lookup_index(
@@ -120,13 +132,11 @@ def lookup_index(
     `subject_first_after_last` the one after (the last one if nothing follows), `last` the prompt's last token: in a
     chat the last one before the assistant's turn.
     """
-    text, offset = before + subject + after, 0
-    ids = encode(tok, text, prompting)
+    turn = _prompt(tok, before + subject + after, prompting)
+    text, offset = turn.text, turn.offset
+    ids = _ids(tok, text, chat=prompting.chat)
     if fact_token == "last":
         return len(ids) - 1
-    if prompting.chat:
-        turn = user_turn(tok, text, prompting)
-        text, offset = turn.text, turn.offset
     first_char = offset + len(before) + len(subject) - len(subject.lstrip())
     last_char = offset + len(before) + len(subject.rstrip()) - 1
     if fact_token == "subject_first":
@@ -191,8 +201,7 @@ def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
 
 def _token_holding(tok: PreTrainedTokenizerBase, text: str, char: int, prompting: Prompting, *, first: bool) -> int:
     if not tok.is_fast:
-        # A slow tokenizer has no offsets: count the tokens of the text up to the character.
-        return len(_ids(tok, text[: char + 1], prompting)) - 1
+        return _counted(tok, text, char, prompting, first=first)
     encoded: Any = tok(
         text,
         add_special_tokens=not prompting.chat,
@@ -209,3 +218,19 @@ def _token_holding(tok: PreTrainedTokenizerBase, text: str, char: int, prompting
     if not holders:
         raise ModelError(f"the tokenizer gives no token for character {char} of {text!r}")
     return min(holders) if first else max(holders)
+
+
+def _counted(tok: PreTrainedTokenizerBase, text: str, char: int, prompting: Prompting, *, first: bool) -> int:
+    """`_token_holding` of a slow tokenizer, which has no offsets: the tokens are read back, one more at a time. The
+    first that holds the character comes when all before it is read, or adds a part of it (which reads as a character
+    or as nothing); the last makes it whole."""
+    ids = _ids(tok, text, chat=prompting.chat)
+    start = len(ids) - len(tok(text, add_special_tokens=False)["input_ids"])
+    read = [str(tok.decode(ids[start : n + 1], clean_up_tokenization_spaces=False)) for n in range(start, len(ids))]
+    if read[-1:] != [text]:  # one that changes the text: as many tokens as the text up to the character has
+        return len(_ids(tok, text[: char + 1], chat=prompting.chat)) - 1
+    before = ["", *read]
+    for n, part in enumerate(read):
+        if (first and before[n].startswith(text[:char])) or (len(part) > char and (first or part[char] == text[char])):
+            return start + n
+    raise AssertionError("the whole text was read back")

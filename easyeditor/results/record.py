@@ -155,6 +155,8 @@ class EditRecord:
     remedy: str | None
     rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, Row] = field(default_factory=dict)
+    target_space: str = " "
+    """White space between the prompt and its target; written where it is not the usual one."""
 
     @property
     def collapsed(self) -> bool | None:
@@ -236,6 +238,7 @@ class EditRecord:
             "remedy": self.remedy,
             "rounding": {name: dict(part) for name, part in self.rounding.items()},
             **({"metrics": every} if every else {}),
+            **({} if self.target_space == " " else {"target_space": self.target_space}),
         }
 
     @staticmethod
@@ -268,6 +271,7 @@ class EditRecord:
                 when: {name: Value.from_json(value) for name, value in row.items()}
                 for when, row in raw.get("metrics", {}).items()
             },
+            target_space=text(raw.get("target_space", " ")),
         )
 
 

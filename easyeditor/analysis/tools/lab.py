@@ -69,9 +69,10 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
         )
     if len(hparams.layers) != 1:
         raise ConfigError(f"layers is {hparams.layers}; the experiments look at one layer, e.g. --set layers=[5]")
-    if hparams.chat_template or hparams.target_eos:
+    if hparams.chat_template or hparams.target_eos or hparams.target_space != "auto":
         raise ConfigError(
-            "chat_template or target_eos is true; the experiments are the papers', on prompts as they stand"
+            "chat_template, target_eos or target_space is set; the experiments are the papers', "
+            "on prompts as they stand"
         )
     return hparams
 

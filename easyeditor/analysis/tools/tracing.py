@@ -20,6 +20,7 @@ from easyeditor.lm.architectures import Anatomy, attention_of
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import Passage, captured, resumed, selected_head, tapped, watched
 from easyeditor.lm.loading import input_device
+from easyeditor.lm.prompting import PLAIN
 from easyeditor.lm.tokens import encode, lookup_index, model_inputs, target_ids
 from easyeditor.lm.weights import frozen
 from easyeditor.records import EditRequest
@@ -71,7 +72,7 @@ def fact_of(tok: Any, request: EditRequest) -> Fact:
     parts = (request.before, request.subject, request.after)
     return Fact(
         request=request,
-        ids=tuple(encode(tok, request.prompt)),
+        ids=tuple(encode(tok, request.prompt, PLAIN)),
         first=lookup_index(tok, *parts, "subject_first"),
         last=lookup_index(tok, *parts, "subject_last"),
         answer=target_ids(tok, request.prompt, request.ground_truth)[0],

@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.errors import ConfigError
-from easyeditor.lm.tokens import spaced, target_ids
+from easyeditor.lm.joining import joined
+from easyeditor.lm.tokens import target_ids
 from easyeditor.records import EditRequest
 from easyeditor.results.values import mean_over_records
 
@@ -67,8 +68,8 @@ def documents(requests: Sequence[EditRequest], tok: PreTrainedTokenizerBase) -> 
         {
             "kind": kind,
             "case": case,
-            "query": prompt,
-            "choices": [spaced(answer) for answer in answers],
+            "query": joined(prompt, answers[0], "auto")[0],
+            "choices": [joined(prompt, answer, "auto")[1] for answer in answers],
             "lengths": [len(target_ids(tok, prompt, answer)) for answer in answers],
             "gold": 0,
         }

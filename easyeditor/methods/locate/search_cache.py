@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from easyeditor.errors import StatsError
 from easyeditor.files import parse_json, write_tensors
+from easyeditor.lm.joining import joined, spaced
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.value_search import Found
 from easyeditor.reading import open_tensors
@@ -40,6 +41,7 @@ class SearchCache:
             settings["chat_template_kwargs"] = hparams.chat_template_kwargs
         if hparams.matmul != "exact":
             settings["matmul"] = hparams.matmul
+        self._space = hparams.target_space
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 
     def read(self, request: EditRequest, device: torch.device) -> Found | None:
@@ -61,4 +63,7 @@ class SearchCache:
 
     def _path(self, request: EditRequest) -> Path:
         what = [request.prompt, request.subject, request.subject_start, request.target_new, *self._identity]
+        said = joined(request.prompt, request.target_new, self._space)
+        if said != (request.prompt, spaced(request.target_new)):  # else the name that such a search always had
+            what.append(said)
         return self._folder / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + ".safetensors")
