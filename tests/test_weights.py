@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, WeightDelta
-from easyeditor.errors import DataError, NumericalError, OutputError
+from easyeditor.errors import ConfigError, DataError, NumericalError, OutputError
 from easyeditor.files import plain
 from easyeditor.lm import weights
 from easyeditor.lm.discover import anatomy
@@ -586,7 +587,7 @@ def test_a_ledger_holds_bounded_memory_and_takes_back_what_lies_in_files(tmp_pat
     edits = [noise(model, layer, scale) for scale, layer in enumerate(names, 1)]
     for number, edit in enumerate(edits):
         saved = (
-            EditResult(method="x", requests=(), deltas=(edit,), traces=()).save(tmp_path / "saved")
+            EditResult(method="x", requests=(BAY,), deltas=(edit,), traces=({},)).save(tmp_path / "saved")
             if number == 4
             else None
         )
@@ -665,3 +666,70 @@ def test_what_rounding_takes_of_an_edit_is_recorded_and_warned_of(
     warned = [r.getMessage() for r in caplog.records if "lost in rounding" in r.getMessage()]
     assert len(warned) == lossy
     assert not warned or (name in warned[0] and "bfloat16" in warned[0])
+
+
+# One owner
+
+
+def moved(model: nn.Module, size: float) -> EditResult:
+    """An edit of one weight, all values alike."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    delta = WeightDelta(name=name, full=torch.full_like(model.get_parameter(name), size))
+    return EditResult(deltas=(delta,), requests=(BAY,), traces=({},), contexts=(), seconds=0.0, method="FT")
+
+
+def test_a_change_while_another_is_open_is_refused_and_nothing_is_lost() -> None:
+    model = build("llama")
+    first, second = editor_of(model), editor_of(model)
+    start, one, two = weights.fingerprint(model), moved(model, 1.0), moved(model, 2.0)
+    first.commit(one)
+    kept = weights.fingerprint(model)
+    for change in (
+        lambda: first.commit(two),
+        lambda: first.revert(one),
+        first.revert_all,
+        lambda: second.commit(two),
+    ):
+        for block in (second.applied(two), first.applied(two), first.original()):
+            with block, pytest.raises(ConfigError, match="leave its block before"):
+                change()
+            assert weights.fingerprint(model) == kept
+    with first.applied(two), second.applied(one), first.original():
+        assert weights.fingerprint(model) == start
+    assert weights.fingerprint(model) == kept
+
+    second.commit(two)
+    both = weights.fingerprint(model)
+    for change in (lambda: first.revert(one), first.revert_all, lambda: first.commit(two), first.original().__enter__):
+        with pytest.raises(ConfigError, match="another editor committed edits to this model later"):
+            change()
+        assert weights.fingerprint(model) == both
+    second.revert(two)
+    assert weights.fingerprint(model) == kept
+    first.commit(two)
+    first.revert_all()
+    assert weights.fingerprint(model) == start
+
+
+def test_blocks_left_in_another_order_or_of_two_threads_leave_the_model_as_it_was() -> None:
+    model = build("llama")
+    editor = editor_of(model)
+    start, one, two = weights.fingerprint(model), moved(model, 1.0), moved(model, 2.0)
+    outer, inner = editor.applied(one), editor.applied(two)
+    outer.__enter__()
+    inner.__enter__()
+    with pytest.raises(ConfigError, match="left before one that was begun inside it"):
+        outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    assert weights.fingerprint(model) == start
+
+    def other() -> None:
+        for change in (editor.applied(two).__enter__, lambda: editor.commit(two)):
+            with pytest.raises(ConfigError, match="another thread"):
+                change()
+
+    with editor.applied(one), ThreadPoolExecutor(1) as pool:
+        pool.submit(other).result()
+    assert weights.fingerprint(model) == start
+    with editor.applied(one), editor_of(build("llama")).applied(two):
+        pass  # another model

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from easyeditor.errors import DataError
 from easyeditor.files import write_tensors
-from easyeditor.lm.weights import add, digest, restore, same_deltas, snapshot
+from easyeditor.lm.weights import add, changing, committed, digest, restore, snapshot
 from easyeditor.reading import read_tensors
 from easyeditor.records import EditResult, WeightDelta
 
@@ -33,6 +34,7 @@ class Ledger:
         self._model = model
         self._originals: dict[str, Tensor] = {}
         self._shelf = Shelf(held_bytes)
+        self._token = object()  # of these edits, in `weights`
 
     def __len__(self) -> int:
         return len(self._shelf)
@@ -43,16 +45,16 @@ class Ledger:
         `saved` is the folder of a saved edit with these deltas: they are read from there when they are needed again.
 
         Raises:
-            DataError, NumericalError: see `weights.add`. OutputError: no room for the deltas' file.
+            DataError, NumericalError: see `weights.add`. ConfigError: see `weights.changing`. OutputError: no room for
+                the deltas' file.
         """
-        present = snapshot(self._model, [delta.name for delta in deltas])
-        try:
+        with changing(self._model, self._token, stays=True) as restored:
+            restored |= snapshot(self._model, [delta.name for delta in deltas])
             add(self._model, deltas)
             self._shelf.append(tuple(deltas), saved)
-        except BaseException:
-            restore(self._model, present)
-            raise
-        self._originals = {**present, **self._originals}
+            self._originals = {**restored, **self._originals}
+            restored.clear()
+        committed(self._model, self._token, len(self))
 
     def revert(self, deltas: Sequence[WeightDelta]) -> bool:
         """Take back the last commit of these deltas (or equal ones, loaded again); False if there is none."""
@@ -70,23 +72,20 @@ class Ledger:
     def original(self) -> Iterator[None]:
         """The weights before the first commit inside the block; the present ones bit-exactly after it, also on
         error."""
-        present = snapshot(self._model, list(self._originals))
-        try:
+        with changing(self._model, self._token) as present:
+            present |= snapshot(self._model, list(self._originals))
             restore(self._model, self._originals)
             yield
-        finally:
-            restore(self._model, present)
 
     def _rebuild(self, places: list[int]) -> None:
-        present = snapshot(self._model, list(self._originals))
-        try:
+        with changing(self._model, self._token, stays=True) as restored:
+            restored |= snapshot(self._model, list(self._originals))
             restore(self._model, self._originals)
             for place in places:
                 add(self._model, self._shelf[place])
-        except BaseException:
-            restore(self._model, present)
-            raise
-        self._shelf.keep(places)
+            self._shelf.keep(places)
+            restored.clear()
+        committed(self._model, self._token, len(self))
         touched = self._shelf.names()
         self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
 
@@ -146,7 +145,7 @@ class Shelf:
         wanted = digest(deltas)
         for place in reversed(range(len(self._entries))):
             entry = self._entries[place]
-            if entry.digest == wanted if isinstance(entry, _Stored) else same_deltas(entry, deltas):
+            if entry.digest == wanted if isinstance(entry, _Stored) else _same_deltas(entry, deltas):
                 return place
         return None
 
@@ -189,6 +188,20 @@ class Shelf:
             return tuple(WeightDelta(name=name, **part) for name, part in zip(names, parts, strict=True))
 
         return _Stored.of(deltas, read)
+
+
+def _same_deltas(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
+    """Are these the same deltas, bit by bit?"""
+    if len(ours) != len(theirs):
+        return False
+    for a, b in zip(ours, theirs, strict=True):
+        if a is b:
+            continue
+        if a.name != b.name or a.tensors().keys() != b.tensors().keys():
+            return False
+        if not all(torch.equal(a.tensors()[key].cpu(), b.tensors()[key].cpu()) for key in a.tensors()):
+            return False
+    return True
 
 
 def _size(deltas: Sequence[WeightDelta]) -> int:

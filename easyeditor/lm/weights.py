@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from easyeditor.errors import DataError, NumericalError
+from easyeditor.errors import ConfigError, DataError, NumericalError
 from easyeditor.records import WeightDelta
 
 FINGERPRINT_SAMPLES = 256  # values read per tensor by `fingerprint`
@@ -24,13 +26,71 @@ _VERSIONS: Any = WeakTensorKeyDictionary()
 
 @contextmanager
 def applied(model: nn.Module, deltas: Sequence[WeightDelta]) -> Iterator[nn.Module]:
-    """Add `deltas` to `model` inside the block; restore bit-exactly on the way out, also on error or Ctrl-C."""
-    saved = snapshot(model, [delta.name for delta in deltas])
-    try:
+    """Add `deltas` to `model` inside the block; restore bit-exactly on the way out, also on error or Ctrl-C.
+
+    Raises as `changing` and `add`.
+    """
+    with changing(model) as saved:
+        saved |= snapshot(model, [delta.name for delta in deltas])
         add(model, deltas)
         yield model
+
+
+@dataclass(eq=False)
+class _Owned:
+    """What is open on a model: a thread's blocks, by what each restores, innermost last; the ledgers whose edits are in
+    it, the latest last."""
+
+    thread: int = 0
+    blocks: list[dict[str, Tensor]] = field(default_factory=list)
+    ledgers: list[object] = field(default_factory=list)
+
+
+_OWNED: weakref.WeakKeyDictionary[nn.Module, _Owned] = weakref.WeakKeyDictionary()
+_OWNING = threading.Lock()
+
+
+@contextmanager
+def changing(model: nn.Module, ledger: object = None, *, stays: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Own the model inside the block; what is put into the mapping it gives is restored on the way out. Blocks of one
+    thread may be inside each other. `ledger` is whose committed edits the block goes by, and it `stays` if it makes or
+    unmakes one of them.
+
+    Raises:
+        ConfigError: another thread is changing the model; an edit is to stay while one is applied; other edits were
+            committed after the ledger's; a block is left before one that was begun inside it.
+    """
+    saved: dict[str, Tensor] = {}
+    with _OWNING:
+        own = _OWNED.setdefault(model, _Owned())
+        if own.blocks and own.thread != threading.get_ident():
+            raise ConfigError("another thread is changing this model; wait for it, or load the model once for each")
+        if own.blocks and stays:
+            raise ConfigError("an edit is applied to this model; leave its block before one is committed or reverted")
+        if ledger in own.ledgers[:-1]:
+            raise ConfigError("another editor committed edits to this model later; revert those first, there")
+        own.thread = threading.get_ident()
+        own.blocks.append(saved)
+    try:
+        yield saved
     finally:
+        with _OWNING:
+            place = next(n for n, block in enumerate(own.blocks) if block is saved)
+            later = own.blocks[place + 1 :]
+            del own.blocks[place]
+        if later:  # it has our change in what it restores; now it restores ours, too
+            later[0] |= saved
+            raise ConfigError("a block of an applied edit was left before one that was begun inside it")
         restore(model, saved)
+
+
+def committed(model: nn.Module, ledger: object, edits: int) -> None:
+    """Say how many edits of `ledger` are in the model now."""
+    own = _OWNED.setdefault(model, _Owned())
+    if edits and ledger not in own.ledgers:
+        own.ledgers.append(ledger)
+    elif not edits and ledger in own.ledgers:
+        own.ledgers.remove(ledger)
 
 
 def snapshot(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
@@ -242,20 +302,6 @@ def digest(deltas: Sequence[WeightDelta]) -> str:
             made.update(f"{delta.name} {key} {tensor.dtype} {tuple(tensor.shape)};".encode())
             made.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return made.hexdigest()
-
-
-def same_deltas(ours: Sequence[WeightDelta], theirs: Sequence[WeightDelta]) -> bool:
-    """Are these the same deltas, bit by bit?"""
-    if len(ours) != len(theirs):
-        return False
-    for a, b in zip(ours, theirs, strict=True):
-        if a is b:
-            continue
-        if a.name != b.name or a.tensors().keys() != b.tensors().keys():
-            return False
-        if not all(torch.equal(a.tensors()[key].cpu(), b.tensors()[key].cpu()) for key in a.tensors()):
-            return False
-    return True
 
 
 def _shape(delta: WeightDelta) -> tuple[int, ...]:
