@@ -24,6 +24,7 @@ from easyeditor.evaluate import __main__ as command
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.evaluate.scoring import score
+from easyeditor.lm import rendering
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn
 from easyeditor.lm.scored import line
@@ -265,9 +266,21 @@ def test_a_tokenizer_without_a_template_is_refused_at_once(name: str, place: Pat
         ("{{ raise_exception('no users here') }}", "fails .TemplateError: no users here"),
         ("{% if %}", "fails .TemplateSyntaxError"),
         ("{{ 1 / 0 }}", "fails .ZeroDivisionError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 0.5 s"),
+        ("{% set x = 10 ** (10 ** 8) %}", "more than 0.5 s"),
+        ("{{ 'x' * 999999999 }}", "fails .MemoryError"),
+        ("{{ 'x' * 9999999 }}", "it renders 9,999,999 characters"),
+        ("{{ '%999999999d' % 1 }}", "fails .MemoryError"),
+        ("{{ messages[0].content | center(999999999) }}", "fails .MemoryError"),
+        ("{% set n = namespace(t='x') %}{% for i in range(40) %}{% set n.t = n.t ~ n.t %}{% endfor %}", "MemoryError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails .RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "fails .SecurityError"),
+        ("{{ '(' * 5000 }}{{ " + "(" * 9999, "fails"),
+        ("{#" + "x" * 1_000_000 + "#}", "at most 1,000,000 are read"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_one_line(template: str, said: str) -> None:
+def test_a_template_that_cannot_be_used_is_one_line(template: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
     with pytest.raises(ModelError, match=said) as refused:
         CHAT.checked(chatty(template))
     assert "\n" not in str(refused.value)
@@ -327,7 +340,7 @@ def test_what_a_template_takes_is_said_in_chat_template_kwargs(kind: str, said: 
     ids = made.tok(wanted, add_special_tokens=False)["input_ids"]
     (wrote,) = generate(made.model, tok, [BRIDGE.prompt], Decoding(tokens=1, prompting=made.method.prompting))
     assert wrote.ids[0] == int(made.model(torch.tensor([ids])).logits[0, -1].argmax())
-    with pytest.raises(ModelError, match=r"fails .TypeError"):
+    with pytest.raises(ModelError, match="says how a template is used"):
         Prompting(chat=True, template_kwargs='{"tokenize": true}').checked(tok)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from easyeditor.errors import ModelError
 from easyeditor.files import parse_json
 from easyeditor.hparams import HyperParams
 from easyeditor.lm.joining import Space
+from easyeditor.lm.rendering import rendered
 
 _DAY = {"%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%m": "07", "%d": "26", "%-d": "26", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%H": "00", "%M": "00", "%S": "00"}
@@ -135,10 +137,11 @@ def _rendered(tok: PreTrainedTokenizerBase, prompting: Prompting, prompt: str, a
     turns: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
+    said = parse_json(prompting.template_kwargs)
+    if taken := sorted(said.keys() & signature(tok.apply_chat_template).parameters.keys() - {"tools", "documents"}):
+        raise ModelError(f"chat_template_kwargs: {taken[0]!r} says how a template is used, and is none of its values")
+    told = {**tok.special_tokens_map, **said, "add_generation_prompt": answer is None}
     try:
-        template = _ONE_DAY + tok.get_chat_template()
-        asked = {"tokenize": False, "add_generation_prompt": answer is None, "chat_template": template}
-        return str(tok.apply_chat_template(turns, **asked, **parse_json(prompting.template_kwargs)))
-    except Exception as error:  # a template is the checkpoint's own program, and may fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"the tokenizer's chat template fails ({type(error).__name__}: {reason})") from error
+        return rendered(_ONE_DAY + tok.get_chat_template(), turns, told)
+    except ValueError as error:
+        raise ModelError(f"the tokenizer's chat template fails ({error})") from error
