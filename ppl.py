@@ -51,6 +51,14 @@ def arguments() -> argparse.Namespace:
         help="begin each sentence with BOS: never, as the papers; where the tokenizer does; always (default: "
         "%(default)s)",
     )
+    longer = p.add_mutually_exclusive_group()
+    longer.add_argument(
+        "--window",
+        type=int,
+        metavar="STRIDE",
+        help="measure a text longer than the model's positions in windows, each STRIDE tokens further on",
+    )
+    longer.add_argument("--skip-long", action="store_true", help="leave such texts out")
     p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout and nothing else there")
     p.add_argument("--output", metavar="FILE.json", help="also write them there")
     declare(p, "model", "edit", "data", output="record")
@@ -84,6 +92,8 @@ def main() -> int:
 def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
     """The model's perplexity on the sentences, with the edit in it if one is given."""
     from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
+    from easyeditor.evaluate.windows import too_long
+    from easyeditor.lm.architectures import max_positions
     from easyeditor.lm.loading import load
     from easyeditor.lm.precision import products
     from easyeditor.lm.weights import applied, fingerprint
@@ -95,27 +105,40 @@ def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
     model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
     if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
         LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
+    bos = begins_with_bos(tok, args.ppl_bos)
+    long = set(too_long(tok, sentences.texts, bos, max_positions(model)) if args.skip_long else ())
+    numbers = [n for n in range(1, len(sentences.texts) + 1) if n not in long]
+    if long:
+        LOG.warning(
+            "%d of %d sentences left out as too long: %s",
+            len(long),
+            len(sentences.texts),
+            ", ".join(map(str, sorted(long))),
+        )
     probe = PerplexityProbe(
         model,
         tok,
-        sentences.texts,
+        [sentences.texts[n - 1] for n in numbers],
         fast=args.batch_size is None,
         batch_size=args.batch_size or 1,
-        add_start_token=begins_with_bos(tok, args.ppl_bos),
+        add_start_token=bos,
+        stride=args.window,
     )
     deltas = edit.deltas if edit is not None else ()
     with products("exact"), applied(model, deltas), progress_bar("perplexity", True) as bar:
         assert bar is not None
         report = probe.measure(lambda done, of: bar(done, of, ""))
     worst = [
-        {"number": i + 1, "perplexity": report.perplexities[i], "tokens": report.tokens[i], "text": sentences.texts[i]}
-        for i in report.worst(5)
+        {"number": n, "perplexity": report.perplexities[i], "tokens": report.tokens[i], "text": sentences.texts[n - 1]}
+        for i, n in ((i, numbers[i]) for i in report.worst(5))
     ]
     return {
         "model": args.model,
         "edit": args.edit,
         "sentences": sentences.to_json(),
         "perplexity": {**report.to_json(), "finite": report.finite},
+        "window": args.window,
+        "too_long": sorted(long),
         "worst": worst,
         "per_sentence": list(report.perplexities),
     }
@@ -125,7 +148,7 @@ def show(args: argparse.Namespace, sentences: Sentences, record: dict[str, Any])
     """The numbers as a table."""
     found = record["perplexity"]
     print(
-        f"{args.model}{' + ' + args.edit if args.edit else ''} on {sentences.name} ({len(sentences.texts)} "
+        f"{args.model}{' + ' + args.edit if args.edit else ''} on {sentences.name} ({found['sentences']} "
         f"sentences{', each begun with BOS' if found['bos'] else ''})"
     )
     print(f"  perplexity (mean over sentences, the papers')  {found['mean']:12,.2f}")

@@ -26,7 +26,7 @@ from easyeditor.hparams import HyperParams
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.scored import line
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import answered, check_length
 from easyeditor.measuring import Measuring
 from easyeditor.progress import Progress, Stopwatch, progress_bar
 from easyeditor.records import EditRequest, EditResult
@@ -110,10 +110,9 @@ class Editor(Measuring):
         self._check_subjects([request])
         self.method.check(request)
         settings = self._settings(request, prefix)
-        rows = [line(self.tok, *pair, settings.prompting).ids for pair in record_pairs(request, settings)]
-        check_length(
-            rows, max_positions(self.model), f"request {request.case_id!r}: its longest prompt with its answer"
-        )
+        pairs = record_pairs(request, settings)
+        rows = [line(self.tok, *pair, settings.prompting).ids for pair in pairs]
+        check_length(rows, max_positions(self.model), lambda i: answered([request], pairs[i][0]))
         return True
 
     def remedied(self) -> Self | None:

@@ -485,7 +485,7 @@ def test_what_the_model_does_not_have_is_refused(changes: dict[str, Any], part: 
 
 def test_a_prompt_longer_than_the_model_is_refused() -> None:
     long = EditRequest.make("Bay " * 200 + "is in", subject="Bay", target_new="Rome")
-    with pytest.raises(DataError, match=r"the longest prompt with its target has \d+ tokens; the limit is 128"):
+    with pytest.raises(DataError, match=r"request 0: prompt with target_new has \d+ tokens; the limit is 128"):
         edit("llama", [long])
 
 

@@ -552,7 +552,7 @@ def test_a_prompt_that_fills_its_budget_is_returned_as_it_is() -> None:
 
 
 def test_a_prompt_too_long_to_continue_is_refused() -> None:
-    with pytest.raises(DataError, match=r"the longest prompt with its continuation has \d+ tokens; the limit is 128"):
+    with pytest.raises(DataError, match=r"the prompt 'The' with its continuation has \d+ tokens; the limit is 128"):
         generate(model("llama"), tokenizer(), ["The"], Decoding(tokens=128))
 
 

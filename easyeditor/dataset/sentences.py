@@ -59,7 +59,8 @@ def load_sentences(count: int, data: Path = DATA) -> Sentences:
 
 
 def read_sentences(path: Path) -> Sentences:
-    """Sentences of a file: JSON list of ``{"Text": …}``, JSON list of texts, or a text file with one sentence a line.
+    """Sentences of a file: JSON list of ``{"Text": …}``, JSON list of texts, or a text file with one sentence a
+    line (a blank line is none).
 
     Raises:
         DataError: unreadable, not UTF-8, wrong JSON, or an empty sentence (with its number).
@@ -73,7 +74,7 @@ def read_sentences(path: Path) -> Sentences:
         raise DataError(f"{path}: not a readable UTF-8 text file ({error})") from error
     if "\0" in text:
         raise DataError(f"{path}: holds NUL bytes; not a text file")
-    texts = _from_json(text, path) if _is_json(text, path) else text.removesuffix("\n").split("\n")
+    texts = _from_json(text, path) if _is_json(text, path) else [line for line in text.split("\n") if line.strip()]
     for number, sentence in enumerate(texts, 1):
         if not is_text(sentence):
             raise DataError(

@@ -41,7 +41,7 @@ def measure_many(
             asking = functools.partial(
                 score, batch_tokens=first.batch_tokens, budget=first.budget, prompting=first.prompting
             )
-            said = asking(model, tok, pairs, edits=side, owners=owners)
+            said = asking(model, tok, pairs, edits=side, owners=owners, requests=[edit[0] for edit in edits])
         scored = dict(zip(owned, said, strict=True))
         evaluations = []
         for number, (request, result, own, before) in enumerate(edits):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.errors import ConfigError
+from easyeditor.evaluate.windows import Window, merged, tokenised, windows
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import Passage, resumed, selected_head, watched
@@ -34,6 +35,8 @@ LOG = logging.getLogger(__name__)
 TOKENS_PER_FORWARD = {"cpu": 512, "cuda": 8192}
 NLL_SLICE = 16  # positions whose log-probabilities a CPU computes at once: they stay in its cache
 LOGITS_TOGETHER = 2**28  # logits whose log-probabilities a GPU computes at once: 1 GiB in float32
+
+LONG = "shorten it, leave it out, or measure it in windows (ppl.py: --skip-long, --window STRIDE)"
 
 Step = Callable[[int, int], None]
 
@@ -107,14 +110,26 @@ class PerplexityProbe:
         max_length: int | None = None,
         longest: int | None = None,
         batch_tokens: int | None = None,
+        stride: int | None = None,
     ) -> None:
-        """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones. `batch_tokens` bounds a
-        forward, which on a CPU has at most 512."""
+        """`max_length` cuts sentences, as the reference can; `longest` refuses longer ones, but with a `stride` they
+        are measured in windows. `batch_tokens` bounds a forward, which on a CPU has at most 512.
+
+        Raises:
+            ConfigError: a stride that leaves no context. DataError: a sentence too short or too long.
+        """
         self._model = model
         self._bos = add_start_token
-        self._rows = _tokenised(tok, sentences, add_start_token, max_length)
-        limits = [limit for limit in (max_positions(model), longest) if limit is not None]
-        check_length(self._rows, min(limits, default=None), "the longest sentence")
+        rows = tokenised(tok, sentences, add_start_token, max_length)
+        limit = min((n for n in (max_positions(model), longest) if n is not None), default=None)
+        if stride is None or limit is None:
+            check_length(rows, limit, lambda i: f"sentence {i + 1} ({sentences[i]!r:.60})", LONG)
+            self._windows = [Window(i, row) for i, row in enumerate(rows)]
+        elif 0 < stride < limit:
+            self._windows = windows(rows, limit, stride)
+        else:
+            raise ConfigError(f"a stride of {stride}; allowed: 1 to {limit - 1}, so that a window has context")
+        self._rows = [window.ids for window in self._windows]
         self._fast = fast
         self._resume = None
         if fast and resume_layer and parts is not None and parts.architecture.replay:
@@ -151,7 +166,7 @@ class PerplexityProbe:
             rows = [i for _, i in own]
             start = self._passage(rows) if resumes else None
             with edits.rows([edit for edit, _ in own]):
-                values = self._fast_nlls([self._rows[i] for i in rows], start)
+                values = self._fast_nlls([self._windows[i] for i in rows], start)
             for (edit, i), value in zip(own, values, strict=True):
                 nlls[edit][i] = value
 
@@ -172,10 +187,11 @@ class PerplexityProbe:
         return Passage(hidden_BTD, first.tuple_output)
 
     def _report(self, nlls: Sequence[float]) -> PerplexityReport:
+        nlls, tokens = merged(nlls, self._windows)
         return PerplexityReport(
             perplexities=tuple(_exp(nll) for nll in nlls),
             nlls=tuple(nlls),
-            tokens=tuple(len(row) - 1 for row in self._rows),
+            tokens=tuple(tokens),
             bos=self._bos,
         )
 
@@ -185,7 +201,7 @@ class PerplexityProbe:
 
         def ask(batch: list[int]) -> None:
             nonlocal done
-            rows = [self._rows[i] for i in batch]
+            rows = [self._windows[i] for i in batch]
             start = self._passages[done] if done < len(self._passages) else None
             values = self._fast_nlls(rows, start, keep=True) if self._fast else self._plain_nlls(rows)
             for i, value in zip(batch, values, strict=True):
@@ -206,28 +222,30 @@ class PerplexityProbe:
         for start in range(0, len(self._rows), self._batch_size):
             ask(list(range(start, min(start + self._batch_size, len(self._rows)))))
 
-    def _plain_nlls(self, rows: list[list[int]]) -> list[float]:
+    def _plain_nlls(self, rows: list[Window]) -> list[float]:
         """The oracle: full forward, all logits, then a mask."""
-        inputs = model_inputs(rows, input_device(self._model))
+        inputs = model_inputs([row.ids for row in rows], input_device(self._model))
         logits_BTV = self._model(**inputs, use_cache=False).logits[:, :-1].float()
         labels_BT, mask_BT = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:]
         nll_BT = torch.nn.functional.cross_entropy(
             logits_BTV.transpose(1, 2), labels_BT.to(logits_BTV.device), reduction="none"
         )
         mask_BT = mask_BT.to(nll_BT.device)
+        for b, row in enumerate(rows):
+            mask_BT[b, : row.first - 1] = 0
         return ((nll_BT * mask_BT).sum(1) / mask_BT.sum(1)).tolist()
 
-    def _fast_nlls(self, rows: list[list[int]], start: Passage | None, *, keep: bool = False) -> list[float]:
+    def _fast_nlls(self, rows: list[Window], start: Passage | None, *, keep: bool = False) -> list[float]:
         """Only real positions reach the head; with `start` blocks below the resume layer are not run again, else with
         `keep` what it is given is kept."""
-        inputs = model_inputs(rows, input_device(self._model))
-        at_N2 = torch.tensor([(i, p) for i, row in enumerate(rows) for p in range(len(row) - 1)])
-        labels_N = torch.tensor([token for row in rows for token in row[1:]])
+        inputs = model_inputs([row.ids for row in rows], input_device(self._model))
+        at_N2 = torch.tensor([(i, p) for i, row in enumerate(rows) for p in range(row.first - 1, len(row.ids) - 1)])
+        labels_N = torch.tensor([token for row in rows for token in row.ids[row.first :]])
         with selected_head(self._model, at_N2[:, 0], at_N2[:, 1]):
             logits_NV = self._forward(inputs, start, keep).logits[0]
         nll_N = _nll(logits_NV, labels_N.to(logits_NV.device, non_blocking=True)).double().cpu()
         sums_B = torch.zeros(len(rows), dtype=torch.float64).index_add(0, at_N2[:, 0], nll_N)
-        return (sums_B / torch.tensor([len(row) - 1.0 for row in rows])).tolist()
+        return (sums_B / torch.tensor([float(row.scored) for row in rows])).tolist()
 
     def _forward(self, inputs: dict[str, Tensor], start: Passage | None, keep: bool) -> Any:
         if self._resume is None or (start is None and not keep):
@@ -267,20 +285,6 @@ def begins_with_bos(tok: PreTrainedTokenizerBase, ppl_bos: str) -> bool:
             tok.bos_token,
         )
     return ppl_bos == "always" or (adds and ppl_bos == "auto")
-
-
-def _tokenised(
-    tok: PreTrainedTokenizerBase, sentences: Sequence[str], add_start_token: bool, max_length: int | None
-) -> list[list[int]]:
-    if not sentences:
-        raise DataError("no sentences to measure perplexity on")
-    start = [tok.bos_token_id] if add_start_token else []
-    rows = [start + list(ids) for ids in tok(list(sentences), add_special_tokens=False)["input_ids"]]
-    rows = [row if max_length is None else row[:max_length] for row in rows]
-    for i, row in enumerate(rows):
-        if len(row) < 2:
-            raise DataError(f"sentence {i + 1} has fewer than 2 tokens ({sentences[i]!r}); perplexity needs at least 2")
-    return rows
 
 
 def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:

@@ -182,12 +182,12 @@ def measure(
     with frozen(model):
         if scored is None:
             pairs = pairs_of(requests, metrics, settings, record=record)
-            said = score(model, tok, pairs, budget=budget, prompting=first.prompting)
+            said = score(model, tok, pairs, budget=budget, prompting=first.prompting, requests=requests)
             scored = dict(zip(pairs, said, strict=True))
         answers = Answers(
             settings=first,
             scored=scored,
-            generated=_generated(model, tok, list(asks), budget, progress),
+            generated=_generated(model, tok, list(asks), budget, progress, requests),
             perplexities=_perplexities(model, tok, list(texts), budget),
             before=None if before is None else before.answers,
         )
@@ -271,13 +271,14 @@ def _generated(
     asks: Sequence[Ask],
     budget: Budget,
     progress: Progress | None,
+    requests: Sequence[EditRequest],
 ) -> dict[Ask, Generated]:
     by_decoding: dict[Decoding, list[str]] = {}
     for prompt, decoding in asks:
         by_decoding.setdefault(decoding, []).append(prompt)
     made: dict[Ask, Generated] = {}
     for decoding, prompts in by_decoding.items():
-        texts = generate(model, tok, prompts, decoding, budget=budget, progress=progress)
+        texts = generate(model, tok, prompts, decoding, budget=budget, progress=progress, requests=requests)
         made.update({(prompt, decoding): text for prompt, text in zip(prompts, texts, strict=True)})
     return made
 

@@ -19,7 +19,8 @@ from easyeditor.lm.loading import input_device
 from easyeditor.lm.many import SideBySide
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import Batch, line, scored_logits
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import answered, check_length
+from easyeditor.request import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +54,19 @@ def score(
     prompting: Prompting = PLAIN,
     edits: SideBySide | None = None,
     owners: Sequence[int] = (),
+    requests: Sequence[EditRequest] = (),
 ) -> list[Scored]:
     """Score (prompt, target) pairs; each at its own positions, whatever the tokenizer's padding side or the batch.
 
     A `budget` that outlives the call stands in the place of `batch_tokens`. With `edits`, pair i is scored on the model
-    with edit `owners[i]`.
+    with edit `owners[i]`. `requests` are those that the pairs are of: a message names the field.
 
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
     """
     lines = [line(tok, prompt, target, prompting) for prompt, target in pairs]
     if lines:
-        check_length([x.ids for x in lines], max_positions(model), "the longest prompt with its target")
+        check_length([x.ids for x in lines], max_positions(model), lambda i: answered(requests, pairs[i][0]))
     scored: list[Scored | None] = [None] * len(pairs)
 
     def read(chunk: list[int]) -> None:

@@ -20,9 +20,10 @@ from easyeditor.lm.hooks import selected_head
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.prefixes import caches
 from easyeditor.lm.prompting import PLAIN, Prompting
-from easyeditor.lm.tokens import check_length, encode, model_inputs
+from easyeditor.lm.tokens import answered, check_length, encode, model_inputs
 from easyeditor.process import look
 from easyeditor.progress import Progress
+from easyeditor.request import EditRequest
 
 Stop = Literal["newline", "period"]
 STOPS: dict[Stop, str] = {"newline": "\n", "period": "."}
@@ -66,9 +67,11 @@ def generate(
     batch_tokens: int = 8192,
     budget: Budget | None = None,
     progress: Progress | None = None,
+    requests: Sequence[EditRequest] = (),
 ) -> list[Generated]:
     """Continue every prompt. Draws depend on the seed and the prompt alone, so a batch equals its prompts one by one.
-    A `budget` that outlives the call stands in the place of `batch_tokens`.
+    A `budget` that outlives the call stands in the place of `batch_tokens`. `requests` are those that the prompts are
+    of: a message names the field.
 
     Raises:
         DataError: a prompt with its continuation is longer than the model's positions.
@@ -77,7 +80,11 @@ def generate(
     encoded = [row.ids for row in rows]
     longest = [len(row.ids) + row.limit for row in rows]
     if rows:
-        check_length([range(n) for n in longest], max_positions(model), "the longest prompt with its continuation")
+        check_length(
+            [range(n) for n in longest],
+            max_positions(model),
+            lambda i: answered(requests, prompts[i], "its continuation"),
+        )
     done = 0
 
     def go_on(batch: list[int]) -> None:

@@ -7,7 +7,7 @@ on the right here whatever the tokenizer's own side, and positions are explicit,
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.joining import joined, opening
 from easyeditor.lm.prompting import PLAIN, Prompting, Turn, assistant_text, user_turn
+from easyeditor.request import TEXT_FIELDS, EditRequest
 
 SLOT = "{}"
 _UNEMBEDDED = "easyeditor_unembedded"  # of a tokenizer: special tokens beyond the model's embeddings
@@ -173,11 +174,42 @@ def model_inputs(rows: Sequence[Sequence[int]], device: torch.device) -> dict[st
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def check_length(rows: Sequence[Sequence[int]], limit: int | None, what: str) -> None:
-    """Raise DataError if a row is longer than the model or the settings allow."""
-    longest = max(len(row) for row in rows)
-    if limit is not None and longest > limit:
-        raise DataError(f"{what} has {longest} tokens; the limit is {limit} (max_length, or the model's positions)")
+def check_length(
+    rows: Sequence[Sequence[int]], limit: int | None, what: Callable[[int], str], ways: str = "shorten it"
+) -> None:
+    """Raise DataError if a row is longer than the model or the settings allow; `what` names row i, `ways` the ways
+    out."""
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if limit is not None and len(rows[longest]) > limit:
+        raise DataError(
+            f"{what(longest)} has {len(rows[longest])} tokens; the limit is {limit} (max_length, or the model's "
+            f"positions); {ways}"
+        )
+
+
+def whole(request: EditRequest) -> str:
+    """What an edit trains on, as a message names it."""
+    return f"request {request.case_id!r}: prompt with target_new"
+
+
+def answered(requests: Sequence[EditRequest], text: str, by: str = "its answer") -> str:
+    """The field that a text measured came from, as a message names it: the longest prompt that stands in the text."""
+    found = [
+        (len(prompt), f"request {r.case_id!r}: {name}")
+        for r in requests
+        for name, prompts in (
+            *(("prompt", (r.prompt,)), ("rephrase_prompt", r.rephrase_prompts)),
+            *((name, getattr(r, name)) for name in TEXT_FIELDS[:2]),
+            *(
+                (f"{kind}.{key}", p.prompts)
+                for kind in ("locality", "portability")
+                for key, p in getattr(r, kind).items()
+            ),
+        )
+        for prompt in prompts
+        if prompt in text
+    ]
+    return f"{max(found, default=(0, f'the prompt {text!r:.60}'))[1]} with {by}"
 
 
 def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.scored import line
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import check_length, whole
 from easyeditor.methods.table import METHODS
 from easyeditor.progress import Progress
 from easyeditor.records import EditRequest, EditResult, EditTrace, WeightDelta
@@ -77,7 +77,7 @@ class EditMethod(ABC, Generic[H]):
     def check(self, request: EditRequest) -> None:
         """Raise DataError unless the texts of a request that the edit computes with fit the model."""
         row = line(self.tok, request.prompt, request.target_new, self.prompting)
-        check_length([row.ids], max_positions(self.model), f"request {request.case_id!r}: its prompt with its target")
+        check_length([row.ids], max_positions(self.model), lambda _: whole(request))
 
     def together(self, requests: Sequence[EditRequest]) -> int:
         """How many requests mode single computes at once where nobody says it."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.errors import DataError
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import line
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import answered, check_length
 from easyeditor.records import EditRequest
 from easyeditor.trainer.passes import Draw, Pool, Task
 
@@ -83,7 +83,7 @@ class Tasks:
             ]
             lines = tuple(line(self._tok, prompt, answer, self._prompting) for prompt, answer in (*outer, *near))
             check_length(
-                [made.ids for made in lines], self._longest, f"request {request.case_id!r}: its longest prompt"
+                [made.ids for made in lines], self._longest, lambda i: answered([request], (*outer, *near)[i][0])
             )
             self._pools[number] = (Pool((self._name, number), lines), len(outer))
         return self._pools[number]

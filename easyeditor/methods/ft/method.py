@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.errors import ConfigError, ModelError
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.discover import anatomy
-from easyeditor.lm.tokens import Row, check_length
+from easyeditor.lm.tokens import Row, check_length, whole
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import difference, frozen, trainable
 from easyeditor.methods.base import EditMethod
@@ -65,7 +65,7 @@ class FT(EditMethod[FTHyperParams]):
         started = time.perf_counter()
         h = self.hparams
         made = [training_row(self.tok, request, h.objective_optimization, self.prompting) for request in requests]
-        check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
+        check_length([row.ids for row, _ in made], max_positions(self.model), lambda i: whole(requests[i]))
 
         def watch(epoch: int, epochs: int, loss: float) -> None:
             if progress is not None:

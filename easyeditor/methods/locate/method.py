@@ -22,7 +22,7 @@ from easyeditor.lm.budget import Budget, free_bytes, tokens_for
 from easyeditor.lm.discover import anatomy, replay_checked
 from easyeditor.lm.recording import SharedStarts
 from easyeditor.lm.replay import row_forward
-from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length, encode
+from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length, encode, whole
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
@@ -163,8 +163,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         rows.append(kl_row(self.tok, request, self.hparams.fact_token, self.prompting))
         limit = max_positions(self.model)
         limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
-        what = f"request {request.case_id!r}: the prompt in its longest context"
-        check_length([row.ids for row in rows], limit, what)
+        check_length([row.ids for row in rows], limit, lambda _: f"{whole(request)}, behind its longest context,")
         return rows, labels
 
     def check(self, request: EditRequest) -> None:

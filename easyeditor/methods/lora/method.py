@@ -12,7 +12,7 @@ from easyeditor.errors import ConfigError
 from easyeditor.lm.adapters import AdapterSettings, adapted
 from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.discover import anatomy
-from easyeditor.lm.tokens import Row, check_length
+from easyeditor.lm.tokens import Row, check_length, whole
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import frozen
 from easyeditor.methods.base import EditMethod
@@ -51,7 +51,7 @@ class LoRA(EditMethod[LoRAHyperParams]):
         started = time.perf_counter()
         h = self.hparams
         made = [training_row(self.tok, request, "target_new", self.prompting) for request in requests]
-        check_length([row.ids for row, _ in made], max_positions(self.model), "the longest prompt with its target")
+        check_length([row.ids for row, _ in made], max_positions(self.model), lambda i: whole(requests[i]))
 
         def watch(epoch: int, epochs: int, loss: float) -> None:
             if progress is not None:

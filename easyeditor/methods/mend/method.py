@@ -20,7 +20,7 @@ from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import check_length, whole
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.mend.archive import read_archive
@@ -107,7 +107,7 @@ class MEND(EditMethod[MENDHyperParams]):
         made = line(self.tok, request.prompt, request.target_new, self.prompting)
         limit = max_positions(self.model)
         limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
-        check_length([made.ids], limit, f"request {request.case_id!r}: the prompt with its target")
+        check_length([made.ids], limit, lambda _: whole(request))
         return made
 
     def _batch(self, lines: Sequence[Line]) -> Batch:

@@ -24,7 +24,7 @@ from easyeditor.lm.discover import anatomy
 from easyeditor.lm.factors import gradient_factors
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
-from easyeditor.lm.tokens import check_length
+from easyeditor.lm.tokens import check_length, whole
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.memory import Memory
@@ -100,7 +100,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         """
         started = time.perf_counter()
         lines = [line(self.tok, request.prompt, request.target_new, self.prompting) for request in requests]
-        check_length([x.ids for x in lines], max_positions(self.model), "the longest prompt with its target")
+        check_length([x.ids for x in lines], max_positions(self.model), lambda i: whole(requests[i]))
         with frozen(self.model):
             rows, before = self._rows(lines, progress)
             own = self._statistics(rows, [len(x.labels) for x in lines])
