@@ -102,8 +102,8 @@ MUTANTS = [
     Mutant("tokens: target with two spaces", 'target if target[:1].isspace() else " " + target', '" " + target', FT),
     Mutant(
         "weights: not restored",
-        "yield model\n    finally:\n        restore(model, saved)",
-        "yield model\n    finally:\n        pass",
+        "if not later:\n            restore(model, saved)",
+        "if not later:\n            pass",
         AFTER,
     ),
     Mutant("MEMIT: residual not divided", "missing_ND / self.divided_by(i)", "missing_ND / 1", MEMIT),

@@ -654,7 +654,7 @@ def test_the_list_names_every_metric(call: Any) -> None:
         (["--data", "data.json", "--edit", "base"], "base: not a whole saved edit"),
         (["--data", "data.json", "--edit", "edit", "--base-model", "base"], "--edit and --base-model were both given"),
         (["--data", "data.json", "--model", "./none"], "none: no such model folder"),
-        (["--data", "data.json", "--output", "base"], "--output base is the place of"),
+        (["--data", "data.json", "--output", "base"], "base: is there already and not a regular file"),
     ],
 )
 def test_bad_input_is_one_line(call: Any, args: list[str], said: str) -> None:

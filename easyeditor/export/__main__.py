@@ -64,7 +64,7 @@ def main() -> int:
         raise ConfigError("an edit is named twice, and would be written twice; name each once")
     sources = [read_source(Path(edit)) for edit in args.edits]
     name = args.model or base_of(sources)
-    places = checked(args, {"the base": name})
+    places = checked(args, {"--model": name})
 
     from easyeditor.export.write import export
 

@@ -54,7 +54,7 @@ class Ledger:
             self._shelf.append(tuple(deltas), saved)
             self._originals = {**restored, **self._originals}
             restored.clear()
-        committed(self._model, self._token, len(self))
+            committed(self._model, self._token, len(self))
 
     def revert(self, deltas: Sequence[WeightDelta]) -> bool:
         """Take back the last commit of these deltas (or equal ones, loaded again); False if there is none."""
@@ -85,7 +85,7 @@ class Ledger:
                 add(self._model, self._shelf[place])
             self._shelf.keep(places)
             restored.clear()
-        committed(self._model, self._token, len(self))
+            committed(self._model, self._token, len(self))
         touched = self._shelf.names()
         self._originals = {name: weight for name, weight in self._originals.items() if name in touched}
 

@@ -74,14 +74,14 @@ def changing(model: nn.Module, ledger: object = None, *, stays: bool = False) ->
     try:
         yield saved
     finally:
-        with _OWNING:
-            place = next(n for n, block in enumerate(own.blocks) if block is saved)
-            later = own.blocks[place + 1 :]
-            del own.blocks[place]
+        place = next(n for n, block in enumerate(own.blocks) if block is saved)
+        later = own.blocks[place + 1 :]
+        if not later:
+            restore(model, saved)
+        del own.blocks[place]  # after it is restored: now another thread may begin
         if later:  # it has our change in what it restores; now it restores ours, too
             later[0] |= saved
             raise ConfigError("a block of an applied edit was left before one that was begun inside it")
-        restore(model, saved)
 
 
 def committed(model: nn.Module, ledger: object, edits: int) -> None:

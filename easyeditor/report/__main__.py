@@ -55,8 +55,9 @@ def main() -> int:
     from easyeditor.report.render import rich_table
     from easyeditor.results.run import load_runs
 
+    runs = load_runs(args.runs, args.label)  # the lock would make a run folder that is not there
     with checked(args, writes={"--output": output}).held():
-        report = make_report(load_runs(args.runs, args.label), args.worst)
+        report = make_report(runs, args.worst)
         page = write_report(report, output)
     console = terminal()
     for table in report.tables:
