@@ -73,7 +73,7 @@ def one(work: str, threads: int) -> tuple[float, float]:
     """Do `work` with the checkout that is the working folder."""
     import torch
 
-    from easyeditor.cli import quiet_transformers
+    from easyeditor.commands.cli import quiet_transformers
 
     torch.set_num_threads(threads)
     quiet_transformers()

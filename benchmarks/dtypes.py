@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     args = p.parse_args(argv)
 
-    from easyeditor.cli import quiet_transformers
+    from easyeditor.commands.cli import quiet_transformers
     from easyeditor.dataset.reader import read_dataset
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     quiet_transformers()

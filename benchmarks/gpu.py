@@ -30,8 +30,8 @@ import torch  # noqa: E402
 from cards import GIB, HEAD, Clock, Stage, peak_of  # noqa: E402
 from shapes import INNER, LAYERS, SHAPES, config_of, contexts, documents, random_model, tokenizer  # noqa: E402
 
-from easyeditor.easyedit import BaseEditor  # noqa: E402
-from easyeditor.estimate import estimate  # noqa: E402
+from easyeditor.commands.estimate import estimate  # noqa: E402
+from easyeditor.editing.easyedit import BaseEditor  # noqa: E402
 from easyeditor.lm.loading import resolve_device  # noqa: E402
 from easyeditor.methods.registry import load_hparams  # noqa: E402
 from easyeditor.stats.factored import Factored  # noqa: E402
@@ -72,7 +72,7 @@ class Bench:
     """One model and the stages that are timed on it."""
 
     def __init__(self, shape: str, args: argparse.Namespace) -> None:
-        from easyeditor.cli import quiet_transformers
+        from easyeditor.commands.cli import quiet_transformers
         from easyeditor.dataset.sentences import load_sentences
 
         quiet_transformers()

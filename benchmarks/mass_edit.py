@@ -50,7 +50,7 @@ def main() -> None:
 
     import torch
 
-    from easyeditor.cli import quiet_transformers
+    from easyeditor.commands.cli import quiet_transformers
 
     quiet_transformers()
     torch.set_num_threads(1 if args.scale else args.threads)
@@ -68,10 +68,10 @@ def clocks() -> tuple[float, float]:
 
 
 def speed(args: argparse.Namespace) -> None:
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.lm.loading import load
     from easyeditor.methods.registry import load_hparams
-    from easyeditor.records import EditRequest
+    from easyeditor.values.edit import EditRequest
 
     hparams = load_hparams(args.hparams)
     hparams.model_name = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
@@ -107,9 +107,9 @@ def speed(args: argparse.Namespace) -> None:
 def measured(args: argparse.Namespace) -> None:
     """What is measured of edited models: each alone, written into the weights, against all in forwards they share."""
     from easyeditor.dataset.sentences import load_sentences
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
-    from easyeditor.records import EditRequest
+    from easyeditor.values.edit import EditRequest
 
     sentences = load_sentences(args.sentences)
     editor = BaseEditor(load_hparams(args.hparams).override(["v_num_grad_steps=2"]), sentences=sentences)
@@ -143,7 +143,7 @@ def measured(args: argparse.Namespace) -> None:
 
 def run_mass(hparams: Any, records: list[dict[str, Any]], *, together: int, folder: Path | None = None) -> list[Any]:
     """Run mode single in a temporary folder (or `folder`); the journal's lines, none when a folder is given."""
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.results.run import run_lines
     from easyeditor.runs.mass import begin, execute
     from easyeditor.runs.planning import plan

@@ -39,9 +39,9 @@ def main() -> None:
 
     import torch
 
-    from easyeditor.cli import quiet_transformers
+    from easyeditor.commands.cli import quiet_transformers
     from easyeditor.dataset.reader import read_dataset
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     torch.set_num_threads(args.threads)

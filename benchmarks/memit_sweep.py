@@ -41,9 +41,9 @@ def main() -> None:
 
     import torch
 
-    from easyeditor.cli import quiet_transformers
+    from easyeditor.commands.cli import quiet_transformers
     from easyeditor.dataset.reader import read_dataset
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     torch.set_num_threads(args.threads)
@@ -77,7 +77,7 @@ def main() -> None:
 
 def means(sides: list[Any]) -> str:
     """Columns of the three accuracies: means within a request, then over requests."""
-    from easyeditor.results.values import mean
+    from easyeditor.values.plain import mean
 
     rows = [side.means() for side in sides]
     columns = (mean(row.get(name) for row in rows) for name in ("rewrite_acc", "rephrase_acc", "locality_acc"))

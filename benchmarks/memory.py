@@ -50,7 +50,7 @@ def methods(kind: str, layers: int) -> dict[str, tuple[dict[str, Any], bool]]:
 
 
 def main() -> None:
-    from easyeditor.estimate import GIB, estimate
+    from easyeditor.commands.estimate import GIB, estimate
     from easyeditor.methods.registry import load_hparams
 
     print("| model | method | float32 | bfloat16 | of it weights (float32) | statistics | hypernetwork |")

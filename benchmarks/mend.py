@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from easyeditor.cli import parser, quiet_transformers, run  # noqa: E402
+from easyeditor.commands.cli import parser, quiet_transformers, run  # noqa: E402
 
 REFERENCE = 1.12  # steps/s of the reference implementation in this setting, two CPU threads, 2.4 GB
 INNER = [f"model.layers.{layer}.mlp.{part}.weight" for layer in (27, 28, 29) for part in ("up_proj", "down_proj")]

@@ -67,8 +67,8 @@ def main() -> None:
 
 
 def make_editor(hparams: str, **settings: Any) -> Any:
-    from easyeditor.cli import quiet_transformers
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.commands.cli import quiet_transformers
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     quiet_transformers()
@@ -76,7 +76,7 @@ def make_editor(hparams: str, **settings: Any) -> Any:
 
 
 def request(number: int) -> Any:
-    from easyeditor.records import EditRequest
+    from easyeditor.values.edit import EditRequest
 
     prompt, subject, target = REQUESTS[number]
     return EditRequest.make(prompt, subject=subject, target_new=target)

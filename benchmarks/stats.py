@@ -61,7 +61,7 @@ class Bench:
     """The model, the documents, and the ways to sum over them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from easyeditor.cli import quiet_transformers
+        from easyeditor.commands.cli import quiet_transformers
         from easyeditor.lm.discover import anatomy
         from easyeditor.lm.loading import load
         from easyeditor.lm.tokens import encode

@@ -9,34 +9,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
 from easyeditor.methods.table import METHODS
 
 if TYPE_CHECKING:
     from easyeditor.dataset.training import CounterFactDataset as CounterFactDataset
     from easyeditor.dataset.training import KnowEditDataset as KnowEditDataset
     from easyeditor.dataset.training import ZsreDataset as ZsreDataset
-    from easyeditor.easyedit import BaseEditor as BaseEditor
-    from easyeditor.easyedit import summary_metrics as summary_metrics
+    from easyeditor.editing.easyedit import BaseEditor as BaseEditor
+    from easyeditor.editing.easyedit import summary_metrics as summary_metrics
     from easyeditor.methods.mend.hparams import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.registry import load_hparams as load_hparams
-    from easyeditor.records import EditRequest as EditRequest
-    from easyeditor.records import EditResult as EditResult
-    from easyeditor.records import WeightDelta as WeightDelta
     from easyeditor.trainer.editor import EditTrainer as EditTrainer
+    from easyeditor.values.edit import EditRequest as EditRequest
+    from easyeditor.values.edit import EditResult as EditResult
+    from easyeditor.values.edit import WeightDelta as WeightDelta
 
 _HOMES = {
-    "BaseEditor": "easyeditor.easyedit",
+    "BaseEditor": "easyeditor.editing.easyedit",
     "CounterFactDataset": "easyeditor.dataset.training",
-    "EditRequest": "easyeditor.records",
-    "EditResult": "easyeditor.records",
+    "EditRequest": "easyeditor.values.edit",
+    "EditResult": "easyeditor.values.edit",
     "EditTrainer": "easyeditor.trainer.editor",
     "KnowEditDataset": "easyeditor.dataset.training",
     "MENDTrainingHparams": "easyeditor.methods.mend.hparams",
-    "WeightDelta": "easyeditor.records",
+    "WeightDelta": "easyeditor.values.edit",
     "ZsreDataset": "easyeditor.dataset.training",
     "load_hparams": "easyeditor.methods.registry",
-    "summary_metrics": "easyeditor.easyedit",
+    "summary_metrics": "easyeditor.editing.easyedit",
 }
 
 _THEIRS = {"R_ROMEHyperParams": "ROMEHyperParams", "SPHEREHyperParams": "AlphaEditHyperParams"}

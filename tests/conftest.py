@@ -180,7 +180,7 @@ def mass(
     """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
     from script_runs import call
 
-    import mass_edit
+    from easyeditor.commands import mass_edit
 
     monkeypatch.chdir(tmp_path)
 
@@ -194,7 +194,7 @@ def mass(
 @pytest.fixture
 def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verdict that calls 8 percent a collapse: no tiny edit collapses a tiny model."""
-    from easyeditor.results import collapse
+    from easyeditor.values import collapse
 
     def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
         return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from easyeditor.files import to_json
-from easyeditor.records import EditRequest
-from easyeditor.results.collapse import judge
+from easyeditor.base.files import to_json
 from easyeditor.results.lines import EditLine, EvaluationLine, Guard, Retained, ScreenLine, TrainingLine
-from easyeditor.results.record import EditRecord, LayerNumbers, Side
+from easyeditor.values.collapse import judge
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.record import EditRecord, LayerNumbers, Side
 
 SUBJECTS = [
     "Chicago", "Arthur", "Bay", "Microsoft", "Danielle Darrieux", "<script>alert(1)</script>", "Москва 北京 🦋",

@@ -31,16 +31,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from script_runs import save_tiny, strict, write_yaml
 
-import easyeditor.export.__main__ as export_main
-import easyeditor.report.__main__ as report_main
-import easyeditor.stats.__main__ as stats_main
-import easyeditor.survey.__main__ as survey_main
-import mass_edit
-import ppl
-import pretrain_mend
-import single_case_edit
-from easyeditor import cli
-from easyeditor.records import EditRequest, EditResult, WeightDelta
+import easyeditor.commands.export as export_main
+import easyeditor.commands.report as report_main
+import easyeditor.commands.stats as stats_main
+import easyeditor.commands.survey as survey_main
+from easyeditor.commands import cli, mass_edit, ppl, pretrain_mend, single_case_edit
+from easyeditor.values.edit import EditRequest, EditResult, WeightDelta
 
 SECONDS, WAITED, BYTES, LONGEST = 10.0, 60.0, 2 * 2**30, 500
 

@@ -16,10 +16,9 @@ from script_runs import LOUD, QUICK, record_of, save_tiny, write_yaml
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 
-import mass_edit
-import pretrain_mend
-from easyeditor.files import SCRATCH
-from easyeditor.stats import __main__ as stats
+from easyeditor.base.files import SCRATCH
+from easyeditor.commands import mass_edit, pretrain_mend
+from easyeditor.commands import stats as stats
 
 CLOCK = ("time", "time_utc", "seconds", "seconds_per_edit", "edits_per_second", "steps_per_s", "command", "output")
 SUBJECTS = ("Bay", "Roland", "Berlin", "Oslo")

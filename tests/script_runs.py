@@ -20,7 +20,7 @@ import torch
 import yaml
 from conftest import CONTEXTS, build, tokenizer
 
-from easyeditor import cli
+from easyeditor.commands import cli
 
 SUBJECTS = ["Bay", "Roland", "Berlin", "東京", "Oslo"]
 QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
@@ -116,7 +116,7 @@ def memit_yaml(place: Path) -> Path:
 
 def call(script: Any, args: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ran:
     """Run a script's main as its `__main__` does, in this process."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, args)])
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__.rpartition('.')[2]}.py", *map(str, args)])
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

@@ -21,20 +21,20 @@ from conftest import build, relative, rome_hparams, same, states, tokenizer
 from script_runs import Ran, call, save_tiny, strict, write_yaml
 from transformers import T5Config, T5ForConditionalGeneration
 
-import mass_edit
-import single_case_edit
 from easyeditor import BaseEditor, EditRequest
-from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis.downstream import choose
-from easyeditor.analysis.tools import figures, harness
-from easyeditor.analysis.tools.candidates import checked, from_facts, records_in
-from easyeditor.analysis.tools.capture import decoder_keys, encoder_keys
-from easyeditor.analysis.tools.outcome import Finding, ResultTable, short
-from easyeditor.analysis.tools.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
-from easyeditor.analysis.tools.sets import DATA, load_collapse, load_normal, starts_with_one_word
-from easyeditor.analysis.tools.spectra import growth, leading, overlap
+from easyeditor.base.errors import ConfigError
+from easyeditor.commands import analysis as analysis
+from easyeditor.commands import mass_edit, single_case_edit
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError
+from easyeditor.dataset.sets import DATA, load_collapse, load_normal, starts_with_one_word
+from easyeditor.drawing import figures
+from easyeditor.drawing.outcome import Finding, ResultTable, short
+from easyeditor.experiments.downstream import choose
+from easyeditor.experiments.tools import harness
+from easyeditor.experiments.tools.candidates import checked, from_facts, records_in
+from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
+from easyeditor.experiments.tools.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
+from easyeditor.experiments.tools.spectra import growth, leading, overlap
 from easyeditor.lm.architectures import encoder_projections
 from easyeditor.lm.hooks import second_position_first
 from easyeditor.lm.tokens import model_inputs

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import pretrain_mend
 from easyeditor import CounterFactDataset, EditRequest
+from easyeditor.base.errors import DataError
+from easyeditor.commands import pretrain_mend
 from easyeditor.dataset.training import apart
-from easyeditor.errors import DataError
 
 FACTS = ROOT / "data" / "facts.json"
 

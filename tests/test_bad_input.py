@@ -18,12 +18,11 @@ from conftest import build, tokenizer
 from safetensors.torch import load_file, save_file
 from script_runs import Ran, call, file_size_limit, five_requests, memit_yaml, save_tiny, write_yaml
 
-import mass_edit
-import ppl as ppl_script
-import single_case_edit
+from easyeditor.base.errors import EasyEditorError, ModelError, OutputError
+from easyeditor.base.files import write_tensors, write_text
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands import ppl as ppl_script
 from easyeditor.dataset.sentences import load_sentences
-from easyeditor.errors import EasyEditorError, ModelError, OutputError
-from easyeditor.files import write_tensors, write_text
 from easyeditor.lm import embedded
 from easyeditor.lm.loading import load, save
 
@@ -82,7 +81,7 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("work was done before the input was refused")
 
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)
-    monkeypatch.setattr("easyeditor.bound.load", refuse)
+    monkeypatch.setattr("easyeditor.editing.bound.load", refuse)
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
 
 
@@ -329,7 +328,7 @@ def full_disk(_: int) -> None:
 
 
 def test_full_disk(edit: Any, ppl: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easyeditor.files.os.fsync", full_disk)
+    monkeypatch.setattr("easyeditor.base.files.os.fsync", full_disk)
     refusal(edit("--output", "run"), "run/config.json: cannot be written (No space left on device)")
     refusal(
         ppl("--data", "two.txt", "--output", "numbers.json"),
@@ -464,7 +463,7 @@ def factors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def saved(source: Path) -> Path:
     """A saved edit of tiny llama."""
-    from easyeditor.easyedit import BaseEditor
+    from easyeditor.editing.easyedit import BaseEditor
     from easyeditor.methods.registry import load_hparams
 
     hparams = load_hparams(str(write_yaml(source / "h.yaml", source / "m", ppl_sentence_num=0)))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, rome_hparams, tokenizer
 
-import ppl
 from easyeditor import BaseEditor
+from easyeditor.base.errors import ConfigError
+from easyeditor.commands import ppl
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sentences import Sentences
-from easyeditor.errors import ConfigError
 from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
 from easyeditor.export.sources import of_record
 

@@ -12,7 +12,7 @@ import torch
 from conftest import CONTEXTS, build, rome_hparams, tokenizer
 
 from easyeditor import BaseEditor, EditRequest
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.lm.budget import free_bytes, tokens_for
 from easyeditor.lm.discover import anatomy

@@ -13,7 +13,7 @@ import pytest
 from script_runs import QUICK, Ran, call, save_tiny, strict, write_yaml
 from test_mass import lines
 
-import mass_edit
+from easyeditor.commands import mass_edit
 
 SIDES = ("pre", "post")
 KINDS = {"rewrite": "E", "paraphrase": "P", "neighborhood": "N"}

@@ -15,8 +15,8 @@ from golden_numbers import read
 
 from easyeditor import EditRequest
 from easyeditor.dataset.sentences import load_sentences, read_sentences
-from easyeditor.easyedit import BaseEditor
-from easyeditor.editor import Examined
+from easyeditor.editing.easyedit import BaseEditor
+from easyeditor.editing.editor import Examined
 from easyeditor.methods.registry import load_hparams
 
 pytestmark = pytest.mark.slow

@@ -33,9 +33,9 @@ from easyeditor import (
     MENDTrainingHparams,
     WeightDelta,
 )
-from easyeditor.cli import memory
-from easyeditor.errors import ConfigError, ModelError
-from easyeditor.estimate import advice, estimate
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.commands.cli import memory
+from easyeditor.commands.estimate import advice, estimate
 from easyeditor.evaluate.perplexity import NLL_SLICE, PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.budget import Budget

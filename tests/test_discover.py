@@ -13,12 +13,13 @@ from strangers import CachedStranger, Pool, Stranger, StrangerConfig, stranger
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import mass_edit
-import single_case_edit
-from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis.tools.safety import safety_of
-from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.analysis.safety import safety_of
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.commands import analysis as analysis
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands import stats as stats
+from easyeditor.commands import tune as tune
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.lm.architectures import attention_of
 from easyeditor.lm.discover import anatomy, discover, module_name, replay_checked
 from easyeditor.lm.generate import Decoding, generate
@@ -27,10 +28,8 @@ from easyeditor.lm.tokens import model_inputs
 from easyeditor.methods.locate.contexts import sample
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.registry import load_hparams
-from easyeditor.records import EditRequest
-from easyeditor.stats import __main__ as stats
-from easyeditor.tune import __main__ as tune
 from easyeditor.tune.start import Start
+from easyeditor.values.edit import EditRequest
 
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")
 

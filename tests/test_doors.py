@@ -11,18 +11,17 @@ import pytest
 import torch.distributed as dist
 from script_runs import Ran, call, save_tiny, write_yaml
 
-import easyeditor.stats.__main__ as stats_main
-import mass_edit
-import ppl as ppl_script
-import single_case_edit
+import easyeditor.commands.stats as stats_main
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.files import parse_json
+from easyeditor.base.hparams import HyperParams
+from easyeditor.base.plain_yaml import read_yaml
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands import ppl as ppl_script
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.files import parse_json
-from easyeditor.hparams import HyperParams
-from easyeditor.plain_yaml import read_yaml
-from easyeditor.records import EditRequest
 from easyeditor.runs.ranks import rank_of
+from easyeditor.values.edit import EditRequest
 
 REQUEST = {"prompt": "Bay is in", "subject": "Bay", "target_new": "Italy"}
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
@@ -301,7 +300,7 @@ def test_every_script_under_torchrun_says_so_in_one_line(
     refusal(script(stats_main, "--model", "m", "--layers", "1"))
     assert not dist.is_initialized()
     if "MASTER_ADDR" not in env:
-        import pretrain_mend
+        from easyeditor.commands import pretrain_mend
 
         refusal(script(pretrain_mend))
         refusal(script(mass_edit, "--data", "d.json"))

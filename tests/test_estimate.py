@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import build, tokenizer
 
-from easyeditor import estimate as estimating
-from easyeditor.cli import memory
-from easyeditor.estimate import GIB, estimate
+from easyeditor.commands import estimate as estimating
+from easyeditor.commands.cli import memory
+from easyeditor.commands.estimate import GIB, estimate
 from easyeditor.lm.budget import PLANNED, tokens_for
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import save
@@ -79,9 +79,9 @@ def test_what_a_cpu_has_is_what_it_can_give(tmp_path: Path, monkeypatch: pytest.
     """Files in the cache make way, so they count as free; without the kernel's word unused pages are all that is."""
     text = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\n"
     (tmp_path / "meminfo").write_text(text, encoding="utf-8")
-    monkeypatch.setattr("easyeditor.estimate.MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("easyeditor.commands.estimate.MEMINFO", tmp_path / "meminfo")
     assert estimating.available() == 20_000_000 * 1024
-    monkeypatch.setattr("easyeditor.estimate.MEMINFO", tmp_path / "none")
+    monkeypatch.setattr("easyeditor.commands.estimate.MEMINFO", tmp_path / "none")
     assert estimating.available() > 0
 
 

@@ -20,9 +20,9 @@ from conftest import ARCHITECTURES, build, relative, same, states, tokenizer
 from script_runs import call, save_tiny
 from test_seam import FACTS, lines, timeless
 
-import mass_edit
 from easyeditor import BaseEditor, load_hparams
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.commands import mass_edit
 from easyeditor.lm.architectures import Architecture
 from easyeditor.lm.discover import anatomy
 from easyeditor.methods.mend.archive import write_archive

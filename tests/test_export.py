@@ -20,17 +20,16 @@ from safetensors.torch import load_file
 from script_runs import LOUD, QUICK, SUBJECTS, Ran, call, record_of, save_tiny, strict, write_yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-import mass_edit
-import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.export import __main__ as export_main
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.commands import export as export_main
+from easyeditor.commands import mass_edit, single_case_edit
 from easyeditor.export.adapter import adapter_of
 from easyeditor.export.sources import read_source
 from easyeditor.export.write import export
 from easyeditor.lm import embedded
 from easyeditor.lm.weights import add, applied
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 Script = Callable[..., Ran]
 TEXT = "Bay, which is located in the north of"

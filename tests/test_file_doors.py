@@ -17,12 +17,13 @@ from fake_runs import edit_line, sequential_lines
 from safetensors.torch import load_file, save_file
 from script_runs import Ran, call, save_tiny, stand_in, write_yaml
 
-import mass_edit
+from easyeditor.base.errors import ConfigError, DataError, EasyEditorError, NumericalError, StatsError
+from easyeditor.base.files import read_json
+from easyeditor.base.hparams import read_json_list
+from easyeditor.base.plain_yaml import read_yaml
+from easyeditor.commands import mass_edit
 from easyeditor.dataset.reader import read_dataset, read_sample
 from easyeditor.dataset.sentences import read_sentences
-from easyeditor.errors import ConfigError, DataError, EasyEditorError, NumericalError, StatsError
-from easyeditor.files import read_json
-from easyeditor.hparams import read_json_list
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import load
 from easyeditor.methods.mend.archive import read_archive, write_archive
@@ -31,13 +32,12 @@ from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.rome.method import ROME
-from easyeditor.plain_yaml import read_yaml
-from easyeditor.records import EditRequest, EditResult, WeightDelta
 from easyeditor.results.run import recorded
 from easyeditor.runs.watching import KEYS, saved_keys
 from easyeditor.stats import corpus
 from easyeditor.stats.corpus import open_corpus
 from easyeditor.stats.store import Manifest, read_manifest, read_moment, write_moment
+from easyeditor.values.edit import EditRequest, EditResult, WeightDelta
 
 WIDTH = 6
 NAME = "model.layers.1.mlp.down_proj.weight"

@@ -12,8 +12,8 @@ import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
 from fake_runs import edit
 
-from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import ConfigError, StatsError
+from easyeditor.base.errors import ConfigError, StatsError
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
@@ -26,12 +26,12 @@ from easyeditor.methods.locate.updates import joint_update, unit, whitened
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import EditRequest
 from easyeditor.report.terminal import verdict
-from easyeditor.results.collapse import CURE
+from easyeditor.results.cause import CURE
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
 from easyeditor.stats.null_space import computed
+from easyeditor.values.edit import EditRequest
 
 FIRST = EditRequest.make("A is located in", subject="A", target_new=" Italy")  # one token, in first place
 INSIDE = EditRequest.make("The home of Bay is", subject="Bay", target_new=" Italy")

@@ -13,12 +13,12 @@ import datasets
 import huggingface_hub
 import pytest
 
-from easyeditor.dataset.__main__ import main
+from easyeditor.base.errors import DataError
+from easyeditor.commands.dataset import main
 from easyeditor.dataset.columns import requests_from_columns
 from easyeditor.dataset.formats import parse, parse_all, read_request
 from easyeditor.dataset.reader import read_dataset, read_sample
-from easyeditor.errors import DataError
-from easyeditor.request import Probe
+from easyeditor.values.request import Probe
 
 WIKI = {  # KnowEdit's wiki_recent: lists of probes, each with lists of answers, each a list of names
     "subject": "Bay",

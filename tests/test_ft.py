@@ -16,10 +16,10 @@ from conftest import ARCHITECTURES, build, relative, same, states, tokenizer
 from golden_numbers import FINE_TUNED, fold, pair, read, tensors
 from golden_numbers import request as golden_request
 
-import single_case_edit
-from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, cli
-from easyeditor.errors import ConfigError, DataError, NumericalError
-from easyeditor.hparams import field_types
+from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams
+from easyeditor.base.errors import ConfigError, DataError, NumericalError
+from easyeditor.base.hparams import field_types
+from easyeditor.commands import cli, single_case_edit
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.joining import spaced
 from easyeditor.lm.tokens import encode

@@ -13,7 +13,7 @@ from golden_numbers import MODELS, fold, pair, request
 from test_newer_golden import golden
 
 from easyeditor import BaseEditor, EditRequest, load_hparams
-from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.adapters import AdapterSettings, adapted
 from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.scored import line
@@ -22,7 +22,7 @@ from easyeditor.methods.fine_tuning import Batch, Training, fine_tune, training_
 from easyeditor.methods.ft.method import FT
 from easyeditor.methods.ultraedit.method import UltraEdit
 from easyeditor.methods.ultraedit.step import deviation, merged, solved, statistics
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 LOCFT = 1e-3
 """Relative, for LocFT's change: Adam divides gradients by their size, so that one rounding moves it by 7e-5 in the

@@ -11,13 +11,13 @@ from conftest import ROOT, build, rome_hparams, tokenizer
 from script_runs import save_tiny
 
 from easyeditor import BaseEditor, EditRequest
+from easyeditor.base.errors import ConfigError, DataError
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.export.harness import tasks
 from easyeditor.export.write import export
 from easyeditor.lm.weights import applied
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 HARNESS = ROOT / "easyeditor" / "export" / "harness"
 OURS = {"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"}

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from golden_numbers import read
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import field_types
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import field_types
+from easyeditor.base.plain_yaml import read_yaml, yaml_path
 from easyeditor.methods.memit.hparams import MEMITHyperParams
 from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
-from easyeditor.plain_yaml import read_yaml, yaml_path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = {

@@ -14,20 +14,19 @@ import torch
 from conftest import ROOT, rome_hparams, same, states
 from script_runs import Ran, call, save_tiny, write_yaml
 
-import easyeditor.report.__main__ as report_main
-import mass_edit
-import single_case_edit
+import easyeditor.commands.report as report_main
 from easyeditor import BaseEditor
+from easyeditor.base.errors import DataError, OutputError
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands.interactive import reader
 from easyeditor.dataset.sentences import load_sentences
-from easyeditor.errors import DataError, OutputError
-from easyeditor.interactive import reader
 from easyeditor.methods.registry import load_hparams
-from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import load_run
 from easyeditor.runs.sequence import delta_folder
 from easyeditor.runs.typed import session, typed_settings
+from easyeditor.values.edit import EditRequest, EditResult
 
 FRANCE, SPAIN, ITALY = "The capital of [France] is => the", "[Spain] lies in => a", "[Italy] lies in => a"
 
@@ -277,7 +276,7 @@ def test_input_without_end_and_a_reader_that_has_gone_end_it(
     ran = typed([FRANCE, "y", b"\0" * 2_000_000])
     assert (ran.code, "a line of 1,000,000 characters or more" in ran.err) == (2, True)
     assert len(edits(tmp_path / "run")) == 1
-    monkeypatch.setattr("easyeditor.interactive.lost", lambda: OSError("Broken pipe"))
+    monkeypatch.setattr("easyeditor.commands.interactive.lost", lambda: OSError("Broken pipe"))
     assert typed(["? The"] * 3, "--resume", "run").out.count("edit> ") == 1
 
 

@@ -24,7 +24,7 @@ from kill_kinds import KINDS, Job, furnish, harm, picture
 from script_runs import awaited, forked
 from test_mass import close, lines, timeless
 
-import mass_edit
+from easyeditor.commands import mass_edit
 
 EACH = int(os.environ.get("KILLS", "4"))  # kills of each kind; as many as it has places to kill at, if that is fewer
 
@@ -124,8 +124,8 @@ def append(self, line):
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
 journal.Journal.append = append
-import mass_edit
-from easyeditor.cli import run
+from easyeditor.commands import mass_edit
+from easyeditor.commands.cli import run
 run(mass_edit.main)
 """
 

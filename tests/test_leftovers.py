@@ -14,8 +14,8 @@ from test_locks import forked, waiting
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 
-import pretrain_mend
-from easyeditor.files import to_json, whole_folder
+from easyeditor.base.files import to_json, whole_folder
+from easyeditor.commands import pretrain_mend
 
 OURS = [".part-0123456789abcdef", ".part-fedcba9876543210"]
 OTHERS = [".part-", ".part-notes", ".part-0123456789abcdef0", ".part-0123456789ABCDEF", "part-0123456789abcdef"]

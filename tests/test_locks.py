@@ -20,13 +20,12 @@ from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 from test_outputs import content
 
-import mass_edit
-import pretrain_mend
-from easyeditor.errors import OutputError
+from easyeditor.base.errors import OutputError
+from easyeditor.base.locks import locked
+from easyeditor.commands import mass_edit, pretrain_mend
+from easyeditor.commands import stats as stats
 from easyeditor.lm import embedded
-from easyeditor.locks import locked
 from easyeditor.methods.rome.method import ROME
-from easyeditor.stats import __main__ as stats
 from easyeditor.stats.corpus import Corpus
 
 HOLDER = f"process {os.getpid()} on {socket.gethostname()}"
@@ -181,7 +180,7 @@ def test_a_second_first_fetch_waits_for_the_first(tmp_path: Path, monkeypatch: p
         raise AssertionError("fetched twice")
 
     monkeypatch.setattr(embedded, "obtain_sliced", fetch)
-    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    monkeypatch.setattr("easyeditor.base.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
     with locked(tmp_path / "cache/.model.lock", "x"):
         child = forked(lambda: embedded.ensure(embedded.MODELS[0], tmp_path / "cache/model"))
         waiting((tmp_path / "waits").exists, child)
@@ -197,7 +196,7 @@ def test_the_excerpt_is_fetched_by_one_process(tmp_path: Path, monkeypatch: pyte
 
     file = tmp_path / "cache/excerpt.jsonl"
     monkeypatch.setattr(corpus, "EXCERPT_FILE", file)
-    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    monkeypatch.setattr("easyeditor.base.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
     monkeypatch.setattr(corpus, "obtain", lambda *_: pytest.fail("fetched twice"))
     with locked(tmp_path / "cache/.excerpt.jsonl.lock", "x"):
         child = forked(lambda: list(corpus.open_corpus(corpus.EXCERPT).documents))
@@ -221,7 +220,7 @@ def test_second_moments_are_collected_by_one_process(tmp_path: Path, monkeypatch
     hparams = rome_hparams((build("llama"), tokenizer()), **changes, stats_dir=str(tmp_path / "stats"))
     method = ROME(*hparams.model_name, hparams)
     folder = method.statistics.key(1).paths[0].parent
-    monkeypatch.setattr("easyeditor.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
+    monkeypatch.setattr("easyeditor.base.locks.LOG.info", lambda *_: (tmp_path / "waits").touch())
     with locked(folder / ".collecting.lock", "x"):
         with monkeypatch.context() as patch:
             patch.setattr(statistics, "gather", lambda *_, **__: pytest.fail("collected twice"))

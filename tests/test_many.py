@@ -15,16 +15,16 @@ from conftest import ARCHITECTURES, ROOT, build, relative, rome_hparams, same, s
 from script_runs import call, record_of, save_tiny, write_yaml
 from test_mass import close, lines, timeless
 
-import mass_edit
 from easyeditor import BaseEditor, EditRequest
+from easyeditor.commands import mass_edit
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.many import SideBySide, why_alone
 from easyeditor.lm.weights import applied
-from easyeditor.records import WeightDelta
 from easyeditor.results.journal import Journal
+from easyeditor.values.edit import WeightDelta
 
 SENTENCES = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))][:6]
 PAIRS = [("Bay is in", "Italy"), ("They say that the old Bridge of Berlin is in", "the town"), ("I", "am not sure")]

@@ -12,13 +12,12 @@ import fake_runs
 import pytest
 from conftest import ROOT
 
+from easyeditor.base.errors import ConfigError, DataError, OutputError
+from easyeditor.base.hparams import HyperParams
+from easyeditor.base.plain_yaml import read_yaml
 from easyeditor.dataset.reader import Dataset, read_dataset
-from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import hparams_class
 from easyeditor.methods.table import METHODS
-from easyeditor.plain_yaml import read_yaml
-from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.results.lines import FailureLine, Guard
 from easyeditor.results.run import merge, recorded
@@ -27,6 +26,7 @@ from easyeditor.runs.planning import Plan, batch_of, batched, chosen, places, pl
 from easyeditor.runs.ranks import Rank, rank_of
 from easyeditor.runs.settings import RunSettings
 from easyeditor.runs.summary import quality, summarise
+from easyeditor.values.edit import EditRequest
 
 FLAT = {"prompt": "Bay, which is located in", "subject": "Bay", "target_new": "Italy", "ground_truth": "Wales"}
 COUNTERFACT = {

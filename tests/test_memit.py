@@ -11,7 +11,7 @@ from conftest import build, relative, rome_hparams, same, states, tokenizer
 from golden_numbers import MODELS, TOLERANCE, as_stored, folder, pair, read, request, solved, tensors
 
 from easyeditor import BaseEditor, EditRequest, MEMITHyperParams
-from easyeditor.errors import ConfigError, DataError, StatsError
+from easyeditor.base.errors import ConfigError, DataError, StatsError
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.weights import applied
 from easyeditor.methods.memit.method import MEMIT

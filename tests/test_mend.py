@@ -14,7 +14,7 @@ from conftest import build, relative, same, states, tokenizer
 from safetensors.torch import load_file, save_file
 
 from easyeditor import BaseEditor, EditRequest, MENDHyperParams
-from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.scored import Batch, line, nll, scored_logits

@@ -14,9 +14,9 @@ import torch
 from conftest import ROOT, build, same, states, tokenizer
 from safetensors.torch import load_file
 
-import pretrain_mend
-from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, ZsreDataset, cli
-from easyeditor.errors import ConfigError, DataError, NumericalError, OutputError
+from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, ZsreDataset
+from easyeditor.base.errors import ConfigError, DataError, NumericalError, OutputError
+from easyeditor.commands import cli, pretrain_mend
 from easyeditor.lm.discover import anatomy
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.results.journal import read_journal

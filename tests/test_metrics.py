@@ -17,10 +17,11 @@ import torch
 from conftest import ARCHITECTURES, ROOT, build, tokenizer
 from golden_numbers import MODELS, pair, read
 
-from easyeditor import EditRequest, EditResult, WeightDelta, cli, summary_metrics
+from easyeditor import EditRequest, EditResult, WeightDelta, summary_metrics
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.commands import cli
+from easyeditor.commands import evaluate as command
 from easyeditor.dataset.formats import parse
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.evaluate import __main__ as command
 from easyeditor.evaluate.generation import contains, is_match, ngram_entropy, normalised
 from easyeditor.evaluate.metric import Answers, Settings, Value
 from easyeditor.evaluate.metrics import score_request
@@ -34,11 +35,11 @@ from easyeditor.lm.weights import applied
 from easyeditor.report.tables import collapse_table
 from easyeditor.report.wild import wild_table
 from easyeditor.results.lines import EvaluationLine, Retained
-from easyeditor.results.record import Side
 from easyeditor.results.run import load_run
 from easyeditor.runs.summary import Tally
 from easyeditor.survey.quality import ACCURACIES, mean_of, values_of
 from easyeditor.tune.trials import summed
+from easyeditor.values.record import Side
 
 FULL = EditRequest.make(
     "They say that the Bridge is in",

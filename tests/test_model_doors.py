@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from script_runs import call, save_tiny, stand_in, write_yaml
 from transformers import BertConfig, BertForMaskedLM
 
-import ppl
-import single_case_edit
+from easyeditor.base.errors import DataError, ModelError
+from easyeditor.commands import ppl, single_case_edit
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import DataError, ModelError
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.loading import load
 

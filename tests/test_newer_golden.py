@@ -20,11 +20,11 @@ from golden_numbers import MODELS, fold, folder, pair, read, request, solved, te
 
 import easyeditor
 from easyeditor import BaseEditor, load_hparams
-from easyeditor.errors import ConfigError, StatsError
+from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.methods.locate import filters
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod, anchor_of
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import EditRequest, EditResult
+from easyeditor.values.edit import EditRequest, EditResult
 
 UPDATE, VALUE = 8e-5, 3e-5
 LIMITS = {"keys": VALUE, "cur_z": VALUE, "residual_target": UPDATE, "delta_W": UPDATE, "adj_k": UPDATE, "resid": UPDATE}

@@ -17,24 +17,20 @@ from conftest import build, tokenizer
 from script_runs import Ran, awaited, call, forked, save_tiny, write_yaml
 from test_mend_training import WEIGHTS
 
-import mass_edit
-import ppl
-import pretrain_mend
-import single_case_edit
-from easyeditor import cli
-from easyeditor.analysis import __main__ as analysis
-from easyeditor.errors import ModelError, OutputError
-from easyeditor.evaluate import __main__ as evaluate
-from easyeditor.export import __main__ as export
-from easyeditor.files import sweep, whole_file, write_json, write_tensors, write_text
+from easyeditor.base.errors import ModelError, OutputError
+from easyeditor.base.files import sweep, whole_file, write_json, write_tensors, write_text
+from easyeditor.base.locks import lock_of, locked
+from easyeditor.commands import analysis as analysis
+from easyeditor.commands import cli, mass_edit, ppl, pretrain_mend, single_case_edit
+from easyeditor.commands import convert as convert
+from easyeditor.commands import evaluate as evaluate
+from easyeditor.commands import export as export
+from easyeditor.commands import report as report
+from easyeditor.commands import stats as stats
+from easyeditor.commands import survey as survey
+from easyeditor.commands import tune as tune
+from easyeditor.commands.outputs import KINDS
 from easyeditor.lm.loading import save
-from easyeditor.locks import lock_of, locked
-from easyeditor.outputs import KINDS
-from easyeditor.report import __main__ as report
-from easyeditor.stats import __main__ as stats
-from easyeditor.survey import __main__ as survey
-from easyeditor.trainer import __main__ as convert
-from easyeditor.tune import __main__ as tune
 
 COMMANDS = (stats, tune, survey, report, export, evaluate, convert)
 
@@ -170,7 +166,7 @@ def script(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("work was done before the places were refused")
 
-    monkeypatch.setattr("easyeditor.bound.load", refuse)
+    monkeypatch.setattr("easyeditor.editing.bound.load", refuse)
     monkeypatch.setattr("easyeditor.trainer.editor.load", refuse)
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)  # last: what is imported meanwhile keeps the true one
     return lambda module, *flags: call(module, list(flags), monkeypatch, capsys)
@@ -346,7 +342,7 @@ def test_a_run_that_fails_leaves_no_folder(made: str, script: Script, monkeypatc
     def broken(*_: Any, **__: Any) -> None:
         raise ModelError("not loadable")
 
-    monkeypatch.setattr("easyeditor.bound.load", broken)
+    monkeypatch.setattr("easyeditor.editing.bound.load", broken)
     before = content(Path())
     place = [] if made == "results" else ["--output", made]
     for module, flags in ((single_case_edit, EDIT), (mass_edit, MASS), (analysis, ["keys", "--hparams", "h.yaml"])):

@@ -19,16 +19,15 @@ from conftest import ROOT
 from script_runs import call, save_tiny, write_yaml
 
 import easyeditor
-import mass_edit
-import single_case_edit
+from easyeditor.commands import evaluate as evaluate
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands import report as report
 from easyeditor.dataset.formats import FORMATS, parse
-from easyeditor.evaluate import __main__ as evaluate
 from easyeditor.evaluate.metric import Answers, Settings, Value
 from easyeditor.evaluate.registry import GROUPS, METRICS
 from easyeditor.lm import architectures
 from easyeditor.lm.generate import Generated
-from easyeditor.records import EditRequest
-from easyeditor.report import __main__ as report
+from easyeditor.values.edit import EditRequest
 
 LONGEST_README = 150  # lines
 BAY = EditRequest.make("Bay, which is located in", subject="Bay", target_new="Italy")

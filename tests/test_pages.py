@@ -13,7 +13,7 @@ from script_runs import call
 from test_house import LAYERS, LEVEL
 from test_page_examples import blocks
 
-from easyeditor.analysis.__main__ import EXPERIMENTS
+from easyeditor.commands.analysis import EXPERIMENTS
 from easyeditor.methods.table import METHODS
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md", ROOT / "tests/golden/README.md"])

@@ -13,7 +13,7 @@ import torch
 from conftest import CONTEXTS, ROOT, build, rome_hparams, tokenizer
 
 from easyeditor import BaseEditor, EditRequest
-from easyeditor.errors import ConfigError, StatsError
+from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.lm import precision
 from easyeditor.lm.loading import save
 from easyeditor.lm.precision import products

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from easyeditor import progress
-from easyeditor.process import OBEYED
-from easyeditor.progress import progress_bar
+from easyeditor.base import progress
+from easyeditor.base.process import OBEYED
+from easyeditor.base.progress import progress_bar
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ HARMFUL = "a\x1b[31mb\x9bc\u202ed\x07e\rf\u200fg\x7f"
 SCRIPT = f"""
 import logging
 from rich.table import Table
-from easyeditor import cli
-from easyeditor.errors import ConfigError
-from easyeditor.files import to_json
-from easyeditor.process import terminal
-from easyeditor.progress import progress_bar
+from easyeditor.commands import cli
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.files import to_json
+from easyeditor.base.process import terminal
+from easyeditor.base.progress import progress_bar
 DATA = {HARMFUL!r}
 
 def main():

@@ -16,14 +16,14 @@ from script_runs import call, save_tiny, write_yaml
 from test_every_method import settings, supplies
 from transformers import PreTrainedTokenizerFast
 
-import single_case_edit
 from easyeditor import BaseEditor, EditRequest, load_hparams
-from easyeditor.analysis.tools.lab import hparams_of
-from easyeditor.errors import ConfigError, ModelError
-from easyeditor.evaluate import __main__ as command
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.commands import evaluate as command
+from easyeditor.commands import single_case_edit
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import evaluate
 from easyeditor.evaluate.scoring import score
+from easyeditor.experiments.tools.lab import hparams_of
 from easyeditor.lm import rendering
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.prompting import PLAIN, Prompting, assistant_text, user_turn

@@ -11,10 +11,9 @@ import pytest
 import yaml
 from script_runs import Ran, call, record_of, write_yaml
 
-import easyeditor.stats.__main__ as stats_main
-import mass_edit
-import pretrain_mend
-from easyeditor.errors import ConfigError
+import easyeditor.commands.stats as stats_main
+from easyeditor.base.errors import ConfigError
+from easyeditor.commands import mass_edit, pretrain_mend
 
 SCRIPTS = ["mass_edit", "pretrain_mend", "stats"]
 

@@ -18,19 +18,17 @@ from conftest import build
 from rich.console import Console
 from script_runs import Ran, call, save_tiny, strict, write_yaml
 
-import mass_edit
-import single_case_edit
-from easyeditor import cli
-from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis.tools import figures
-from easyeditor.errors import NumericalError
-from easyeditor.evaluate import __main__ as evaluate
+from easyeditor.base.errors import NumericalError
+from easyeditor.commands import analysis as analysis
+from easyeditor.commands import cli, mass_edit, single_case_edit
+from easyeditor.commands import evaluate as evaluate
+from easyeditor.commands import report as report
+from easyeditor.drawing import figures
 from easyeditor.methods.rome.method import ROME
-from easyeditor.report import __main__ as report
 from easyeditor.report.terminal import print_record
-from easyeditor.results import collapse
-from easyeditor.results.collapse import judge
-from easyeditor.results.record import EditRecord
+from easyeditor.values import collapse
+from easyeditor.values.collapse import judge
+from easyeditor.values.record import EditRecord
 
 SUBJECTS = ("Bay", "Roland", "Oslo", "東京")
 QUICK = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}

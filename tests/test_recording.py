@@ -22,7 +22,7 @@ from easyeditor.lm.tokens import SLOT, Row, encode
 from easyeditor.lm.weights import add, applied, version
 from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 LAYER, BLOCKS, PASSES = 1, 4, 3
 REQUEST = REQUESTS["middle"]

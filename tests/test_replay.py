@@ -27,7 +27,7 @@ from easyeditor.lm.weights import applied
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.rows import prompt_row, target_rows
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import EditResult, WeightDelta
+from easyeditor.values.edit import EditResult, WeightDelta
 
 TOLERANCE = 1e-4
 REQUESTS = {

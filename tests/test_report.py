@@ -22,16 +22,18 @@ from conftest import ROOT
 from fake_runs import edit_line, evaluation, screen_lines, sequential_lines, single_lines, training_lines, write_run
 from test_outputs import content
 
-from easyeditor import cli
-from easyeditor.errors import DataError, OutputError
-from easyeditor.report import __main__ as script
-from easyeditor.report import build, canvas, curves, run_table, scatter, tables
+from easyeditor.base.errors import DataError, OutputError
+from easyeditor.commands import cli
+from easyeditor.commands import report as script
+from easyeditor.drawing import canvas
+from easyeditor.drawing.page import LONGEST
+from easyeditor.drawing.render import latex_escaped, to_csv, to_latex
+from easyeditor.report import build, curves, run_table, scatter, tables
 from easyeditor.report.opening import opening
-from easyeditor.report.page import LONGEST
-from easyeditor.report.render import latex_escaped, to_csv, to_latex
-from easyeditor.results.collapse import cause, foretold
+from easyeditor.results.cause import cause
 from easyeditor.results.lines import EditLine, FailureLine, Guard, Retained
 from easyeditor.results.run import load_run, load_runs
+from easyeditor.values.collapse import foretold
 
 INF = math.inf
 HARD = {"denominator": -0.05, "rewrite": [0.0], "rephrase": None, "locality": [0.0, 0.5]}
@@ -492,7 +494,7 @@ def test_long_tables_are_cut_on_the_page_and_whole_in_csv(tmp_path: Path) -> Non
     lines = [edit_line(i, ppl=5000.0, subject="s" * 400 if i == 0 else None) for i in range(LONGEST + 20)]
     run = load_run(write_run(tmp_path / "run", lines))
     table = tables.edits_table([run])
-    from easyeditor.report.page import html_page
+    from easyeditor.drawing.page import html_page
 
     text = html_page("t", [table], [], [], [])
     assert text.count("<tr>") == LONGEST + 1
@@ -555,7 +557,7 @@ def test_a_report_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pyt
 def test_the_report_loads_no_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", screen_lines(six_edits()))
     code = (
-        "import sys; from easyeditor.report.__main__ import main; main(); import easyeditor.report.scatter;"
+        "import sys; from easyeditor.commands.report import main; main(); import easyeditor.report.scatter;"
         "print(sorted({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(run)]

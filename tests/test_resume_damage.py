@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from script_runs import QUICK, Ran, awaited, call, forked, record_of, save_tiny, write_yaml
 from test_outputs import content
 
-import mass_edit
-from easyeditor.errors import OutputError
-from easyeditor.files import to_json
+from easyeditor.base.errors import OutputError
+from easyeditor.base.files import to_json
+from easyeditor.commands import mass_edit
 from easyeditor.results.journal import Journal
 from easyeditor.runs import sequence
 

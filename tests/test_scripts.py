@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from script_runs import Ran, call, save_tiny, strict, write_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import ppl as ppl_script
-import single_case_edit
 from easyeditor import EditResult
+from easyeditor.commands import ppl as ppl_script
+from easyeditor.commands import single_case_edit
 from easyeditor.evaluate.perplexity import PerplexityProbe
 
 BAY = json.loads((ROOT / "data" / "requests" / "bay.json").read_text(encoding="utf-8"))
@@ -222,7 +222,7 @@ def test_dry_run_does_not_even_import_torch(models: Path) -> None:
     ran = subprocess.run([*command, "--dry-run", "--set", "model_name=/nowhere"], capture_output=True, text=True)
     assert ran.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
-    assert "easyeditor.hparams" in imported
+    assert "easyeditor.base.hparams" in imported
     assert not {"torch", "transformers"} & imported
 
 
@@ -359,7 +359,7 @@ def test_ctrl_c_is_130_without_a_traceback_and_without_a_result(
 
 def test_a_second_run_does_not_overwrite_the_first(edit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2026, 1, 2, 3, 4, 5)
-    monkeypatch.setattr("easyeditor.runs.folder.datetime", SimpleNamespace(now=lambda zone=None: now))
+    monkeypatch.setattr("easyeditor.results.folder.datetime", SimpleNamespace(now=lambda zone=None: now))
     assert edit(*FAST).code == 0
     first = tmp_path / "results/rome-bay-20260102-030405"
     before = (first / "result.json").read_bytes()
@@ -411,7 +411,7 @@ def test_saved_edit_and_saved_model_are_the_edit(edit: Any, ppl: Any, models: Pa
 def test_the_loaded_model_is_bit_equal_afterwards(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     before = states(model)
-    monkeypatch.setattr("easyeditor.bound.load", lambda *_, **__: (model, tokenizer()))
+    monkeypatch.setattr("easyeditor.editing.bound.load", lambda *_, **__: (model, tokenizer()))
     assert edit("--save-edit", "saved", "--save-model", "full").code == 0
     assert same(model, before)
 
@@ -510,7 +510,7 @@ def test_in_a_process_of_its_own(models: Path, tmp_path: Path) -> None:
 def test_threads_wait_without_spinning_unless_told(given: str | None) -> None:
     """libgomp reads the setting when torch is loaded, so it is made before."""
     code = (
-        "import os, sys, single_case_edit as s, easyeditor.cli as c\n"
+        "import os, sys, single_case_edit as s, easyeditor.commands.cli as c\n"
         "c.run(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules) or 0)"
     )
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}

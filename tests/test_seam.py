@@ -18,13 +18,12 @@ from golden_numbers import MODELS, pair, read, request
 from script_runs import call, save_tiny
 
 import easyeditor
-import mass_edit
-import single_case_edit
 from easyeditor import BaseEditor, EditRequest, EditResult, load_hparams
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
+from easyeditor.commands import mass_edit, single_case_edit
+from easyeditor.commands import report as report
 from easyeditor.methods.registry import canonical, method_class
 from easyeditor.methods.table import METHODS, MethodRow
-from easyeditor.report import __main__ as report
 
 SUBJECTS = ["Bay", "Roland", "Berlin", "Oslo"]
 FACTS = [

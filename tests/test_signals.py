@@ -19,13 +19,10 @@ from kill_kinds import furnish, harm, picture, plan_of
 from script_runs import awaited, forked
 from test_kills import Kind, kind  # noqa: F401 - a fixture
 
-import mass_edit
-import ppl
-import pretrain_mend
-import single_case_edit
-from easyeditor.cli import quiet_transformers
-from easyeditor.stats import __main__ as stats
-from easyeditor.survey import __main__ as survey
+from easyeditor.commands import mass_edit, ppl, pretrain_mend, single_case_edit
+from easyeditor.commands import stats as stats
+from easyeditor.commands import survey as survey
+from easyeditor.commands.cli import quiet_transformers
 from easyeditor.survey import running
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -169,7 +166,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_same_one(
             time.sleep(pause)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("easyeditor.process.AGAIN", 0.2)
+    monkeypatch.setattr("easyeditor.base.process.AGAIN", 0.2)
     if under:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", under)
     monkeypatch.setattr(ppl, "quiet_transformers", twice)

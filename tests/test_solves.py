@@ -14,14 +14,14 @@ from conftest import ROOT, build, relative, rome_hparams, tokenizer
 from torch import Tensor
 
 from easyeditor import BaseEditor, EditRequest, load_hparams
-from easyeditor.errors import NumericalError, StatsError
+from easyeditor.base.errors import NumericalError, StatsError
 from easyeditor.methods.locate import held as held_file
 from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.locate.updates import answering, inverse_with
-from easyeditor.records import EditResult
 from easyeditor.stats import factored as factored_file
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.null_space import NullSpace
+from easyeditor.values.edit import EditResult
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

@@ -16,10 +16,10 @@ from conftest import ARCHITECTURES, ME_PPL, ROOT, build, needs_me_ppl, relative,
 from golden_numbers import MODELS, folder, pair
 from script_runs import awaited, call, file_size_limit, forked, save_tiny
 
-import easyeditor.stats.__main__ as stats_main
-from easyeditor import estimate
+import easyeditor.commands.stats as stats_main
+from easyeditor.base.errors import ConfigError, DataError, OutputError, StatsError
+from easyeditor.commands import estimate
 from easyeditor.dataset.sentences import read_sentences
-from easyeditor.errors import ConfigError, DataError, OutputError, StatsError
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import sample

@@ -21,17 +21,17 @@ from conftest import ROOT
 from fake_runs import edit, evaluation, write_run
 from script_runs import Ran, call, save_tiny, write_yaml
 
-import mass_edit
-from easyeditor.errors import ConfigError, NumericalError
-from easyeditor.locks import lock_of, locked
+from easyeditor.base.errors import ConfigError, NumericalError
+from easyeditor.base.locks import lock_of, locked
+from easyeditor.commands import mass_edit
+from easyeditor.commands import survey as survey
+from easyeditor.drawing.render import to_csv, to_latex
+from easyeditor.drawing.table import Column, Estimate, Table
 from easyeditor.methods.rome.method import ROME
 from easyeditor.methods.table import METHODS
-from easyeditor.report.render import to_csv, to_latex
-from easyeditor.report.tables import Column, Estimate, Table
 from easyeditor.results.lines import Retained
 from easyeditor.results.run import load_run
 from easyeditor.runs.ranks import Rank
-from easyeditor.survey import __main__ as survey
 from easyeditor.survey import cells as cells_file
 from easyeditor.survey import running
 from easyeditor.survey.cells import Cell, cells_of

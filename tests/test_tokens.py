@@ -25,7 +25,7 @@ from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import encode, lookup_index, target_ids
 from easyeditor.methods.locate.rows import target_rows
 from easyeditor.methods.table import METHODS
-from easyeditor.results.record import EditRecord
+from easyeditor.values.record import EditRecord
 
 FACTS = Path(__file__).resolve().parents[1] / "data" / "facts.json"
 ASIDE = {"ground_truth": "France", "rephrase_prompts": ["One finds Bay in "]}

@@ -12,10 +12,8 @@ import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
 from script_runs import call, save_tiny, write_yaml
 
-from easyeditor.analysis import __main__ as analysis
-from easyeditor.analysis.tools import figures
-from easyeditor.analysis.tools.safety import safety_of
-from easyeditor.analysis.tools.tracing import (
+from easyeditor.analysis.safety import safety_of
+from easyeditor.analysis.tracing import (
     ROLES,
     Fact,
     Tracer,
@@ -24,12 +22,14 @@ from easyeditor.analysis.tools.tracing import (
     fact_of,
     known_facts,
 )
-from easyeditor.easyedit import BaseEditor
+from easyeditor.commands import analysis as analysis
+from easyeditor.drawing import figures
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import encode, target_ids
 from easyeditor.methods.rome.method import ROME
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 PROMPTS = [("The home of Bay is", "Bay"), ("Music is a", "Music"), ("They all went to the house of", "the house")]
 SAMPLES, WINDOW, NOISE = 2, 3, 0.4

@@ -16,23 +16,23 @@ from script_runs import call, save_tiny
 from strangers import CachedStranger, Stranger, stranger
 from torch import nn
 
-from easyeditor.analysis.tools import figures
-from easyeditor.analysis.tools.safety import SAFETY, LayerSafety
-from easyeditor.analysis.tools.traced import curves, layer_table
-from easyeditor.analysis.tools.tracing import LAST
+from easyeditor.analysis.safety import SAFETY, LayerSafety
+from easyeditor.analysis.traced import curves, layer_table
+from easyeditor.analysis.tracing import LAST
+from easyeditor.base.errors import DataError
+from easyeditor.commands import tune as tune
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
-from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import DataError
+from easyeditor.drawing import figures
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.methods.locate import statistics
 from easyeditor.methods.registry import load_hparams
-from easyeditor.records import EditRequest
-from easyeditor.tune import __main__ as tune
 from easyeditor.tune import running
 from easyeditor.tune import start as start_module
 from easyeditor.tune.search import best_of, candidates, chosen, gentler, lost, rank, search
 from easyeditor.tune.start import SWITCH, begin, start_values
 from easyeditor.tune.trials import drawn, sample, summed, trial
+from easyeditor.values.edit import EditRequest
 
 FACTS = ROOT / "data" / "facts.json"
 OTHER = ROOT / "hparams" / "ROME" / "smollm2-135m.yaml"

@@ -18,21 +18,21 @@ from fake_runs import edit, write_run
 from safetensors.torch import save_file
 from script_runs import LOUD
 
-from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import DataError
-from easyeditor.files import to_json
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import to_json
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.lm.spectrum import frobenius, leading_rows, turned
 from easyeditor.methods.registry import load_hparams
-from easyeditor.records import EditResult
 from easyeditor.report.build import make_report
 from easyeditor.report.watched import values_over_anchor
-from easyeditor.results import collapse
 from easyeditor.results.forecast import FAR, forecast, hindsight, points_of
 from easyeditor.results.lines import EditLine, Guard
 from easyeditor.results.run import Run, load_run
 from easyeditor.results.watched import Watched
 from easyeditor.runs.sequence import delta_folder
 from easyeditor.runs.watching import KEYS, Keys, saved_keys
+from easyeditor.values import collapse
+from easyeditor.values.edit import EditResult
 
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
 

@@ -22,8 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from easyeditor import BaseEditor, EditRequest, EditResult, FTHyperParams, WeightDelta
-from easyeditor.errors import ConfigError, DataError, NumericalError, OutputError
-from easyeditor.files import plain
+from easyeditor.base.errors import ConfigError, DataError, NumericalError, OutputError
+from easyeditor.base.files import plain
 from easyeditor.lm import weights
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.ledger import Ledger

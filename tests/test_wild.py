@@ -19,10 +19,11 @@ from fake_runs import edit
 from script_runs import call, save_tiny
 from test_prompting import CHAT, chatty
 
-from easyeditor import BaseEditor, EditRequest, WeightDelta, endpoint
-from easyeditor.endpoint import Endpoint
-from easyeditor.errors import ConfigError, EndpointError
-from easyeditor.evaluate import __main__ as command
+from easyeditor import BaseEditor, EditRequest, WeightDelta
+from easyeditor.base import endpoint
+from easyeditor.base.endpoint import Endpoint
+from easyeditor.base.errors import ConfigError, EndpointError
+from easyeditor.commands import evaluate as command
 from easyeditor.evaluate.generation import normalised
 from easyeditor.evaluate.judge import KEY, MODEL, NO_JUDGE, URL, judge_named, verdicts
 from easyeditor.evaluate.metric import Answers, Settings
@@ -31,7 +32,7 @@ from easyeditor.lm.discover import anatomy
 from easyeditor.lm.generate import Generated
 from easyeditor.lm.weights import applied
 from easyeditor.report.wild import wild_table
-from easyeditor.results.values import Value
+from easyeditor.values.plain import Value
 
 BRIDGE = EditRequest.make(
     "The Bridge is in",

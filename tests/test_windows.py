@@ -11,8 +11,8 @@ import torch
 from conftest import build, tokenizer
 from script_runs import call, save_tiny
 
-import ppl
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.commands import ppl
 from easyeditor.evaluate.perplexity import PerplexityProbe
 
 TEXTS = [

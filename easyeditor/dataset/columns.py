@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from easyeditor.base.errors import DataError
 from easyeditor.dataset.formats import make_request
 from easyeditor.dataset.probes import Asked, Reading, answered, first, paraphrases
-from easyeditor.errors import DataError
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 
 def requests_from_columns(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import AbsentSubject, DataError
+from easyeditor.base.files import check_value, read_json
 from easyeditor.dataset.probes import Asked, Reading, empty, first, read_probes
-from easyeditor.errors import AbsentSubject, DataError
-from easyeditor.files import check_value, read_json
-from easyeditor.records import EditRequest
-from easyeditor.request import TEXT_FIELDS
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.request import TEXT_FIELDS
 
 Raw = Mapping[str, Any]
 Parse = Callable[[Raw, int | str, Reading], EditRequest | list[EditRequest]]

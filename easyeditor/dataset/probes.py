@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from easyeditor.errors import DataError
-from easyeditor.records import EditRequest
+from easyeditor.base.errors import DataError
+from easyeditor.values.edit import EditRequest
 
 LOG = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import parse_unchecked
+from easyeditor.base.reading import read_bytes
 from easyeditor.dataset.formats import FORMATS
-from easyeditor.errors import DataError
-from easyeditor.files import parse_unchecked
-from easyeditor.reading import read_bytes
 
 Raw = tuple[Any, str | None]
 """One record as it stands in the source, or None and what is wrong with it."""

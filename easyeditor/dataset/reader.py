@@ -13,14 +13,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import AbsentSubject, DataError
+from easyeditor.base.fetch import hub
+from easyeditor.base.files import read_json
+from easyeditor.base.reading import check_file
 from easyeditor.dataset.formats import parse_all, recognise
 from easyeditor.dataset.probes import Reading, left_out, listed_probes
 from easyeditor.dataset.raw import FILES, Raw, from_file
-from easyeditor.errors import AbsentSubject, DataError
-from easyeditor.fetch import hub
-from easyeditor.files import read_json
-from easyeditor.reading import check_file
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 LOG = logging.getLogger(__name__)
 

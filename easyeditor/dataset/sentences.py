@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import DataError
-from easyeditor.files import parse_unchecked
-from easyeditor.reading import read_bytes
-from easyeditor.request import is_text
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import parse_unchecked
+from easyeditor.base.paths import SHIPPED
+from easyeditor.base.reading import read_bytes
+from easyeditor.values.request import is_text
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = SHIPPED / "data"
 OWN = "sentences_50.json"
 OFFICIAL = {50: "ME-PPL/ME-PPL_50.json", 1000: "ME-PPL/ME-PPL_1k.json", 10000: "ME-PPL/ME-PPL.json"}
 SOURCE = "the data/ME-PPL folder of github.com/WanliYoung/Collapse-in-Model-Editing"

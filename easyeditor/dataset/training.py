@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import read_json
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import DataError
-from easyeditor.files import read_json
-from easyeditor.records import EditRequest
-from easyeditor.request import Probe
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.request import Probe
 
 
 class RequestDataset(Sequence[EditRequest]):

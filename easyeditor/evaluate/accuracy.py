@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
 from easyeditor.evaluate.metrics import agreement
-from easyeditor.records import EditRequest, Probe
+from easyeditor.values.edit import EditRequest, Probe
 
 NEAR = "neighborhood"  # the locality key of CounterFact's and ZsRE's own prompts
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from easyeditor.evaluate.accuracy import NEAR, lacks_neighbourhood, lacks_rephrase
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 Contest = tuple[str, str, str]
 """A prompt, the answer that should be likelier, and the other one."""

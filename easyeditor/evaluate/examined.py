@@ -11,9 +11,9 @@ from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.lm.joining import joined
 from easyeditor.lm.prompting import Prompting
-from easyeditor.records import EditRequest, EditResult
-from easyeditor.results.collapse import Collapse
-from easyeditor.results.record import EditRecord, LayerNumbers
+from easyeditor.values.collapse import Collapse
+from easyeditor.values.edit import EditRequest, EditResult
+from easyeditor.values.record import EditRecord, LayerNumbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ Perplexity hides it, because few texts begin with such a word. The prompts are t
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
+from easyeditor.base.files import read_json
+from easyeditor.base.paths import SHIPPED
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
-from easyeditor.files import read_json
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
-PROMPTS = Path(__file__).resolve().parents[2] / "data" / "requests" / "first_place.json"
+PROMPTS = SHIPPED / "data" / "requests" / "first_place.json"
 
 
 @cache

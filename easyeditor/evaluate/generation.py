@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from easyeditor.evaluate.accuracy import lacks_rephrase
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of
 from easyeditor.lm.generate import Decoding
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 FLUENCY_TOKENS, FLUENCY_TOP_K = 100, 5  # ROME's: 100 tokens, the prompt's among them, drawn among the five likeliest
 NGRAMS = ((2, 2 / 3), (3, 4 / 3))  # n and its weight

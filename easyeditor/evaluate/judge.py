@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from easyeditor.endpoint import Endpoint
-from easyeditor.progress import Progress
+from easyeditor.base.endpoint import Endpoint
+from easyeditor.base.progress import Progress
 
 URL, MODEL, KEY = "EASYEDITOR_JUDGE_URL", "EASYEDITOR_JUDGE_MODEL", "EASYEDITOR_JUDGE_KEY"
 USUAL = "gpt-4o-mini"  # the protocol's judge (arXiv 2502.11177)

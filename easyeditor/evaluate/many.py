@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from transformers import PreTrainedTokenizerBase
 
+from easyeditor.base.progress import Stopwatch
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.metric import Metric, Settings
 from easyeditor.evaluate.perplexity import PerplexityProbe
@@ -16,8 +17,7 @@ from easyeditor.evaluate.scoring import score
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.many import SideBySide
 from easyeditor.lm.weights import applied, frozen
-from easyeditor.progress import Stopwatch
-from easyeditor.records import EditRequest, EditResult
+from easyeditor.values.edit import EditRequest, EditResult
 
 
 def measure_many(

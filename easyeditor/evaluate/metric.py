@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from easyeditor.endpoint import Endpoint
+from easyeditor.base.endpoint import Endpoint
 from easyeditor.evaluate.judge import Judged, Verdict
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT
-from easyeditor.records import EditRequest
-from easyeditor.results.values import Value as Value
-from easyeditor.results.values import mean
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.plain import Value as Value
+from easyeditor.values.plain import mean
 
 Pair = tuple[str, str]
 """Prompt and answer, scored with the answer's tokens fed in."""

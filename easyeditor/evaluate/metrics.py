@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.evaluate.metric import Pair, Settings
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.lm.weights import frozen
-from easyeditor.records import EditRequest, Probe
-from easyeditor.results.record import Side
+from easyeditor.values.edit import EditRequest, Probe
+from easyeditor.values.record import Side
 
 
 @dataclass(frozen=True, kw_only=True)

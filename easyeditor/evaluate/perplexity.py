@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
 from easyeditor.evaluate.windows import Window, merged, tokenised, windows
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget

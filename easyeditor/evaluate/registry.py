@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.endpoint import Endpoint
-from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.base.endpoint import Endpoint
+from easyeditor.base.errors import ConfigError, DataError, ModelError
+from easyeditor.base.progress import Progress
 from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
@@ -27,9 +28,8 @@ from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.prompting import has_template
 from easyeditor.lm.tokens import begins_texts_with_bos
 from easyeditor.lm.weights import frozen
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest
-from easyeditor.results.values import mean
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.plain import mean
 
 ESSENCE_TOKENS = 100  # of a text on the subject, as ROME's code reads
 

@@ -20,7 +20,7 @@ from easyeditor.lm.many import SideBySide
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import Batch, line, scored_logits
 from easyeditor.lm.tokens import answered, check_length
-from easyeditor.request import EditRequest
+from easyeditor.values.request import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from easyeditor.evaluate.generation import is_match
 from easyeditor.evaluate.judge import Judged
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of, missing
 from easyeditor.lm.generate import Decoding
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 TOKENS = 50
 SOURCE = "Mirage of Model Editing (2502.11177)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
 
 
 @dataclass(frozen=True)

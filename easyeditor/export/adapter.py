@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.architectures import weight_is_transposed
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 MAX_RANK = 512  # the largest that vLLM serves (its --max-lora-rank)
 WEIGHT = ".weight"

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
+from easyeditor.base.files import to_json
 from easyeditor.export.sources import Measured
-from easyeditor.files import to_json
 from easyeditor.lm.embedded import Embedded
-from easyeditor.records import EditResult
-from easyeditor.runs.folder import environment
+from easyeditor.results.folder import environment
+from easyeditor.values.edit import EditResult
 
 Kind = Literal["adapter", "checkpoint", "merged"]
 FORMAT = 1  # version of edit.json beside an adapter or checkpoint

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.files import read_json, whole_folder, write_json
 from easyeditor.evaluate.registry import chosen
-from easyeditor.files import read_json, whole_folder, write_json
 from easyeditor.methods.registry import method_class
-from easyeditor.request import EditRequest
 from easyeditor.results.lines import EditLine
-from easyeditor.results.record import EditRecord, Row, Side
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
 from easyeditor.runs.planning import batch_of
 from easyeditor.runs.settings import RunSettings
+from easyeditor.values.record import EditRecord, Row, Side
+from easyeditor.values.request import EditRequest
 
 LOG = logging.getLogger(__name__)
 

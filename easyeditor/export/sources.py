@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import DataError
-from easyeditor.files import read_json
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import read_json
 from easyeditor.lm import embedded
-from easyeditor.records import EditResult
-from easyeditor.results.collapse import Collapse
 from easyeditor.results.lines import EditLine, checked
-from easyeditor.results.record import EditRecord
 from easyeditor.results.run import RESULT, Run, journals, load_run
 from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
-from easyeditor.results.values import mean
 from easyeditor.runs.planning import batch_of
 from easyeditor.runs.sequence import saved_edit
+from easyeditor.values.collapse import Collapse
+from easyeditor.values.edit import EditResult
+from easyeditor.values.plain import mean
+from easyeditor.values.record import EditRecord
 
 
 @dataclass(frozen=True, kw_only=True)

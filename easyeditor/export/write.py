@@ -8,15 +8,15 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.base.files import whole_folder, write_json, write_tensors, write_text
 from easyeditor.export.adapter import CONFIG_FILE, MODEL_FILE, Adapter, adapter_of, lost_by_module
 from easyeditor.export.card import About, Kind, texts
 from easyeditor.export.sources import Measured, hub_name, place_of
-from easyeditor.files import whole_folder, write_json, write_tensors, write_text
 from easyeditor.lm import embedded
 from easyeditor.lm.architectures import left_out
 from easyeditor.lm.loading import save
 from easyeditor.lm.weights import applied, fingerprint
-from easyeditor.records import EditResult
+from easyeditor.values.edit import EditResult
 
 LOG = logging.getLogger(__name__)
 

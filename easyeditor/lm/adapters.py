@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from easyeditor.lm.architectures import weight_is_transposed
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 NAME = "edit"  # of the adapter in peft's layers
 

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.base.errors import ConfigError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.process import look
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.tokens import token_batches
-from easyeditor.process import look
 
 LOG = logging.getLogger(__name__)
 

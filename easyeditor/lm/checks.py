@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from easyeditor.errors import ConfigError, ModelError
-from easyeditor.files import parse_json
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.base.files import parse_json
+from easyeditor.base.reading import MOST_TEXT, check_file, read_text
 from easyeditor.lm.architectures import is_encoder, is_old_buffer
 from easyeditor.lm.tokens import tell_unembedded
-from easyeditor.reading import MOST_TEXT, check_file, read_text
 
 TEXTS = (".json", ".jinja", ".txt", ".model")  # what is read whole
 MOST_LAYERS = 10_000  # far above any model's; a config that claims more would take for ever to build

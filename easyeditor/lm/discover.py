@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from easyeditor.errors import ModelError
+from easyeditor.base.errors import ModelError
 from easyeditor.lm.architectures import Anatomy, Architecture, check_template, tabled, weight_is_transposed
 from easyeditor.lm.hooks import tapped
 from easyeditor.lm.loading import input_device

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from easyeditor.errors import OutputError
-from easyeditor.fetch import SlicedFile, WheelFile, obtain_sliced
-from easyeditor.files import whole_folder
-from easyeditor.locks import locked
+from easyeditor.base.errors import OutputError
+from easyeditor.base.fetch import SlicedFile, WheelFile, obtain_sliced
+from easyeditor.base.files import whole_folder
+from easyeditor.base.locks import locked
+from easyeditor.base.paths import SHIPPED
 
 LOG = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = "smollm2-135m"
 """The model that scripts take where none is named."""
 
@@ -43,7 +43,7 @@ class Embedded:
     @property
     def folder(self) -> Path:
         """Where its checkpoint is, or will be."""
-        return ROOT / "hugging_cache" / self.name
+        return SHIPPED / "hugging_cache" / self.name
 
 
 _SMOLLM2 = WheelFile(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.base.process import look
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import selected_head
@@ -21,9 +23,7 @@ from easyeditor.lm.loading import input_device
 from easyeditor.lm.prefixes import caches
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import answered, check_length, encode, model_inputs
-from easyeditor.process import look
-from easyeditor.progress import Progress
-from easyeditor.request import EditRequest
+from easyeditor.values.request import EditRequest
 
 Stop = Literal["newline", "period"]
 STOPS: dict[Stop, str] = {"newline": "\n", "period": "."}

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from easyeditor.errors import DataError
-from easyeditor.files import write_tensors
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import write_tensors
+from easyeditor.base.reading import read_tensors
 from easyeditor.lm.weights import add, changing, committed, digest, restore, snapshot
-from easyeditor.reading import read_tensors
-from easyeditor.records import EditResult, WeightDelta
+from easyeditor.values.edit import EditResult, WeightDelta
 
 HELD_BYTES = 64 * 2**20
 """Deltas held in memory, in bytes; beyond it the oldest go to files."""

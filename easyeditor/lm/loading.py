@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from easyeditor.errors import ConfigError, ModelError, OutputError
-from easyeditor.fetch import hub
-from easyeditor.files import whole_folder, write_text
+from easyeditor.base.errors import ConfigError, ModelError, OutputError
+from easyeditor.base.fetch import hub
+from easyeditor.base.files import whole_folder, write_text
 from easyeditor.lm import embedded
 from easyeditor.lm.checks import (
     check_causal,

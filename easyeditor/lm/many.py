@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from easyeditor.lm.architectures import Anatomy, weight_is_transposed
 from easyeditor.lm.hooks import tapped
-from easyeditor.records import WeightDelta
+from easyeditor.values.edit import WeightDelta
 
 LARGEST_CHANGE = 1e30
 """No finite float32 weight overflows by adding less: half of the last place of the largest is more."""

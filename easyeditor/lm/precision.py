@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
 
 FEWEST_ROWS = 16
 """Products of fewer rows read the matrix once and are left to MKL."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import ModelError
-from easyeditor.files import parse_json
-from easyeditor.hparams import HyperParams
+from easyeditor.base.errors import ModelError
+from easyeditor.base.files import parse_json
+from easyeditor.base.hparams import HyperParams
 from easyeditor.lm.joining import Space
 from easyeditor.lm.rendering import rendered
 

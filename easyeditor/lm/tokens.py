@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, DataError, ModelError
+from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.lm.joining import joined, opening
 from easyeditor.lm.prompting import PLAIN, Prompting, Turn, assistant_text, user_turn
-from easyeditor.request import TEXT_FIELDS, EditRequest
+from easyeditor.values.request import TEXT_FIELDS, EditRequest
 
 SLOT = "{}"
 _UNEMBEDDED = "easyeditor_unembedded"  # of a tokenizer: special tokens beyond the model's embeddings

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from easyeditor.errors import ConfigError, DataError, NumericalError
-from easyeditor.records import WeightDelta
+from easyeditor.base.errors import ConfigError, DataError, NumericalError
+from easyeditor.values.edit import WeightDelta
 
 FINGERPRINT_SAMPLES = 256  # values read per tensor by `fingerprint`
 ROWS_TOGETHER = 512  # of a weight whose rounding is measured: bounds memory

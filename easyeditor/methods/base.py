@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import HyperParams
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import HyperParams
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import check_length, whole
 from easyeditor.methods.table import METHODS
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, EditTrace, WeightDelta
+from easyeditor.values.edit import EditRequest, EditResult, EditTrace, WeightDelta
 
 TOGETHER = 8  # requests of mode single that are computed at once
 

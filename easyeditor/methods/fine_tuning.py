@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import NumericalError
+from easyeditor.base.errors import NumericalError
+from easyeditor.base.process import look
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import row_sums
 from easyeditor.lm.tokens import Row, encode, target_ids
-from easyeditor.process import look
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from easyeditor.hparams import HyperParams, require
+from easyeditor.base.hparams import HyperParams, require
+from easyeditor.base.plain_yaml import yaml_path
 from easyeditor.methods.registry import canonical, completed, read_values, told
 from easyeditor.methods.table import METHODS
-from easyeditor.plain_yaml import yaml_path
 
 M = TypeVar("M", bound="MethodHyperParams")
 

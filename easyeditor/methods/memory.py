@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from easyeditor.lm.weights import digest
-from easyeditor.records import EditResult
+from easyeditor.values.edit import EditResult
 
 S = TypeVar("S")
 

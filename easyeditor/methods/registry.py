@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import HyperParams, field_types, parse_settings
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import HyperParams, field_types, parse_settings
+from easyeditor.base.plain_yaml import read_yaml, yaml_path
 from easyeditor.lm.embedded import model_folder
 from easyeditor.methods.table import METHODS, MethodRow
-from easyeditor.plain_yaml import read_yaml, yaml_path
 
 LOG = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyeditor.errors import OutputError
-from easyeditor.files import check_parent, discard, write_bytes, write_text
+from easyeditor.base.errors import OutputError
+from easyeditor.base.files import check_parent, discard, write_bytes, write_text
+from easyeditor.drawing.canvas import Drawn, counted, styled
+from easyeditor.drawing.page import html_page, is_page, listed
+from easyeditor.drawing.render import to_csv, to_latex, without_run
+from easyeditor.drawing.table import Table
 from easyeditor.report import curves, run_table, scatter, tables, watched, wild
-from easyeditor.report.canvas import Drawn, counted, styled
 from easyeditor.report.opening import opening
-from easyeditor.report.page import html_page, is_page, listed
-from easyeditor.report.render import to_csv, to_latex, without_run
-from easyeditor.report.tables import Table
 from easyeditor.results.run import Run
 
 PAGE = "index.html"

@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from easyeditor.palette import BLUE, CYCLE
-from easyeditor.report.canvas import (
+from easyeditor.drawing.canvas import (
     DASHES,
     THOUSANDS,
     Drawn,
@@ -22,6 +21,7 @@ from easyeditor.report.canvas import (
     log_ticks,
     new_figure,
 )
+from easyeditor.drawing.palette import BLUE, CYCLE
 from easyeditor.results.run import Run
 
 

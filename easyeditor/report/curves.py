@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from easyeditor.palette import BLUE, CYCLE, GREY, VERMILLION
-from easyeditor.report.canvas import (
+from easyeditor.drawing.canvas import (
     DASHES,
     MANY,
     THOUSANDS,
@@ -28,6 +27,7 @@ from easyeditor.report.canvas import (
     new_figure,
     values_of,
 )
+from easyeditor.drawing.palette import BLUE, CYCLE, GREY, VERMILLION
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
 

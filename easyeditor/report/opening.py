@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from easyeditor.results.collapse import remedy
+from easyeditor.results.cause import remedy
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
 from easyeditor.results.shown import ppl_name, shown_ppl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from easyeditor.report.tables import Column, Table
+from easyeditor.drawing.table import Column, Table
 from easyeditor.results.run import Run
 from easyeditor.results.shown import shown_ppl
 

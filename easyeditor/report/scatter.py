@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from easyeditor.palette import BLACK, BLUE, GREY, VERMILLION
-from easyeditor.report.canvas import (
+from easyeditor.drawing.canvas import (
     MANY,
     THOUSANDS,
     Drawn,
@@ -24,6 +23,7 @@ from easyeditor.report.canvas import (
     log_ticks,
     new_figure,
 )
+from easyeditor.drawing.palette import BLACK, BLUE, GREY, VERMILLION
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
 

@@ -5,49 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from easyeditor.results.collapse import cause, foretold, is_small
+from easyeditor.drawing.table import Column, Table
+from easyeditor.results.cause import cause
 from easyeditor.results.lines import PARTS, EditLine
-from easyeditor.results.record import EditRecord
 from easyeditor.results.run import Run
-from easyeditor.results.values import mean
+from easyeditor.values.collapse import foretold, is_small
+from easyeditor.values.plain import mean
+from easyeditor.values.record import EditRecord
 
 ACCURACIES = {"efficacy": "rewrite_acc", "generalization": "rephrase_acc", "locality": "locality_acc"}
 """The papers' names of columns, and the metric that stands in them."""
 _YES = {None: "", True: "yes", False: "no"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column: `kind` is text, count, number, perplexity, percent (stored as a share of 1) or seconds."""
-
-    title: str
-    kind: str = "text"
-
-
-class Estimate(float):
-    """A number with the interval it is known to, shown with it; in a CSV file it takes three columns."""
-
-    low: float
-    high: float
-
-    def __new__(cls, value: float, low: float, high: float) -> Estimate:
-        made = super().__new__(cls, value)
-        made.low, made.high = low, high
-        return made
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table as values. None is "not known"; infinity is "not finite". `name` is its file name without ending."""
-
-    name: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    note: str = ""
 
 
 def collapse_table(runs: Sequence[Run]) -> Table:

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from easyeditor.report.render import cut
-from easyeditor.results.collapse import cause, first_place_cure, remedy
-from easyeditor.results.record import EditRecord, LayerNumbers
+from easyeditor.drawing.render import cut
+from easyeditor.results.cause import cause, first_place_cure, remedy
 from easyeditor.results.shown import ppl_name, shown_ppl, shown_share, shown_size
+from easyeditor.values.record import EditRecord, LayerNumbers
 
 LONGEST_ANSWER = 32  # characters of an answer in the table; the line above it has all
 LONGEST_ID = 16  # characters of a case id shown

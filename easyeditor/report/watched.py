@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from easyeditor.palette import CYCLE
-from easyeditor.report.canvas import (
+from easyeditor.drawing.canvas import (
     DASHES,
     THOUSANDS,
     Drawn,
@@ -20,7 +19,8 @@ from easyeditor.report.canvas import (
     legend_above,
     new_figure,
 )
-from easyeditor.report.tables import Column, Table
+from easyeditor.drawing.palette import CYCLE
+from easyeditor.drawing.table import Column, Table
 from easyeditor.results.forecast import forecast, hindsight, points_of
 from easyeditor.results.run import Run
 from easyeditor.results.watched import Watched

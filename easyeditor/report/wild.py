@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from easyeditor.report.tables import ACCURACIES, Column, Table
+from easyeditor.drawing.table import Column, Table
+from easyeditor.report.tables import ACCURACIES
 from easyeditor.results.run import Run
-from easyeditor.results.values import mean
+from easyeditor.values.plain import mean
 
 WAYS = {
     "WILD": "wild_{}",

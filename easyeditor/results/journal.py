@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from easyeditor.errors import DataError, OutputError
-from easyeditor.files import check_place, parse_json, to_json, write_bytes, write_text
-from easyeditor.reading import check_file
+from easyeditor.base.errors import DataError, OutputError
+from easyeditor.base.files import check_place, parse_json, to_json, write_bytes, write_text
+from easyeditor.base.reading import check_file
 
 KEPT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "tune": lambda line: line.get("kind") in ("search", "trial", "check", "held-out") or KEPT["trace"](line),

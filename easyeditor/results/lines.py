@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from easyeditor.errors import DataError
-from easyeditor.request import EditRequest
-from easyeditor.results.record import EditRecord
-from easyeditor.results.values import Flat, flag, integer, known, mean, perplexity, text
+from easyeditor.base.errors import DataError
 from easyeditor.results.watched import Watched
+from easyeditor.values.plain import Flat, flag, integer, known, mean, perplexity, text
+from easyeditor.values.record import EditRecord
+from easyeditor.values.request import EditRequest
 
 PARTS = ("edit", "metrics", "perplexity")
 """What a record's `seconds` are spent on; `total` is their sum."""

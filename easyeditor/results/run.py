@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import DataError
-from easyeditor.files import discard, read_json, write_bytes
-from easyeditor.results.collapse import SMALL_DENOMINATOR
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import discard, read_json, write_bytes
 from easyeditor.results.journal import read_raw
 from easyeditor.results.lines import (
     EditLine,
@@ -26,7 +25,8 @@ from easyeditor.results.lines import (
     checked,
     line_of,
 )
-from easyeditor.results.record import EditRecord
+from easyeditor.values.collapse import SMALL_DENOMINATOR
+from easyeditor.values.record import EditRecord
 
 CONFIG, MANIFEST, SUMMARY, RESULT = "config.json", "manifest.json", "summary.json", "result.json"
 RESULTS, RANKS, TRAINING = "results.jsonl", "results.rank*.jsonl", "log.jsonl"

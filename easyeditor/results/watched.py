@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from easyeditor.results.values import Flat
+from easyeditor.values.plain import Flat
 
 
 @dataclass(frozen=True, kw_only=True)

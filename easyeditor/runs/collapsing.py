@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.files import read_json
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.files import read_json
-from easyeditor.records import EditRequest
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import CONFIG, run_lines
+from easyeditor.values.edit import EditRequest
 
 
 def collapsing(folder: Path) -> list[dict[str, Any]]:

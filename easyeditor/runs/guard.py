@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from easyeditor.errors import NumericalError
+from easyeditor.base.errors import NumericalError
 from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.lines import Guard
 from easyeditor.runs.work import Work
+from easyeditor.values.edit import EditRequest, EditResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
 from easyeditor.results.run import read_object
-from easyeditor.results.values import integer, text
+from easyeditor.values.plain import integer, text
 
 Parse = Callable[[Any], Any]
 

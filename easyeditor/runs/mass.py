@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.files import discard, read_json, to_json, write_json
+from easyeditor.base.hparams import HyperParams
+from easyeditor.base.locks import LOCK, locked, working
+from easyeditor.base.progress import progress_bar
 from easyeditor.dataset.probes import probes_of
-from easyeditor.editor import Editor
-from easyeditor.errors import ConfigError, DataError
-from easyeditor.files import discard, read_json, to_json, write_json
-from easyeditor.hparams import HyperParams
-from easyeditor.locks import LOCK, locked, working
+from easyeditor.editing.editor import Editor
 from easyeditor.methods.registry import hparams_class
-from easyeditor.progress import progress_bar
+from easyeditor.results.folder import environment, run_folder
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
 from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
-from easyeditor.runs.folder import environment, run_folder
 from easyeditor.runs.manifest import read_manifest
 from easyeditor.runs.planning import Plan, as_before
 from easyeditor.runs.ranks import Rank, wait_for, wait_for_all

@@ -11,15 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.hparams import HyperParams
 from easyeditor.dataset.reader import BadRecord, Dataset, Record, read_dataset
-from easyeditor.errors import ConfigError, DataError
 from easyeditor.evaluate.registry import judge_for
-from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import method_class, row_of
-from easyeditor.records import EditRequest
-from easyeditor.request import contradiction
 from easyeditor.runs.ranks import Rank
 from easyeditor.runs.settings import TYPED, RunSettings
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.request import contradiction
 
 LOG = logging.getLogger(__name__)
 

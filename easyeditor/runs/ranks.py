@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import HyperParams
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import HyperParams
 from easyeditor.results.lines import EvaluationLine
 from easyeditor.results.run import RANKS, RESULTS, recorded
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
 from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
-from easyeditor.records import EditResult
 from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
-from easyeditor.results.record import Row, Side
-from easyeditor.results.values import mean
 from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.planning import places
 from easyeditor.runs.watching import Watcher, keys_of
 from easyeditor.runs.work import Work, edit_line, norms_of, tried
+from easyeditor.values.edit import EditResult
+from easyeditor.values.plain import mean
+from easyeditor.values.record import Row, Side
 
 DELTAS = "deltas"  # folder of the saved edits in a run's
 SCORED_TOGETHER = 32  # requests scored in one go at an evaluation

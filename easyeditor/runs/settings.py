@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import check_seed_size, coerce, field_types, require, unknown_key
-from easyeditor.results.collapse import SMALL_DENOMINATOR
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import check_seed_size, coerce, field_types, require, unknown_key
+from easyeditor.values.collapse import SMALL_DENOMINATOR
 
 T = TypeVar("T")
 

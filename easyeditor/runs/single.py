@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from easyeditor.errors import DataError, NumericalError
+from easyeditor.base.errors import DataError, NumericalError
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.lm.loading import input_device
-from easyeditor.records import EditResult
-from easyeditor.results.collapse import is_small
 from easyeditor.results.lines import ScreenLine
 from easyeditor.runs.guard import guarded
 from easyeditor.runs.work import Work, edit_line, norms_of, tried
+from easyeditor.values.collapse import is_small
+from easyeditor.values.edit import EditResult
 
 SCREENED_TOGETHER = 32  # requests whose keys are read in one go: bounds memory
 

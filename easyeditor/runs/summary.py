@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.files import read_json
 from easyeditor.evaluate.registry import METRICS, harmonic_mean
-from easyeditor.files import read_json
-from easyeditor.results.collapse import foretold
 from easyeditor.results.forecast import forecast, points_of
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, RunLine, ScreenLine
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
-from easyeditor.results.values import mean
 from easyeditor.runs.manifest import read_manifest
+from easyeditor.values.collapse import foretold
+from easyeditor.values.plain import mean
 
 
 def summarise(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import discard, to_json, write_bytes, write_json
+from easyeditor.base.hparams import HyperParams
 from easyeditor.dataset.reader import Dataset
-from easyeditor.editor import Editor
-from easyeditor.errors import DataError
+from easyeditor.editing.editor import Editor
 from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.perplexity import PerplexityReport
-from easyeditor.files import discard, to_json, write_bytes, write_json
-from easyeditor.hparams import HyperParams
-from easyeditor.records import EditRequest, EditResult
 from easyeditor.results.journal import Journal, read_raw
 from easyeditor.results.lines import EditLine, EvaluationLine, Guard
 from easyeditor.results.run import CONFIG, MANIFEST, RESULTS, SUMMARY, run_lines
@@ -31,6 +30,7 @@ from easyeditor.runs.sequence import DELTAS, delta_folder, evaluate, saved_edit,
 from easyeditor.runs.settings import TYPED, RunSettings
 from easyeditor.runs.watching import Watcher
 from easyeditor.runs.work import Watch, Work, planned_lines
+from easyeditor.values.edit import EditRequest, EditResult
 
 TAKEN_BACK = Guard(action="revert", kept=False)
 

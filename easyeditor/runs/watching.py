@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from easyeditor.editor import Editor
-from easyeditor.errors import DataError
-from easyeditor.files import write_tensors
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import write_tensors
+from easyeditor.base.reading import read_tensors
+from easyeditor.editing.editor import Editor
 from easyeditor.lm.spectrum import frobenius, leading_rows, turned
-from easyeditor.reading import read_tensors
-from easyeditor.records import EditResult
 from easyeditor.results.watched import Watched
+from easyeditor.values.edit import EditResult
 
 KEYS = "keys.safetensors"
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.editor import Editor
-from easyeditor.errors import DataError, NumericalError
-from easyeditor.files import plain, to_json
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult
+from easyeditor.base.errors import DataError, NumericalError
+from easyeditor.base.files import plain, to_json
+from easyeditor.base.progress import Progress
+from easyeditor.editing.editor import Editor
 from easyeditor.results.journal import Journal
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, FailureLine, Guard, RunLine, ScreenLine
-from easyeditor.results.record import EditRecord
 from easyeditor.results.run import placed_lines
 from easyeditor.results.shown import shown_ppl
 from easyeditor.results.watched import Watched
 from easyeditor.runs.settings import RunSettings
+from easyeditor.values.edit import EditRequest, EditResult
+from easyeditor.values.record import EditRecord
 
 LOG = logging.getLogger(__name__)
 

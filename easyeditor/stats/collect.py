@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError, StatsError
-from easyeditor.files import parse_json, write_tensors
+from easyeditor.base.errors import DataError, StatsError
+from easyeditor.base.files import parse_json, write_tensors
+from easyeditor.base.reading import open_tensors
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import StopForward, stopping, tapped
@@ -33,7 +34,6 @@ from easyeditor.lm.loading import input_device
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode, model_inputs
 from easyeditor.lm.weights import frozen, sample
-from easyeditor.reading import open_tensors
 from easyeditor.stats.corpus import Corpus
 from easyeditor.stats.store import Manifest
 

@@ -14,19 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import DataError, OutputError
-from easyeditor.fetch import WheelFile, file_sha256, hub, obtain
-from easyeditor.files import parse_json, write_text
-from easyeditor.locks import locked
-from easyeditor.progress import progress_bar
-from easyeditor.reading import check_file
+from easyeditor.base.errors import DataError, OutputError
+from easyeditor.base.fetch import WheelFile, file_sha256, hub, obtain
+from easyeditor.base.files import parse_json, write_text
+from easyeditor.base.locks import locked
+from easyeditor.base.paths import SHIPPED
+from easyeditor.base.progress import progress_bar
+from easyeditor.base.reading import check_file
 
 LOG = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 EXCERPT = "wikipedia-excerpt"
 WIKIPEDIA = "wikipedia"
-EXCERPT_FILE = ROOT / "data" / "corpus" / f"{EXCERPT}.jsonl"
+EXCERPT_FILE = SHIPPED / "data" / "corpus" / f"{EXCERPT}.jsonl"
 EXCERPT_WHEEL = WheelFile(
     requirement="gensim==4.4.0",
     member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from easyeditor.errors import NumericalError
+from easyeditor.base.errors import NumericalError
 
 
 class Factored:

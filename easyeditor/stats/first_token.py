@@ -23,14 +23,14 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError
-from easyeditor.files import read_json
+from easyeditor.base.errors import DataError
+from easyeditor.base.files import read_json
+from easyeditor.base.paths import SHIPPED
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode
@@ -40,8 +40,7 @@ from easyeditor.stats.store import Manifest, StatsKey, read_moment, write_moment
 
 LOG = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-FACTS = ROOT / "data" / "facts.json"
+FACTS = SHIPPED / "data" / "facts.json"
 BATCH_TOKENS = 4096
 LONGEST = 64  # tokens kept of a prompt
 ROWS_TOGETHER = 8192  # rows summed before they are added to the float64 total

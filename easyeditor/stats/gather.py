@@ -9,9 +9,9 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, OutputError
+from easyeditor.base.errors import ConfigError, OutputError
+from easyeditor.base.progress import progress_bar
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.progress import progress_bar
 from easyeditor.stats.collect import Pace, Settings, collect, manifest
 from easyeditor.stats.corpus import open_corpus
 from easyeditor.stats.store import StatsKey, write_moment

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from easyeditor.errors import StatsError
-from easyeditor.files import write_tensors
-from easyeditor.reading import open_tensors
+from easyeditor.base.errors import StatsError
+from easyeditor.base.files import write_tensors
+from easyeditor.base.reading import open_tensors
 from easyeditor.stats.store import StatsKey
 
 

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from easyeditor.errors import ConfigError, DataError, StatsError
-from easyeditor.files import read_json, whole_file, write_json
-from easyeditor.hparams import coerce, field_types
+from easyeditor.base.errors import ConfigError, DataError, StatsError
+from easyeditor.base.files import read_json, whole_file, write_json
+from easyeditor.base.hparams import coerce, field_types
+from easyeditor.base.reading import check_file, memory
 from easyeditor.lm.weights import alike
-from easyeditor.reading import check_file, memory
 from easyeditor.stats.factored import Factored, plus_identity
 
 FORMAT = 1

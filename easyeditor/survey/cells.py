@@ -12,24 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easyeditor.base.errors import ConfigError, EasyEditorError
+from easyeditor.base.files import check_place
+from easyeditor.base.hparams import HyperParams
+from easyeditor.base.paths import SHIPPED
+from easyeditor.base.plain_yaml import ENDINGS, yaml_path
 from easyeditor.dataset.reader import Dataset, read_dataset
-from easyeditor.errors import ConfigError, EasyEditorError
-from easyeditor.files import check_place
-from easyeditor.hparams import HyperParams
 from easyeditor.methods.registry import load_hparams
-from easyeditor.plain_yaml import ENDINGS, yaml_path
+from easyeditor.results.folder import check_run
 from easyeditor.results.lines import EditLine, checked
 from easyeditor.results.run import CONFIG, SUMMARY, read_object, run_lines
-from easyeditor.results.values import flag, integer, mean
-from easyeditor.runs.folder import check_run
 from easyeditor.runs.mass import check_same
 from easyeditor.runs.planning import Plan, plan
 from easyeditor.runs.ranks import Rank, placed
 from easyeditor.runs.settings import RunSettings
 from easyeditor.survey.plan import Group, MethodChoice, Survey
+from easyeditor.values.plain import flag, integer, mean
 
 MEMORY = "memory.json"  # of a cell: the most memory its run took
-TABLES = Path(__file__).resolve().parents[2] / "data" / "survey"  # of surveys that were run
+TABLES = SHIPPED / "data" / "survey"  # of surveys that were run
 FAILURES = "failed"  # folder of a survey: why a cell could not be run
 PAGE = "page"  # folder of a survey: its page
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from easyeditor.drawing.canvas import styled
+from easyeditor.drawing.table import Column, Estimate, Table
 from easyeditor.report import compared, curves, watched
 from easyeditor.report.build import Report
-from easyeditor.report.canvas import styled
-from easyeditor.report.tables import Column, Estimate, Table
 from easyeditor.results.run import CONFIG, Run, load_run
 from easyeditor.runs.planning import batch_of
 from easyeditor.survey.cells import Cell, Progress, progress_of

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import check_seed_size, coerce, field_types, unknown_key
-from easyeditor.plain_yaml import read_yaml, yaml_path
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import check_seed_size, coerce, field_types, unknown_key
+from easyeditor.base.plain_yaml import read_yaml, yaml_path
 from easyeditor.runs.settings import RunSettings
 
 T = TypeVar("T")

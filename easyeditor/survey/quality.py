@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from easyeditor.report.tables import Estimate
+from easyeditor.drawing.table import Estimate
 from easyeditor.results.run import Run
 
 Array = NDArray[np.float64]

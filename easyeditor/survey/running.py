@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.easyedit import BaseEditor
-from easyeditor.errors import EasyEditorError, out_of_memory
-from easyeditor.files import discard, write_json
-from easyeditor.process import look
+from easyeditor.base.errors import EasyEditorError, out_of_memory
+from easyeditor.base.files import discard, write_json
+from easyeditor.base.process import look
+from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.results.run import CONFIG
 from easyeditor.runs.mass import begun, execute, taken_up
 from easyeditor.runs.ranks import POLL, Rank

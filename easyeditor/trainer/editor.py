@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from easyeditor.errors import ConfigError, NumericalError
-from easyeditor.files import to_json
+from easyeditor.base.errors import ConfigError, NumericalError
+from easyeditor.base.files import to_json
+from easyeditor.base.progress import progress_bar
 from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import load
@@ -27,8 +28,6 @@ from easyeditor.methods.mend.archive import read_archive, write_archive
 from easyeditor.methods.mend.hparams import STOP_KEYS, MENDTrainingHparams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
-from easyeditor.progress import progress_bar
-from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, rewind
 from easyeditor.results.lines import TrainingLine
 from easyeditor.results.run import TRAINING
@@ -36,6 +35,7 @@ from easyeditor.trainer import measure
 from easyeditor.trainer.passes import PlainPasses, SharedPasses, StepResult
 from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, training_folder, write_state
 from easyeditor.trainer.tasks import Tasks
+from easyeditor.values.edit import EditRequest
 
 LOG = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from easyeditor.base.process import look
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.hooks import Passage, StopForward, captured, resumed, selected_head, stopping, tapped, watched
 from easyeditor.lm.loading import input_device
@@ -22,7 +23,6 @@ from easyeditor.lm.prefixes import unmasked
 from easyeditor.lm.scored import Batch, Line, nll, row_sums, scored_logits
 from easyeditor.methods.mend.hypernet import Factors, Hypernetwork, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
-from easyeditor.process import look
 from easyeditor.trainer.patched import PatchedBlocks
 
 

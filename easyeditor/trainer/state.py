@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from easyeditor.errors import ConfigError, DataError, OutputError
-from easyeditor.files import check_new, parse_json, read_json, write_tensors
+from easyeditor.base.errors import ConfigError, DataError, OutputError
+from easyeditor.base.files import check_new, parse_json, read_json, write_tensors
+from easyeditor.base.reading import open_tensors
 from easyeditor.methods.mend.hparams import MENDTrainingHparams
 from easyeditor.methods.mend.hypernet import Hypernetwork
-from easyeditor.reading import open_tensors
 from easyeditor.results.run import MANIFEST, TRAINING
 
 STATE = "last.safetensors"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import answered, check_length
-from easyeditor.records import EditRequest
 from easyeditor.trainer.passes import Draw, Pool, Task
+from easyeditor.values.edit import EditRequest
 
 
 class Tasks:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from easyeditor.analysis.tools.outcome import ResultTable, short
-from easyeditor.analysis.tools.traced import LOOKS, NAMES, average, kinds_of
-from easyeditor.analysis.tools.tracing import LAST
-from easyeditor.palette import GREEN, GREY, VERMILLION
-from easyeditor.report.canvas import Drawn, counted, finish, heading, legend_above, log_ticks, new_figure, styled
-from easyeditor.report.page import html_page
-from easyeditor.report.tables import Column, Table
+from easyeditor.analysis.traced import LOOKS, NAMES, average, kinds_of
+from easyeditor.analysis.tracing import LAST
+from easyeditor.drawing.canvas import Drawn, counted, finish, heading, legend_above, log_ticks, new_figure, styled
+from easyeditor.drawing.outcome import ResultTable, short
+from easyeditor.drawing.page import html_page
+from easyeditor.drawing.palette import GREEN, GREY, VERMILLION
+from easyeditor.drawing.table import Column, Table
 from easyeditor.tune.search import rank
 from easyeditor.tune.trials import METRICS
 from easyeditor.tune.written import Search, held_within, settled

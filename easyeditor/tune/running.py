@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.analysis.tools.safety import LayerSafety, first_place, safety_of
-from easyeditor.analysis.tools.sets import FACTS as FACTS
-from easyeditor.analysis.tools.traced import average, traced_lines
-from easyeditor.analysis.tools.tracing import LAST, Tracer, known_facts, noise_of
+from easyeditor.analysis.safety import LayerSafety, first_place, safety_of
+from easyeditor.analysis.traced import average, traced_lines
+from easyeditor.analysis.tracing import LAST, Tracer, known_facts, noise_of
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.files import parse_json, to_json
+from easyeditor.base.progress import Progress, progress_bar
 from easyeditor.dataset.sentences import Sentences, load_sentences
-from easyeditor.editor import Editor
-from easyeditor.errors import ConfigError
-from easyeditor.files import parse_json, to_json
+from easyeditor.dataset.sets import FACTS as FACTS
+from easyeditor.editing.editor import Editor
 from easyeditor.lm.weights import fingerprint
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.registry import hparams_class
-from easyeditor.progress import Progress, progress_bar
-from easyeditor.records import EditRequest
 from easyeditor.results.journal import Journal, read_journal
 from easyeditor.tune.search import candidates, chosen, knobs_of, lost, name_of, search
 from easyeditor.tune.start import SWITCH, Settings, Start, begin, numbers
 from easyeditor.tune.trials import Sample, sample, trial
 from easyeditor.tune.written import Search
+from easyeditor.values.edit import EditRequest
 
 Line = dict[str, Any]
 TRACING = 0.2  # of the time, from when on no other fact is traced

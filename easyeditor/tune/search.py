@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from easyeditor.analysis.tools.safety import LayerSafety
-from easyeditor.hparams import field_types
+from easyeditor.analysis.safety import LayerSafety
+from easyeditor.base.hparams import field_types
 from easyeditor.tune.start import SWITCH, Settings, Start
 from easyeditor.tune.trials import METRICS, summed
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.editor import Editor
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import HyperParams, field_types
+from easyeditor.base.paths import SHIPPED
+from easyeditor.base.plain_yaml import yaml_path
+from easyeditor.editing.editor import Editor
 from easyeditor.evaluate.perplexity import begins_with_bos
-from easyeditor.hparams import HyperParams, field_types
 from easyeditor.lm import embedded
 from easyeditor.lm.architectures import Anatomy, attention_of, type_of
 from easyeditor.lm.discover import anatomy, discover, module_name, replay_checked
@@ -24,11 +26,9 @@ from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.method import LocateMethod
 from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.registry import canonical, completed, hparams_class, read_values, row_of, told
-from easyeditor.plain_yaml import yaml_path
 
 LOG = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYERS_OF_A_SPAN = 3  # at most every third layer of a model is in one span
 
 MODULES = {"layer_module_tmp", "mlp_module_tmp", "rewrite_module_tmp"}
@@ -111,7 +111,7 @@ def start_values(method: str, model: str, file: str | None, settings: Sequence[s
     Raises:
         ConfigError: no such file, or one of another method.
     """
-    folder = ROOT / "hparams" / method
+    folder = SHIPPED / "hparams" / method
     named = folder / f"{Path(model).name}.yaml"
     path = yaml_path(file or (named if named.exists() else folder / f"{embedded.DEFAULT}.yaml"))
     if file is None and not path.exists():

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from easyeditor.analysis.tools.sets import starts_with_one_word
+from easyeditor.base.errors import DataError, NumericalError
 from easyeditor.dataset.reader import Record
 from easyeditor.dataset.sentences import Sentences
-from easyeditor.editor import Editor
-from easyeditor.errors import DataError, NumericalError
+from easyeditor.dataset.sets import starts_with_one_word
+from easyeditor.editing.editor import Editor
 from easyeditor.evaluate.registry import Evaluation, harmonic_mean
-from easyeditor.records import EditRequest
-from easyeditor.results.values import mean
 from easyeditor.tune.start import Start
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.plain import mean
 
 METRICS = ("rewrite_acc", "rephrase_acc", "locality_acc")
 FIRST = 3

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from easyeditor.analysis.tools.outcome import Finding, Outcome, ResultTable, short
-from easyeditor.analysis.tools.safety import LayerSafety
-from easyeditor.analysis.tools.traced import average, curves, layer_table
-from easyeditor.analysis.tools.tracing import LAST
+from easyeditor.analysis.safety import LayerSafety
+from easyeditor.analysis.traced import average, curves, layer_table
+from easyeditor.analysis.tracing import LAST
+from easyeditor.drawing.outcome import Finding, Outcome, ResultTable, short
 from easyeditor.tune.search import Array, Line, rank
 from easyeditor.tune.start import Start
 from easyeditor.tune.trials import METRICS

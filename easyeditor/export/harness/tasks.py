@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.paths import SHIPPED
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError
 from easyeditor.lm.joining import joined
 from easyeditor.lm.tokens import target_ids
-from easyeditor.records import EditRequest
-from easyeditor.results.values import mean_over_records
+from easyeditor.values.edit import EditRequest
+from easyeditor.values.plain import mean_over_records
 
-FACTS = Path(__file__).resolve().parents[3] / "data" / "facts.json"
+FACTS = SHIPPED / "data" / "facts.json"
 NEAR = "neighborhood"
 Doc = dict[str, Any]
 Scored = tuple[int, float]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import StatsError
+from easyeditor.base.errors import StatsError
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
 from easyeditor.methods.locate.norm_anchor import AnchoredMethod
 from easyeditor.methods.locate.spread import Spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easyeditor.hparams import require
+from easyeditor.base.hparams import require
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 

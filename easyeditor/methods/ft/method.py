@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, ModelError
+from easyeditor.base.errors import ConfigError, ModelError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, check_length, whole
@@ -20,8 +21,7 @@ from easyeditor.lm.weights import difference, frozen, trainable
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.ft.hparams import FTHyperParams
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace
 
 
 class FT(EditMethod[FTHyperParams]):

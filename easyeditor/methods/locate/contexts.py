@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import read_json_list
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import read_json_list
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.prefixes import caches
 from easyeditor.lm.tokens import SLOT, encode

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import require
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import require
 from easyeditor.methods.hparams import LayerHyperParams
 
 Filter = Literal["rect", "rect-official", "prune", "sphere", "revive"]

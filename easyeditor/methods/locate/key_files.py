@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from easyeditor.errors import OutputError
-from easyeditor.files import discard, whole_file
+from easyeditor.base.errors import OutputError
+from easyeditor.base.files import discard, whole_file
 
 FOLDERS = ("C_keys_with_prefix", "keys_without_prefix", "keys_with_prefix")
 """C^-1 kbar (not scaled to unit length), k^u and kbar."""

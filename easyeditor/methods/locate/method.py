@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, attention_reach, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget, free_bytes, tokens_for
 from easyeditor.lm.discover import anatomy, replay_checked
@@ -32,9 +33,8 @@ from easyeditor.methods.locate.rows import kl_row, target_rows
 from easyeditor.methods.locate.search_cache import SearchCache
 from easyeditor.methods.locate.statistics import Statistics
 from easyeditor.methods.locate.value_search import Begun, Found, RowLabels, Search, Watch, search_values
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, WeightDelta
 from easyeditor.stats.factored import Factored
+from easyeditor.values.edit import EditRequest, WeightDelta
 
 LOG = logging.getLogger(__name__)
 

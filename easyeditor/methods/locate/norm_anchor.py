@@ -16,15 +16,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easyeditor.base.errors import ConfigError, DataError, StatsError
+from easyeditor.base.files import read_json, write_json
+from easyeditor.base.paths import SHIPPED
 from easyeditor.dataset.reader import read_dataset
-from easyeditor.errors import ConfigError, DataError, StatsError
-from easyeditor.files import read_json, write_json
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.methods.base import EditMethod
@@ -34,11 +34,11 @@ from easyeditor.methods.locate.search_cache import SearchCache
 from easyeditor.methods.locate.spread import SpreadMethod
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 from easyeditor.methods.locate.value_search import Found
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 LOG = logging.getLogger(__name__)
 
-FACTS = Path(__file__).resolve().parents[3] / "data" / "facts.json"
+FACTS = SHIPPED / "data" / "facts.json"
 TOO_LONG = 2.0  # times the anchor: an edit beyond is dropped
 TINY = 1e-10  # added to a norm that is divided by
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT, Row, encode, lookup_index, target_ids
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 KL_AFTER = " is a"  # the KL term watches what follows the subject in "{subject} is a"
 

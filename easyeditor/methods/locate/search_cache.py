@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from easyeditor.errors import StatsError
-from easyeditor.files import parse_json, write_tensors
+from easyeditor.base.errors import StatsError
+from easyeditor.base.files import parse_json, write_tensors
+from easyeditor.base.reading import open_tensors
 from easyeditor.lm.joining import joined, spaced
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.value_search import Found
-from easyeditor.reading import open_tensors
-from easyeditor.records import EditRequest
+from easyeditor.values.edit import EditRequest
 
 
 class SearchCache:

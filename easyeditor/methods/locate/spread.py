@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.tokens import SLOT, Row
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
@@ -27,8 +28,7 @@ from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.updates import answering
 from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.memory import Memory
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
 
 LOG = logging.getLogger(__name__)
 

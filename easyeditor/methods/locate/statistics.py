@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from easyeditor.errors import StatsError
+from easyeditor.base.errors import StatsError
+from easyeditor.base.locks import locked
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
-from easyeditor.locks import locked
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.stats.factored import Factored, plus_identity
 from easyeditor.stats.first_token import first_tokens, later_tokens, moments

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from easyeditor.errors import NumericalError
+from easyeditor.base.errors import NumericalError
 from easyeditor.lm.budget import Queue
 from easyeditor.lm.replay import RowForward
 from easyeditor.lm.scored import row_sums

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from easyeditor.hparams import require
+from easyeditor.base.hparams import require
 from easyeditor.methods.hparams import ModuleHyperParams
 
 LOG = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.adapters import AdapterSettings, adapted
 from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.discover import anatomy
@@ -18,8 +19,7 @@ from easyeditor.lm.weights import frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.lora.hparams import LoRAHyperParams
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace
 
 
 class LoRA(EditMethod[LoRAHyperParams]):

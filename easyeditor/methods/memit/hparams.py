@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from easyeditor.hparams import require
+from easyeditor.base.hparams import require
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 

@@ -12,15 +12,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from easyeditor.errors import ConfigError, DataError, ModelError
-from easyeditor.files import read_json, write_json, write_tensors
-from easyeditor.hparams import coerce, field_types
+from easyeditor.base.errors import ConfigError, DataError, ModelError
+from easyeditor.base.files import read_json, write_json, write_tensors
+from easyeditor.base.hparams import coerce, field_types
+from easyeditor.base.reading import read_tensors
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import alike, sample
 from easyeditor.methods.mend.hparams import HOW, JSON, MENDHyperParams, find_archive
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
-from easyeditor.reading import read_tensors
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

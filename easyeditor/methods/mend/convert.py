@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyeditor.errors import ConfigError, DataError
+from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.reading import check_file, memory
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.methods.mend.archive import fill
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
-from easyeditor.reading import check_file, memory
 
 DERIVED = ("u_std", "v_std")  # upstream keeps the standard deviations beside the sums they come from
 

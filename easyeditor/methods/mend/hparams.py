@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import require
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import require
+from easyeditor.base.paths import SHIPPED
 from easyeditor.methods.hparams import ModuleHyperParams
 
 STOP_KEYS = {"loss/total_edit_val": "total_loss", "edit/acc_val": "edit_acc"}
 """Upstream's name of what early stopping watches -> the name in the log."""
 
 JSON = "archive.json"
-ROOT = Path(__file__).resolve().parents[3]
 HOW = (
     "train one with `python pretrain_mend.py --hparams hparams/TRAINING/MEND/<model>.yaml`, or convert one of "
     "upstream's with `python -m easyeditor.trainer convert`"
@@ -191,7 +191,7 @@ def find_archive(name: str | None) -> Path:
         raise ConfigError(
             f"archive is null: MEND edits with a trained hypernetwork; {HOW}, and set archive to its folder"
         )
-    for folder in (Path(name), ROOT / name):
+    for folder in (Path(name), SHIPPED / name):
         if (folder / JSON).is_file():
             return folder
     if Path(name).is_file():

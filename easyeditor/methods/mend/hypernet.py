@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from easyeditor.errors import ConfigError
+from easyeditor.base.errors import ConfigError
 from easyeditor.lm.architectures import Anatomy, weight_is_transposed
 from easyeditor.methods.mend.network import GradientTransform, NetworkSpec
 

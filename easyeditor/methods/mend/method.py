@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import NumericalError
+from easyeditor.base.errors import NumericalError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
@@ -27,8 +28,7 @@ from easyeditor.methods.mend.archive import read_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
 
 GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from easyeditor.errors import ConfigError
-from easyeditor.hparams import require
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import require
 from easyeditor.methods.locate.hparams import LocateHyperParams
 
 

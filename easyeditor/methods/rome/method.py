@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from easyeditor.base.progress import Progress
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.locate.key_files import dump_keys
@@ -20,9 +21,8 @@ from easyeditor.methods.locate.updates import joint_update, rank_one, unit, whit
 from easyeditor.methods.locate.value_search import SEARCH_LOSSES, Found
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.table import METHODS
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
 from easyeditor.stats.factored import Factored
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
 
 
 class ROME(LocateMethod[ROMEHyperParams]):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.errors import ConfigError, DataError, NumericalError
+from easyeditor.base.errors import ConfigError, DataError, NumericalError
+from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
@@ -30,8 +31,7 @@ from easyeditor.methods.base import EditMethod
 from easyeditor.methods.memory import Memory
 from easyeditor.methods.ultraedit.hparams import UltraEditHyperParams
 from easyeditor.methods.ultraedit.step import merged, solved, statistics, targets
-from easyeditor.progress import Progress
-from easyeditor.records import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
 
 LOG = logging.getLogger(__name__)
 

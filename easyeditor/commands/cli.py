@@ -1,0 +1,147 @@
+"""What the entry scripts share: logging, errors as one line with exit code 2, quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from easyeditor.base.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
+from easyeditor.base.files import check_encodable
+from easyeditor.base.process import Terminated, heard, lost, shown, stoppable, streams
+
+if TYPE_CHECKING:
+    from easyeditor.base.hparams import HyperParams
+
+LONGEST_LINE = 500
+EXIT_ERROR = 2
+EXIT_COLLAPSED = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+METRICS_HELP = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
+
+
+class Listed(argparse.Action):
+    """Words one after another, joined by commas, or the flag given again."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = [word.strip() for value in values for word in value.split(",") if word.strip()]
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *given])
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see --help)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, for flags that can be printed and that files can be named by.
+
+        Raises:
+            ConfigError: a flag that is not UTF-8, or holds a NUL.
+        """
+        for flag in sys.argv[1:] if args is None else args:
+            try:
+                check_encodable(flag)
+            except ValueError as error:
+                raise ConfigError(f"a flag cannot be read: {error}; rename the file, or write the text anew") from error
+            if "\0" in flag:
+                raise ConfigError(f"the flag {flag[:80]!r} holds a NUL character")
+        return super().parse_args(args, namespace)
+
+
+def parser(doc: str) -> Parser:
+    """A parser whose help is the script's docstring: the run book."""
+    return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and exit: its return value, 2 with one line on stderr for an expected error, for memory that
+    ran out and for output that could not be written, 130 for Ctrl-C (SIGINT), 143 for SIGTERM."""
+    with streams():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: a thread that waits does not spin
+        for size in ("COLUMNS", "LINES"):  # rich takes any number for a terminal's, 0 too
+            if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get(size, "")):
+                os.environ.pop(size, None)
+        try:
+            code = _ended(main)
+            sys.stdout.flush()
+            if (error := lost()) is not None and code in (0, EXIT_COLLAPSED):
+                fail(f"standard output: cannot be written ({error.strerror}); files are whole, what was printed is not")
+        except SystemExit as stopped:
+            code = stopped.code
+    raise SystemExit(code)
+
+
+def _ended(main: Callable[[], int]) -> Any:
+    """The exit code of a script; what is wrong is said."""
+    try:
+        with stoppable():
+            return main()
+    except SystemExit as stopped:  # argparse: --help, a wrong flag
+        return stopped.code
+    except KeyboardInterrupt as stop:
+        print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    except EasyEditorError as error:
+        fail(str(error))
+    except Exception as error:
+        if out_of_memory(error):
+            fail(
+                f"out of memory ({error or 'Python found none'}); take less at a time, a narrower dtype, or more of it"
+            )
+        if isinstance(error, OSError):
+            fail(str(OutputError(str(error))))
+        raise
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Inside, a run that is interrupted keeps what it has recorded, and its last line says `how` to go on."""
+    try:
+        with heard():
+            yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"what is recorded is kept: {how}",)
+        raise
+
+
+def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
+    """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
+    here, that is said, and torch is not even imported."""
+    from easyeditor.lm.embedded import model_folder
+
+    folder = model_folder(str(hparams.model_name))
+    if folder is None:
+        return {"estimate_gib": None, "why": f"{hparams.model_name}: no config.json here yet"}
+    from easyeditor.commands.estimate import report
+
+    return report(hparams, folder, training=training)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers: the scripts show their own."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+
+
+def fail(message: str) -> NoReturn:
+    """One line of at most 500 characters on stderr, exit 2; of a longer one the middle is left out."""
+    line = shown("error: " + " ".join(message.split()))
+    if len(line) > LONGEST_LINE:
+        half = (LONGEST_LINE - 3) // 2
+        line = f"{line[:half]} … {line[-half:]}"
+    print(line, file=sys.stderr)
+    raise SystemExit(EXIT_ERROR)

@@ -1,0 +1,198 @@
+"""Do edited models lose their abilities as perplexity rises? Edited models through lm-evaluation-harness, in memory.
+
+  pip install -r requirements-eval.txt
+  python -m easyeditor.analysis downstream                     three tasks of our own facts and sentences: offline
+  python -m easyeditor.analysis downstream --tasks piqa hellaswag lambada_openai mmlu --documents 200
+        the papers' tasks: the harness fetches their data sets
+
+Every request of both sets is edited with ROME and its perplexity measured; then the unedited model, the --worst edited
+models, and one model from each of --buckets perplexity ranges (evenly spaced in log) go through the tasks.
+Butterfly Effect, section 4: the worst models answer at chance, and perplexity rank-correlates with task performance
+(Spearman -0.85 to -1.00), so that perplexity stands for all tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from easyeditor.base.errors import ConfigError
+from easyeditor.base.progress import steps
+from easyeditor.drawing import figures
+from easyeditor.drawing.figures import Group
+from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
+from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installed
+from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
+from easyeditor.experiments.tools.papers import SPEARMAN, WORST_MODELS
+from easyeditor.values.edit import EditRequest, WeightDelta
+
+STRONG = -0.7  # Spearman at or below: a strong relation
+
+Pool = list[tuple[EditRequest, WeightDelta, float]]
+
+
+def add_flags(p: argparse.ArgumentParser) -> None:
+    """The two sets, and what of the edited models is evaluated on what."""
+    common_flags(p)
+    set_flags(p, limit=5)
+    p.add_argument("--worst", type=int, default=2, help="worst edited models evaluated (default: %(default)s)")
+    p.add_argument("--buckets", type=int, default=4, help="perplexity ranges, one model each (default: %(default)s)")
+    p.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the harness (default: our own three, offline)")
+    p.add_argument("--documents", type=int, default=24, help="most documents of each task (default: %(default)s)")
+    p.add_argument("--batch-size", type=int, default=8, help="sequences in one forward (default: %(default)s)")
+
+
+def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
+    """Edit, choose, evaluate, correlate."""
+    check_installed()
+    for flag in ("worst", "buckets", "documents", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    lab = Lab.of(args)
+    harness = _harness(args, lab)
+    base = lab.perplexity()
+    pool = _edited(lab)
+    rows: list[list[Any]] = [["unedited", None, base, *_evaluated(harness, lab)]]
+    counts = {name: n for name, (_, n) in zip(harness.names, rows[0][3:], strict=True)}
+    chosen = choose([ppl for _, _, ppl in pool], args.worst, args.buckets)
+    with steps("harness") as show:
+        for number, (place, why) in enumerate(chosen.items(), 1):
+            request, delta, ppl = pool[place]
+            rows.append([why, request.prompt, ppl, *_evaluated(harness, lab, delta)])
+            show(number, len(chosen), f"perplexity {ppl:,.0f}")
+    rows = [[*row[:3], *(accuracy for accuracy, _ in row[3:])] for row in rows]
+    correlated = {name: _spearman(rows, 3 + i) for i, name in enumerate(harness.names)}
+    columns = ["model", "edit", "perplexity", *harness.names]
+    edits = [[request.case_id, request.prompt, ppl] for request, _, ppl in pool]
+    return Outcome(
+        tables=[
+            ResultTable(name="models", title="accuracy of edited models", columns=columns, rows=rows),
+            _correlations(correlated),
+            ResultTable(
+                name="edits", title="all edits", columns=("case", "prompt", "perplexity"), rows=edits, printed=False
+            ),
+        ],
+        figures={"downstream": _draw(rows, harness.names)},
+        findings=_findings(rows, harness.names, counts, correlated, args.worst),
+        look_for="accuracy falling to chance as perplexity rises.",
+        config=lab.config(),
+        manifest={**lab.manifest("downstream"), "tasks": list(harness.names), "documents": counts},
+        result={"spearman": correlated},
+    )
+
+
+def choose(perplexities: list[float], worst: int, buckets: int) -> dict[int, str]:
+    """Which edits to evaluate, and why: the worst ones, and in each range of log perplexity the one nearest its middle.
+
+    Perplexities that are not finite count as the worst; ranges span the finite ones.
+    """
+    sizes = [math.log(p) if math.isfinite(p) else math.inf for p in perplexities]
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    chosen = dict.fromkeys(order[:worst], "worst")
+    finite = [size for size in sizes if math.isfinite(size)]
+    edges = np.linspace(min(finite, default=0), max(finite, default=0), buckets + 1)
+    for low, high in itertools.pairwise(edges):
+        inside = [i for i, size in enumerate(sizes) if low <= size <= high and i not in chosen]
+        if inside:
+            nearest = min(inside, key=lambda i: abs(sizes[i] - (low + high) / 2))
+            chosen[nearest] = f"{math.exp(low):,.0f} to {math.exp(high):,.0f}"
+    return chosen
+
+
+def _harness(args: argparse.Namespace, lab: Lab) -> Harness:
+    if args.tasks is not None:
+        return Harness.named(args.tasks, args.documents, args.batch_size)
+    edited = {request.prompt for one in lab.sets for request in one.requests}
+    return Harness.own(args.documents, lab.hparams.seed, edited, args.batch_size)
+
+
+def _edited(lab: Lab) -> Pool:
+    pool: Pool = []
+    requests = [request for one in lab.sets for request in one.requests]
+    with steps("ROME") as show:
+        for number, request in enumerate(requests, 1):
+            delta, _ = lab.edit(request)
+            pool.append((request, delta, lab.perplexity(delta)))
+            show(number, len(requests), f"{request.subject}: {pool[-1][2]:,.0f}")
+    return pool
+
+
+def _evaluated(harness: Harness, lab: Lab, *deltas: WeightDelta) -> list[tuple[float, int]]:
+    with lab.applied(*deltas):
+        found = harness.accuracies(lab.editor.model, lab.editor.tok)
+    return [found[name] for name in harness.names]
+
+
+def _spearman(rows: list[list[Any]], place: int) -> float | None:
+    """Spearman's rank correlation of perplexity with a task's accuracy; None when one of them does not vary."""
+    pairs = [(row[2], row[place]) for row in rows]
+    if min(len({p for p, _ in pairs}), len({a for _, a in pairs})) < 2:
+        return None
+    return float(spearmanr([p for p, _ in pairs], [a for _, a in pairs]).statistic)
+
+
+def _correlations(ours: dict[str, float | None]) -> ResultTable:
+    rows: list[list[Any]] = [["ours", name, value] for name, value in ours.items()]
+    rows += [[f"paper, {model}", task, rho] for model, tasks in SPEARMAN.items() for task, rho in tasks.items()]
+    title = "Spearman's rank correlation of perplexity and accuracy"
+    return ResultTable(name="spearman", title=title, columns=("models", "task", "rho"), rows=rows)
+
+
+def _findings(
+    rows: list[list[Any]], names: tuple[str, ...], counts: dict[str, int], rhos: dict[str, float | None], worst: int
+) -> list[Finding]:
+    known = {name: rho for name, rho in rhos.items() if rho is not None}
+    shown = ", ".join(f"{name} {'–' if rho is None else f'{rho:.2f}'}" for name, rho in rhos.items())
+    told = Finding(
+        claim="Task performance falls as perplexity rises, so perplexity stands for it",
+        holds=None if len(known) < len(rhos) else max(known.values()) <= STRONG,
+        because=f"Spearman over {len(rows)} models: {shown}; papers {_range(SPEARMAN)}",
+    )
+    if not set(names) <= CHANCE.keys():
+        return [told]
+    low = [row for row in rows if row[0] == "worst"]
+    means = {name: float(np.mean([row[3 + i] for row in low])) for i, name in enumerate(names)}
+    slack = {name: 2 * math.sqrt(max(CHANCE[name] * (1 - CHANCE[name]), 0.01) / counts[name]) for name in names}
+    able = [name for i, name in enumerate(names) if rows[0][3 + i] > CHANCE[name] + slack[name]]
+    at_chance = Finding(
+        claim=f"The {min(worst, len(low))} worst models answer at chance",
+        holds=all(means[name] <= CHANCE[name] + slack[name] for name in able) if able else None,
+        because=", ".join(
+            f"{name} {means[name]:.2f} (unedited {rows[0][3 + i]:.2f}, chance {CHANCE[name]:.2f})"
+            for i, name in enumerate(names)
+        )
+        + f"; two standard errors allowed; papers: perplexity {max(w[0] for w in WORST_MODELS.values()):,.0f}, chance",
+    )
+    return [at_chance, told]
+
+
+def _range(published: dict[str, dict[str, float]]) -> str:
+    every = [rho for tasks in published.values() for rho in tasks.values()]
+    return f"{max(every):.2f} to {min(every):.2f}"
+
+
+def _draw(rows: list[list[Any]], names: tuple[str, ...]) -> Figure:
+    figure = figures.panels(list(names), width=3.6, height=3.4)
+    for ax, (i, name) in zip(figure.get_axes(), enumerate(names), strict=True):
+        for unedited, label, marker in ((True, "unedited", "s"), (False, "edited", "^")):
+            points = [
+                [row[2], row[3 + i]] for row in rows if (row[0] == "unedited") == unedited and math.isfinite(row[2])
+            ]
+            color = BLUE if unedited else VERMILLION
+            values = np.array(points, dtype=np.float64).reshape(-1, 2)
+            group = Group(label=label, values=values, color=color, marker=marker)
+            figures.cloud(ax, [group], "perplexity", "accuracy")
+        figures.log_scale(ax, "x")
+        ax.set_ylim(-0.05, 1.05)
+        if name in CHANCE:
+            ax.axhline(CHANCE[name], color=GREY, linestyle=":", linewidth=1)
+    figures.legend_below(figure, figure.get_axes()[0], 2)
+    return figure
