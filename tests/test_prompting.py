@@ -366,6 +366,15 @@ def test_easyedits_keys_of_chats_are_read(name: str, place: Path) -> None:
     for other in ({"chat_template": False}, {"enable_thinking": 0, "chat_template_kwargs": {"enable_thinking": 1}}):
         with pytest.raises(ConfigError, match="the same setting; give one"):
             load_hparams({**values, **other})
+    told = {**values, "enable_thinking": True, "chat_template_kwargs": {"a": 1}}
+    for sets in (["use_chat_template=false", "enable_thinking=false"], ["chat_template=false", "enable_thinking=0"]):
+        for made in (load_hparams(told, sets), load_hparams(told).override(sets)):
+            assert (made.chat_template, made.chat_template_kwargs) == (False, {"a": 1, "enable_thinking": False})
+
+
+def test_set_knows_a_methods_other_keys(place: Path) -> None:
+    values = {**settings("LoRA", "llama", supplies("llama", place)), "model_name": "m", "lora_r": 4}
+    assert load_hparams(values, ["lora_r=2"]).rank == load_hparams(values, ["rank=2"]).rank == 2
 
 
 def test_an_eos_that_is_not_there() -> None:

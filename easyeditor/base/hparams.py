@@ -118,7 +118,12 @@ class HyperParams:
         Raises:
             ConfigError: a text that is no `key=value`, or a key that no field has.
         """
-        given, known = parse_settings(settings), field_types(cls)
+        return cls.updated(values, parse_settings(settings))
+
+    @classmethod
+    def updated(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` with `given` over them. Raises ConfigError for a given key that no field has."""
+        known = field_types(cls)
         for key in given.keys() - known.keys():
             raise ConfigError(f"--set {key}={given[key]}: {unknown_key(key, known, cls)}")
         return {**values, **given}

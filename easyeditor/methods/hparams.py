@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from easyeditor.base.hparams import HyperParams, require
+from easyeditor.base.hparams import HyperParams, parse_settings, require
 from easyeditor.base.plain_yaml import yaml_path
-from easyeditor.methods.registry import canonical, completed, read_values, told
+from easyeditor.methods.registry import canonical, completed, read_values, renamed, told
 from easyeditor.methods.table import METHODS
 
 M = TypeVar("M", bound="MethodHyperParams")
@@ -36,12 +36,13 @@ class MethodHyperParams(HyperParams):
 
     @classmethod
     def merged(cls, values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-        made = super().merged(values, settings)
+        values, given = renamed(cls, values, parse_settings(settings))
+        made = cls.updated(values, given)
         before, now = canonical(values.get("alg_name")), canonical(made.get("alg_name"))
         if before is None or now is None or now == before:
             return made
         row = METHODS[now]
-        return {**values, **row.defaults, **row.preset, **super().merged({}, settings)}
+        return {**values, **row.defaults, **row.preset, **given}
 
 
 @dataclass(kw_only=True)

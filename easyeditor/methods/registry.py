@@ -16,6 +16,10 @@ from easyeditor.methods.table import METHODS, MethodRow
 
 LOG = logging.getLogger(__name__)
 
+EASYEDITS = {"use_chat_template": "chat_template"}
+"""EasyEdit's keys of every method -> ours."""
+THINKING, TOLD = "enable_thinking", "chat_template_kwargs"  # EasyEdit's key is one of those that our key holds
+
 if TYPE_CHECKING:
     from easyeditor.methods.base import EditMethod
 
@@ -111,11 +115,11 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
         own = ", ".join(repr(name) for name in METHODS if issubclass(cls, hparams_class(name)))
         raise ConfigError(f"{where}: alg_name is {alg_name!r}; allowed: one of {own}")
     row = METHODS[name]
-    renamed = {"use_chat_template": "chat_template", **row.renamed}  # EasyEdit's
-    for key, ours in renamed.items():
+    names = {**EASYEDITS, **row.renamed}
+    for key, ours in names.items():
         if key in values and ours in values:
             raise ConfigError(f"{where}: {key} and {ours} are the same setting; give one")
-    values = _told({renamed.get(key, key): value for key, value in values.items()}, where)
+    values = _told({names.get(key, key): value for key, value in values.items()}, where)
     for key, meant in row.preset.items():
         if key in values and values[key] != meant:
             raise ConfigError(
@@ -130,14 +134,32 @@ def completed(cls: type[HyperParams], values: Mapping[str, Any], where: str) -> 
     return {**row.defaults, **used, **row.preset, "alg_name": name}
 
 
+def renamed(
+    cls: type[HyperParams], values: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`given` settings under our keys, and `values` without what they replace under another key."""
+    names = dict(EASYEDITS)
+    for name, row in METHODS.items():
+        names |= row.renamed if issubclass(cls, hparams_class(name)) else {}
+    given = {names.get(key, key): value for key, value in given.items()}
+    if THINKING in given:
+        told = given.get(TOLD, values.get(TOLD)) or {}
+        given = {**given, TOLD: {**told, THINKING: given[THINKING]}}
+        del given[THINKING]
+    kept = {key: value for key, value in values.items() if names.get(key) not in given}
+    if THINKING in (given.get(TOLD) or {}):
+        kept.pop(THINKING, None)
+    return kept, given
+
+
 def _told(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The values with EasyEdit's `enable_thinking` among what the chat template is told."""
-    key, told = "enable_thinking", values.get("chat_template_kwargs", {})
+    key, told = THINKING, values.get(TOLD, {})
     if key not in values or not isinstance(told, Mapping):
         return values
     if key in told:
         raise ConfigError(f"{where}: {key} and chat_template_kwargs.{key} are the same setting; give one")
-    return {k: v for k, v in values.items() if k != key} | {"chat_template_kwargs": {key: values[key], **told}}
+    return {k: v for k, v in values.items() if k != key} | {TOLD: {key: values[key], **told}}
 
 
 def _known_keys() -> frozenset[str]:
