@@ -131,7 +131,7 @@ class Bench:
         from easyeditor.lm.weights import frozen
 
         method, (layer,) = self.editor.method, self.editor.method.layers
-        method.hparams.v_num_grad_steps = passes
+        method.hparams = method.hparams.override([f"v_num_grad_steps={passes}"])  # of the method alone
         with frozen(self.editor.model):
             return method.values(self.requests[:count], method.parts.mlp(layer), layer)
 

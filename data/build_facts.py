@@ -25,10 +25,11 @@ DATA = Path(__file__).resolve().parent
 sys.path[:0] = [str(DATA), str(DATA.parent)]
 
 import yaml  # noqa: E402
-from easyeditor.cli import parser, run  # noqa: E402
-from easyeditor.errors import DataError  # noqa: E402
-from easyeditor.files import write_text  # noqa: E402
 from facts_src import packages  # noqa: E402
+
+from easyeditor.base.errors import DataError  # noqa: E402
+from easyeditor.base.files import write_text  # noqa: E402
+from easyeditor.commands.cli import parser, run  # noqa: E402
 
 OUTPUT = DATA / "facts.json"
 SOURCES = DATA / "facts_src"

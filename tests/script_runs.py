@@ -151,7 +151,7 @@ def forked(
         sys.stdout, sys.stderr = open(os.devnull, "w"), open(err, "w")  # noqa: SIM115
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stderr.fileno(), 2)
-        sys.argv = [script.__name__, *flags]
+        sys.argv = [script.__name__.rpartition(".")[2], *flags]
         first()
         cli.run(script.main)
     except SystemExit as stopped:

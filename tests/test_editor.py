@@ -275,10 +275,10 @@ def test_of_two_contradicting_flags_sequential_edit_decides(kept: bool, caplog: 
         ({"prompts": ["Bay is in", None]}, ["request 1", "prompt must be text", "NoneType"]),
         ({"subject": ["Bay", ""]}, ["request 1", "subject is empty"]),
         ({"target_new": ["Italy", " "]}, ["request 1", "target_new is empty"]),
-        ({"target_new": ["Italy", 5]}, ["request 1", "target_new must be text", "int"]),
-        ({"ground_truth": ["a", 5]}, ["request 1", "ground_truth must be text", "int"]),
-        ({"rephrase_prompts": ["a", [""]]}, ["request 1", "rephrase_prompts"]),
-        ({"rephrase_prompts": ["a", 5]}, ["request 1", "rephrase_prompts"]),
+        ({"target_new": ["Italy", True]}, ["request 1", "target_new must be text", "bool"]),
+        ({"ground_truth": ["a", True]}, ["request 1", "ground_truth must be text", "bool"]),
+        ({"rephrase_prompts": ["a", ["\udc80"]]}, ["request 1", "rephrase_prompts"]),
+        ({"rephrase_prompts": ["a", True]}, ["request 1", "rephrase_prompts"]),
         ({"locality_inputs": {"near": {"prompt": ["a", "b"]}}}, ["locality_inputs['near']", "ground_truth"]),
         ({"locality_inputs": 5}, ["locality_inputs must be", "found 5"]),
         ({"portability_inputs": ["a"]}, ["portability_inputs must be", "found ['a']"]),
@@ -294,7 +294,7 @@ def test_of_two_contradicting_flags_sequential_edit_decides(kept: bool, caplog: 
             ["request 1", "locality.near", "2 prompts", "1 ground truths"],
         ),
         (
-            {"locality_inputs": {"near": {"prompt": ["a", 5], "ground_truth": ["a", "b"]}}},
+            {"locality_inputs": {"near": {"prompt": ["a", True], "ground_truth": ["a", "b"]}}},
             ["request 1", "locality.near"],
         ),
         ({"portability_inputs": {"hop": ["a", "b"]}}, ["portability_inputs['hop']", "prompt"]),
@@ -375,7 +375,7 @@ def test_a_target_cut_inside_a_character_is_edited_on_ids(target: str) -> None:
     request = EditRequest.make("They all went to Bay", subject="Bay", target_new=target)
     ids = target_ids(tok, request.prompt, target)
     assert "�" in tok.decode(ids[:-1])
-    assert tok.decode(ids) == " " + target
+    assert tok.decode(ids) == (target if target > "⺀" else f" {target}")  # Japanese has no spaces
     rows, labels = target_rows(tok, request, ["{}", "You. {}"], "subject_last")
     assert labels == [ids, ids]
     assert [list(row.ids) for row in rows] == [encode(tok, text + request.prompt) + ids[:-1] for text in ("", "You. ")]
@@ -706,20 +706,17 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         ({1: "a", "b": 2}, "no known format"),
         (without(EASYEDIT, "target_new"), "no known format"),
         ({**EASYEDIT, "subject": "Joan"}, "'Joan' is not in the prompt"),
-        ({**EASYEDIT, "subject": 5}, "subject must be text"),
-        ({**EASYEDIT, "target_new": {"str": "English"}}, "target_new must be text"),
+        ({**EASYEDIT, "subject": True}, "subject must be text"),
+        ({**EASYEDIT, "target_new": {"text": "English"}}, "target_new must be text"),
         ({**EASYEDIT, "prompt": ""}, "prompt is empty"),
-        (without(EASYEDIT, "locality_ground_truth"), "1 prompts but 0 ground truths"),
-        ({**EASYEDIT, "rephrase_prompt": 5}, "rephrase_prompts"),
+        ({**EASYEDIT, "rephrase_prompt": True}, "rephrase_prompts"),
         ({**PROBED, "locality": "near"}, "locality must be a mapping"),
         ({**PROBED, "locality": {"near": "Roland"}}, "locality.near must have 'prompt'"),
         ({**PROBED, "portability": ["hop"]}, "portability must be a mapping"),
         ({"requested_rewrite": None}, "malformed counterfact record"),
-        ({"requested_rewrite": without(COUNTERFACT["requested_rewrite"], "target_true")}, "'target_true'"),
-        ({**COUNTERFACT, "neighborhood_prompts": [""]}, "non-empty texts"),
         ({**COUNTERFACT, "neighborhood_prompts": 5}, "malformed counterfact record"),
-        ({**ZSRE, "loc": 5}, "malformed zsre record"),
-        ({**ZSRE, "answers": [5]}, "ground_truth must be text"),
+        ({**ZSRE, "loc": True}, "must be non-empty texts"),
+        ({**ZSRE, "answers": [True]}, "ground_truth must be text"),
         ({**QUESTION, "answer": None}, "target_new must be text"),
     ],
 )
@@ -830,8 +827,7 @@ def test_sentence_files(name: str, content: bytes, texts: tuple[str, ...], tmp_p
         ("a.json", b'["One", ""]', "sentence 2 is empty"),
         ("a.json", b'["One", 5]', "sentence 2 is empty or not a text"),
         ("a.json", b'[{"text": "One"}]', "sentence 1 is empty or not a text"),
-        ("a.txt", b"", "sentence 1 is empty"),
-        ("a.txt", b"One\n\nThree\n", "sentence 2 is empty"),
+        ("a.txt", b"", "no sentences"),
         ("a.txt", b"\xff\xfe", "not a readable UTF-8 text file"),
         ("a.txt", b"One\x00", "NUL"),
     ],

@@ -417,7 +417,7 @@ def test_other_ways_to_write_the_records(name: str, tmp_path: Path) -> None:
         ("a.csv", "prompt,subject,target_new\nBay is in,,Italy\n", "record 0: request 0: subject is empty"),
         ("a.csv", "a,b\n1,2\n", r"record 0: record with fields \['a', 'b'\] is of no known format"),
         ("a.parquet", "PAR1", "not readable as Parquet"),
-        ("a.json", "<!DOCTYPE html><html>", "this is an HTML or XML page"),
+        ("a.json", "<!DOCTYPE html><html>", "it is an HTML page"),
         ("a.json", "version https://git-lfs.github.com/spec/v1\noid", "this is a Git LFS pointer"),
     ],
 )

@@ -163,6 +163,7 @@ def test_a_case_id_that_an_earlier_record_has_gets_the_record_s_number(
 ) -> None:
     qaedit = [{"id": 7, "prompt": f"{name} is in", "target": "Italy", "subject": name} for name in ("Bay", "Rome")]
     mixed = [flat("Bay", case_id=4), flat("Rome", case_id="4"), flat("Oslo", case_id=4.0), flat("Cork", case_id=None)]
+    caplog.set_level("INFO")
     for records, ids in ((qaedit, [7, "7-1"]), (mixed, [4, "4-1", "4-2", 3])):
         caplog.clear()
         found = read_dataset(write(tmp_path / "a.json", records))

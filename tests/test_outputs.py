@@ -329,7 +329,7 @@ def test_every_flag_that_can_name_a_place_says_what_for(monkeypatch: pytest.Monk
             script.arguments()
     for name, module in analysis.EXPERIMENTS.items():
         parsers[name] = cli.parser("")
-        importlib.import_module(f"easyeditor.analysis.{module}").add_flags(parsers[name])
+        importlib.import_module(f"easyeditor.experiments.{module}").add_flags(parsers[name])
     for name, parser in parsers.items():
         declared = dict(parser.get_default("places").values())
         texts = {a.dest for a in parser._actions if a.type in (None, Path) and a.nargs != 0 and not a.choices}

@@ -62,7 +62,7 @@ def test_a_default_of_a_row_gives_way_and_a_preset_does_not() -> None:
     assert load_hparams(values).if_prefix is False
     with pytest.raises(ConfigError, match="if_c_rome is False; allowed: True, which alg_name C-ROME stands for"):
         load_hparams({**values, "if_c_rome": False})
-    with pytest.raises(ConfigError, match="unknown key 'save_keys' for MEMITHyperParams"):
+    with pytest.raises(ConfigError, match="key 'mom2_update_weight' is missing"):
         load_hparams({**values, "alg_name": "MEMIT"})
 
 

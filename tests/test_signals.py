@@ -94,7 +94,7 @@ def test_a_run_says_how_to_go_on_with_it(place: Path, tmp_path: Path, monkeypatc
         (pretrain_mend, "go on with --resume"),
         (stats, "go on with --resume"),
     ):
-        flags = list(map(str, script_flags(place, tmp_path / script.__name__)[script]))
+        flags = list(map(str, script_flags(place, tmp_path / script.__name__.rpartition(".")[2])[script]))
         assert awaited(forked(script, flags, err=tmp_path / "err")) == 143
         last = (tmp_path / "err").read_text().splitlines()[-1]
         assert last.startswith("interrupted"), last

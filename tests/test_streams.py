@@ -17,8 +17,8 @@ from script_runs import awaited, call, forked
 
 GONE = {"closed": "Bad file descriptor", "full": "No space left on device", "pipe": "Broken pipe"}
 SCRIPTS = ["single_case_edit", "mass_edit", "pretrain_mend", "ppl"]
-PARTS = ["analysis", "evaluate", "export", "report", "stats", "survey", "trainer", "tune"]
-COMMANDS = [*SCRIPTS, *(f"easyeditor.{part}.__main__" for part in PARTS)]
+PARTS = ["analysis", "convert", "dataset", "evaluate", "export", "report", "stats", "survey", "tune"]
+COMMANDS = [f"easyeditor.commands.{part}" for part in (*SCRIPTS, *PARTS)]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def gone(ways: dict[int, str]) -> Callable[[], None]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_output_that_cannot_be_written_is_said_in_one_line(command: str, way: str, place: Path, tmp_path: Path) -> None:
     flags = ["--help"]
-    if command == "ppl":
+    if command.endswith(".ppl"):
         flags = ["--json", "--device", "cpu", "--model", f"{place}/llama", "--data", f"{place}/own.txt"]
     code = awaited(forked(import_module(command), flags, first=gone({1: way}), err=tmp_path / "err"))
     last = (tmp_path / "err").read_text().splitlines()[-1]

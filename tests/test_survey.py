@@ -297,7 +297,7 @@ def test_a_dry_run_of_many_cells_reads_each_file_once(
     began = time.process_time()
     ran = go("--dry-run", groups=[group], expected=[])
     assert (ran.code, ran.out.splitlines()[-2][:11]) == (0, "2000 cells:")
-    assert len(read) == 3
+    assert len(read) == 4  # ROME needs a subject in the prompt, FT does not
     assert time.process_time() - began < 20  # it took a hundred
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from easyeditor.errors import DataError
+from easyeditor.base.errors import DataError
 
 CONTINENTS = {
     "AF": "Africa",

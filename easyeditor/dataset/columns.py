@@ -77,7 +77,13 @@ def _spread(inputs: Mapping[str, Any] | None, count: int, kind: str, reading: Re
             )
         for i in range(count):
             asked[i].append((key, prompts[i], answers[i]))
-    return [answered(probes, kind, reading) for probes in asked]
+    found = []
+    for i, probes in enumerate(asked):
+        try:
+            found.append(answered(probes, kind, reading))
+        except DataError as error:
+            raise DataError(f"request {i}: {error}") from error
+    return found
 
 
 def _listed(value: Any, name: str) -> list[Any]:
