@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from easyeditor.values.edit import EditResult as EditResult
     from easyeditor.values.edit import WeightDelta as WeightDelta
 
+__version__ = "0.2.0"
+
 _HOMES = {
     "BaseEditor": "easyeditor.editing.easyedit",
     "CounterFactDataset": "easyeditor.dataset.training",

@@ -37,7 +37,12 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SHARED_BY_METHODS = ("base", "fine_tuning", "hparams", "memory", "registry", "table", "locate")
-LAZY = ("easyeditor/__init__.py", "easyeditor/methods/registry.py", "easyeditor/commands/analysis.py")  # names as texts
+LAZY = (
+    "easyeditor/__init__.py",
+    "easyeditor/methods/registry.py",
+    "easyeditor/commands/analysis.py",
+    "easyeditor/commands/main.py",
+)
 DRAW = ("drawing", "report", "analysis", "experiments")
 MAX_LINES = 320
 

@@ -213,7 +213,7 @@ def test_a_json_file_takes_method_and_model_from_where_it_is(
     file: str, folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("easyeditor.lm.embedded.SHIPPED", tmp_path)
+    monkeypatch.setattr("easyeditor.lm.embedded.cache_folder", lambda: tmp_path)
     Path(folder).mkdir(parents=True)
     (Path(folder) / "config.json").write_text("{}", encoding="utf-8")
     Path(file).parent.mkdir()

@@ -11,6 +11,7 @@ import yaml
 
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import check_value, parse_unchecked
+from easyeditor.base.paths import SHIPPED
 from easyeditor.base.reading import read_text
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ _ERRORS = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 def yaml_path(name: str | Path) -> Path:
     """The file a user means by `hparams/ROME/qwen2.5-7b`: `.yaml` appended unless it has one of `ENDINGS`."""
     text = str(name)
-    return Path(text if text.endswith(ENDINGS) else text + ".yaml")
+    path = Path(text if text.endswith(ENDINGS) else text + ".yaml")
+    places = (path, SHIPPED / path, SHIPPED / "hparams" / path)
+    return next((place for place in places if place.is_file()), path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

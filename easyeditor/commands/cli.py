@@ -8,7 +8,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easyeditor.base.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
@@ -17,6 +19,8 @@ from easyeditor.base.process import Terminated, heard, lost, shown, stoppable, s
 
 if TYPE_CHECKING:
     from easyeditor.base.hparams import HyperParams
+
+LOG = logging.getLogger(__name__)
 
 LONGEST_LINE = 500
 EXIT_ERROR = 2
@@ -73,6 +77,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         for size in ("COLUMNS", "LINES"):  # rich takes any number for a terminal's, 0 too
             if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get(size, "")):
                 os.environ.pop(size, None)
+        tell_namesake()
         try:
             code = _ended(main)
             sys.stdout.flush()
@@ -81,6 +86,14 @@ def run(main: Callable[[], int]) -> NoReturn:
         except SystemExit as stopped:
             code = stopped.code
     raise SystemExit(code)
+
+
+def tell_namesake() -> None:
+    """One warning where EasyEdit is installed too: both are imported as `easyeditor`."""
+    with suppress(PackageNotFoundError):
+        theirs = distribution("easyeditor").version
+        where = Path(__file__).resolve().parents[1]
+        LOG.warning("EasyEdit %s is installed too; both are imported as easyeditor: this one is in %s", theirs, where)
 
 
 def _ended(main: Callable[[], int]) -> Any:

@@ -22,7 +22,7 @@ from easyeditor.base.errors import OutputError
 from easyeditor.base.fetch import SlicedFile, WheelFile, obtain_sliced
 from easyeditor.base.files import whole_folder
 from easyeditor.base.locks import locked
-from easyeditor.base.paths import SHIPPED
+from easyeditor.base.paths import cache_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Embedded:
     @property
     def folder(self) -> Path:
         """Where its checkpoint is, or will be."""
-        return SHIPPED / "hugging_cache" / self.name
+        return cache_folder() / "hugging_cache" / self.name
 
 
 _SMOLLM2 = WheelFile(

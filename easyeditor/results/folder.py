@@ -17,7 +17,7 @@ from typing import Any
 from easyeditor.base.errors import OutputError
 from easyeditor.base.files import check_new, make_folder, write_json
 from easyeditor.base.locks import working
-from easyeditor.base.paths import SHIPPED
+from easyeditor.base.paths import CHECKOUT
 from easyeditor.results.run import CONFIG, RESULT
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
@@ -109,9 +109,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    if CHECKOUT is None:
+        return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(SHIPPED), "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
         )

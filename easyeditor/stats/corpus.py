@@ -18,7 +18,7 @@ from easyeditor.base.errors import DataError, OutputError
 from easyeditor.base.fetch import WheelFile, file_sha256, hub, obtain
 from easyeditor.base.files import parse_json, write_text
 from easyeditor.base.locks import locked
-from easyeditor.base.paths import SHIPPED
+from easyeditor.base.paths import cache_folder
 from easyeditor.base.progress import progress_bar
 from easyeditor.base.reading import check_file
 
@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 EXCERPT = "wikipedia-excerpt"
 WIKIPEDIA = "wikipedia"
-EXCERPT_FILE = SHIPPED / "data" / "corpus" / f"{EXCERPT}.jsonl"
+EXCERPT_FILE = cache_folder() / "data" / "corpus" / f"{EXCERPT}.jsonl"
 EXCERPT_WHEEL = WheelFile(
     requirement="gensim==4.4.0",
     member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
