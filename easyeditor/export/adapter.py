@@ -40,8 +40,7 @@ class Factors:
 
     def delta(self) -> WeightDelta:
         """B A as a change of the weight, in the weight's own orientation."""
-        left, right = (self.a_rK.T, self.b_Dr.T) if self.transposed else (self.b_Dr, self.a_rK)
-        return WeightDelta(name=self.module + WEIGHT, left=left, right=right)
+        return WeightDelta.of(self.module + WEIGHT, self.b_Dr, self.a_rK, transposed=self.transposed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,10 +51,8 @@ class Adapters:
         base: nn.Module = layer.get_base_layer()  # type: ignore[operator]
         dtype = torch.promote_types(base.weight.dtype, torch.float32)  # type: ignore[arg-type]
         down_rK, up_Dr = (getattr(layer, factor)[NAME].weight.detach().to(dtype) for factor in ("lora_A", "lora_B"))
-        left, right = up_Dr * layer.scaling[NAME], down_rK  # type: ignore[index]
-        if weight_is_transposed(base):
-            left, right = right.T, left.T
-        return WeightDelta(name=name, left=left.clone().contiguous(), right=right.clone().contiguous())
+        left, right = up_Dr * layer.scaling[NAME], down_rK.clone()  # type: ignore[index]
+        return WeightDelta.of(name, left, right, transposed=weight_is_transposed(base), contiguous=True)
 
 
 @contextmanager

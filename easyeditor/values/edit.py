@@ -16,7 +16,7 @@ from easyeditor.values.request import EditRequest as EditRequest
 from easyeditor.values.request import Probe as Probe
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor, device, dtype
 
 EDIT_FORMAT = 1  # version of the saved-edit layout
 
@@ -37,6 +37,30 @@ class WeightDelta:
     def __post_init__(self) -> None:
         low_rank = self.left is not None and self.right is not None
         assert low_rank != (self.full is not None), "give either left and right, or full"
+
+    @staticmethod
+    def of(
+        name: str,
+        left_Dr: Tensor,
+        right_rK: Tensor | None = None,
+        *,
+        transposed: bool,
+        dtype: dtype | None = None,
+        contiguous: bool = False,
+        smaller: bool = False,
+    ) -> WeightDelta:
+        """The change `left_Dr @ right_rK` (outputs D, inputs K), or `left_Dr` (D, K) alone, as a change of a weight.
+
+        The weight is stored as (K, D) where `transposed`. Factors keep their memory layout unless `contiguous`;
+        `smaller`: one matrix where the factors would have more numbers.
+        """
+        if right_rK is not None and smaller and left_Dr.numel() + right_rK.numel() > len(left_Dr) * right_rK.shape[1]:
+            left_Dr, right_rK = left_Dr @ right_rK, None
+        if right_rK is None:
+            return WeightDelta(name=name, full=(left_Dr.T if transposed else left_Dr).to(dtype).contiguous())
+        factors = (right_rK.T, left_Dr.T) if transposed else (left_Dr, right_rK)
+        left, right = (f.to(dtype).contiguous() if contiguous else f.to(dtype) for f in factors)
+        return WeightDelta(name=name, left=left, right=right)
 
     def dense(self, on: device | None = None) -> Tensor:
         """The whole change, in the weight's own orientation (rows, columns), made `on` a device (None: where it lies).

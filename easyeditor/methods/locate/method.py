@@ -287,10 +287,8 @@ class LocateMethod(EditMethod[L], Generic[L]):
             now_DK, first_DK = (w.T if transposed else w for w in (weight.to(dtype), first.to(dtype)))
             for filter_name in self.hparams.filters:
                 update_DK = FILTERS[filter_name](update_DK, now_DK, first_DK, self.hparams)
-            return WeightDelta(name=name, full=(update_DK.T if transposed else update_DK).contiguous())
-        if transposed:
-            return WeightDelta(name=name, left=keys_Kr, right=values_Dr.T)
-        return WeightDelta(name=name, left=values_Dr, right=keys_Kr.T)
+            return WeightDelta.of(name, update_DK, transposed=transposed)
+        return WeightDelta.of(name, values_Dr, keys_Kr.T, transposed=transposed)
 
 
 def _tokens(rows: Sequence[Row]) -> int:

@@ -139,9 +139,7 @@ class MEND(EditMethod[MENDHyperParams]):
         dtype = torch.promote_types(self.model.get_parameter(weight.name).dtype, torch.float32)
         left = torch.cat([part.left for part in mine], dim=1).to(dtype)
         right = torch.cat([part.right for part in mine], dim=0).to(dtype)
-        if left.numel() + right.numel() > weight.inputs * weight.outputs:
-            return WeightDelta(name=weight.name, full=left @ right)
-        return WeightDelta(name=weight.name, left=left.contiguous(), right=right.contiguous())
+        return WeightDelta.of(weight.name, left, right, transposed=False, contiguous=True, smaller=True)
 
     @torch.no_grad()
     def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:

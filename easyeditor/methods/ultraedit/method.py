@@ -179,12 +179,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         if not all(bool(part.isfinite().all()) for part in (left, right) if part is not None):
             raise NumericalError(f"the update of {name} is not finite; nothing was written")
         dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
-        if right is not None and left.numel() + right.numel() > module.inputs * module.outputs:
-            left, right = left @ right, None
-        if right is None:
-            return WeightDelta(name=name, full=(left.T if module.turned else left).to(dtype).contiguous())
-        left, right = (right.T, left.T) if module.turned else (left, right)
-        return WeightDelta(name=name, left=left.to(dtype).contiguous(), right=right.to(dtype).contiguous())
+        return WeightDelta.of(name, left, right, transposed=module.turned, dtype=dtype, contiguous=True, smaller=True)
 
     @torch.no_grad()
     def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
