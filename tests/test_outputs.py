@@ -206,6 +206,19 @@ TRACE = ["trace", "--hparams", "h.yaml", "--facts"]
         (single_case_edit, [*EDIT, *SEARCHES, "--save-edit", "m/e"], ["--save-edit", "model_name"]),
         (single_case_edit, [*EDIT, "--set", "targets_dir=site", "--save-edit", "site/e"], ["targets_dir"]),
         (analysis, ["keys", "--hparams", "h.yaml", "--values", "m"], ["--values", "model_name"]),
+        *(  # a folder that the YAML names is written as well
+            (mass_edit, [*MASS, "--output", "new", "--set", f"targets_dir={place}"], [place, other])
+            for place, other in (
+                ("m", "model_name"),
+                ("m/new", "model_name"),
+                ("data.json", "--data"),
+                ("new", "--output"),
+                ("new/searches", "--output"),
+                ("two.txt", "not a folder"),
+            )
+        ),
+        (single_case_edit, [*EDIT, "--save-edit", "new", "--set", "targets_dir=new"], ["--save-edit", "targets_dir"]),
+        (single_case_edit, [*EDIT, "--set", "save_keys=true", "save_keys_path=m"], ["save_keys_path", "model_name"]),
         (ppl, ["--model", "./m", "--edit", "saved", "--output", "saved/edit.json"], ["--edit"]),
         (ppl, ["--model", "./m", "--output", "m/config.json"], ["--model"]),
         (ppl, ["--model", "./m", "--output", "m/new.json"], ["--model"]),

@@ -20,6 +20,8 @@ from easyeditor.results.journal import KEPT, check_kept
 
 SHARED = ("stats_dir", "targets_dir", "save_keys_path")
 """Hyper-parameters that name folders in which several commands read and write at a time."""
+WRITTEN = SHARED[1:]
+"""Those in which an edit writes files of its own."""
 
 
 def _check_replaced(path: Path, ours: Callable[[Any], bool]) -> None:
@@ -40,7 +42,7 @@ def _check_absent(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    check_parent(path)
+    check_parent(path / "new" if path.is_dir() else path)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is there already and not a folder; choose another")
 
@@ -130,13 +132,18 @@ def checked(
         elif value is not None:
             written.append((flag, Path(value), kind))
     for flag, value in (reads or {}).items():
-        read += [(flag, path) for path in _read(value)]
+        key = flag.split()[-1]  # a survey names the cell before it
+        if key in WRITTEN and value:
+            written.append((flag, Path(value), "shared"))
+        else:
+            read += [(flag, path) for path in _read(value)]
     for number, (flag, place, kind) in enumerate(written):
         others = [(name, path) for name, path in read if not (kind == "shared" and name in SHARED)]
         for other, its in [*others, *((name, path) for name, path, _ in written[number + 1 :])]:
             if kind == "report" and place == its / "report":
                 continue  # a run's own
-            if relation := _relation(place, its):
+            relation = _relation(place, its)
+            if relation and not (flag.split()[-1] in WRITTEN and (relation == "contains" or other in WRITTEN)):
                 raise OutputError(f"{flag} {place} {relation} {other} {its}; choose a place of its own")
     for _, place, kind in written if first else ():
         KINDS[kind](place)
