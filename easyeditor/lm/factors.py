@@ -5,6 +5,7 @@ Axes: B rows, T tokens, K width of a module's input, D width of its output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -12,8 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import tapped
-from easyeditor.lm.scored import Batch, nll, scored_logits
+from easyeditor.lm.loading import input_device
+from easyeditor.lm.scored import Batch, Line, nll, scored_logits
+from easyeditor.lm.weights import applied
+from easyeditor.values.edit import WeightDelta
+
+FACTORS_COST = 4  # memory of a token whose factors are read, in tokens of a forward without gradients
 
 
 def gradient_factors(
@@ -32,6 +39,23 @@ def gradient_factors(
         losses_B = nll(scored_logits(model, batch, whole=whole), batch)
         deltas = torch.autograd.grad(losses_B.sum(), [added[module] for module in modules])
     return {m: (seen[m], delta) for m, delta in zip(modules, deltas, strict=True)}, losses_B.detach()
+
+
+@torch.no_grad()
+def edited_losses(
+    model: PreTrainedModel, lines: Sequence[Line], deltas: Sequence[WeightDelta], budget: Budget
+) -> list[float]:
+    """Every line's NLL on the model with `deltas`."""
+    losses = [math.nan] * len(lines)
+
+    def read(members: list[int]) -> None:
+        batch = Batch.of([lines[i] for i in members], input_device(model))
+        for i, loss in zip(members, nll(scored_logits(model, batch), batch).tolist(), strict=True):
+            losses[i] = loss
+
+    with applied(model, deltas):
+        budget.each([len(x.ids) for x in lines], read)
+    return losses
 
 
 def _recorded(

@@ -19,18 +19,17 @@ from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
+from easyeditor.lm.factors import FACTORS_COST, edited_losses
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
+from easyeditor.lm.scored import Batch, Line, line
 from easyeditor.lm.tokens import check_length, whole
-from easyeditor.lm.weights import applied, frozen
+from easyeditor.lm.weights import frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero_rows
 from easyeditor.methods.mend.passes import read_factors
 from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
-
-GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
 
 
 @dataclass
@@ -61,7 +60,7 @@ class MEND(EditMethod[MENDHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
-        self._budget = Budget(max(1, self.batch_tokens // GRADIENT_COST))
+        self._budget = Budget(max(1, self.batch_tokens // FACTORS_COST))
 
     def find_parts(self) -> Anatomy:
         return anatomy(self.model, **self.hparams.templates)
@@ -94,7 +93,7 @@ class MEND(EditMethod[MENDHyperParams]):
             self._budget.each([len(x.ids) for x in lines], edit)
             edits = [made[i] for i in range(len(lines))]
             deltas = tuple(self._delta(weight, edits) for weight in self.hypernet.weights)
-            after = self._losses(lines, deltas)
+            after = edited_losses(self.model, lines, deltas, self._budget)
         return EditResult(
             method=self.hparams.alg_name,
             requests=tuple(requests),
@@ -110,12 +109,9 @@ class MEND(EditMethod[MENDHyperParams]):
         check_length([made.ids], limit, lambda _: whole(request))
         return made
 
-    def _batch(self, lines: Sequence[Line]) -> Batch:
-        return Batch.of(lines, input_device(self.model), mean=False)
-
     def _edits(self, lines: Sequence[Line]) -> list[Edit]:
         """The single edits of some requests; rows do not touch each other, so each gets the gradient of its own NLL."""
-        factors, losses_B = read_factors(self.parts, self.hypernet.weights, self._batch(lines))
+        factors, losses_B = read_factors(self.parts, self.hypernet.weights, Batch.of(lines, input_device(self.model)))
         rows = nonzero_rows(
             {
                 (row, name): Factors(f.x_NK[row], f.delta_ND[row])
@@ -141,20 +137,6 @@ class MEND(EditMethod[MENDHyperParams]):
         right = torch.cat([part.right for part in mine], dim=0).to(dtype)
         return WeightDelta.of(weight.name, left, right, transposed=False, contiguous=True, smaller=True)
 
-    @torch.no_grad()
-    def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
-        """Every request's NLL on the edited model."""
-        losses = [math.nan] * len(lines)
-
-        def read(members: list[int]) -> None:
-            batch = self._batch([lines[i] for i in members])
-            for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
-                losses[i] = loss
-
-        with applied(self.model, deltas):
-            self._budget.each([len(x.ids) for x in lines], read)
-        return losses
-
 
 def _check_finite(parts: Sequence[Part]) -> None:
     finite = torch.stack([part.left.isfinite().all() & part.right.isfinite().all() for part in parts]).tolist()
@@ -173,11 +155,5 @@ def _traces(edit: Edit, loss_after: float) -> Mapping[int, LayerTrace]:
 
 def _trace(parts: Sequence[Part], before: float, after: float) -> LayerTrace:
     """The size of the update over the weights of one layer, and the request's NLL before and after the whole edit."""
-    size = math.sqrt(math.fsum(_product_norm(p.left, p.right) ** 2 for p in parts))
+    size = math.sqrt(math.fsum(WeightDelta(name=p.weight.name, left=p.left, right=p.right).norm() ** 2 for p in parts))
     return LayerTrace.without_keys(before=before, after=after, steps=1, delta_norm=size)
-
-
-def _product_norm(left_Rr: Tensor, right_rC: Tensor) -> float:
-    """Frobenius norm of left @ right without forming it."""
-    gram = (left_Rr.double().T @ left_Rr.double()) * (right_rC.double() @ right_rC.double().T)
-    return math.sqrt(max(0.0, float(gram.sum())))

@@ -22,11 +22,11 @@ from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
-from easyeditor.lm.factors import gradient_factors
+from easyeditor.lm.factors import FACTORS_COST, edited_losses, gradient_factors
 from easyeditor.lm.loading import input_device
-from easyeditor.lm.scored import Batch, Line, line, nll, scored_logits
+from easyeditor.lm.scored import Batch, Line, line
 from easyeditor.lm.tokens import check_length, whole
-from easyeditor.lm.weights import applied, frozen
+from easyeditor.lm.weights import frozen
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.memory import Memory
 from easyeditor.methods.ultraedit.hparams import UltraEditHyperParams
@@ -35,7 +35,6 @@ from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDe
 
 LOG = logging.getLogger(__name__)
 
-GRADIENT_COST = 4  # memory of a token with gradients, in tokens without
 ALONE = "a single answer token has no deviation to be normalised by; edit several requests at once"
 
 
@@ -68,7 +67,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
-        self._budget = Budget(max(1, self.batch_tokens // GRADIENT_COST))
+        self._budget = Budget(max(1, self.batch_tokens // FACTORS_COST))
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
     def find_parts(self) -> Anatomy:
@@ -106,7 +105,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             own = self._statistics(rows, [len(x.labels) for x in lines])
             known = self._with(self._memory.state, own)
             deltas = tuple(self._delta(m, torch.cat(rows[m.path]), known[m.memory]) for m in self._modules)
-            after = self._losses(lines, deltas)
+            after = edited_losses(self.model, lines, deltas, self.budget)
         norms = [delta.norm() for delta in deltas]
         if not any(norms):
             LOG.warning("%s: the edit changes nothing: %s", self.title, ALONE)
@@ -180,20 +179,6 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             raise NumericalError(f"the update of {name} is not finite; nothing was written")
         dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
         return WeightDelta.of(name, left, right, transposed=module.turned, dtype=dtype, contiguous=True, smaller=True)
-
-    @torch.no_grad()
-    def _losses(self, lines: Sequence[Line], deltas: Sequence[WeightDelta]) -> list[float]:
-        """Every request's NLL on the edited model."""
-        losses = [math.nan] * len(lines)
-
-        def read(members: list[int]) -> None:
-            batch = Batch.of([lines[i] for i in members], input_device(self.model))
-            for i, loss in zip(members, nll(scored_logits(self.model, batch), batch).tolist(), strict=True):
-                losses[i] = loss
-
-        with applied(self.model, deltas):
-            self.budget.each([len(x.ids) for x in lines], read)
-        return losses
 
     def _trace(self, norms: Sequence[float], before: float, after: float) -> dict[int, LayerTrace]:
         """A request's NLL before and after, and how far each layer's weights moved (for all requests together)."""
