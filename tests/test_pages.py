@@ -16,7 +16,9 @@ from test_page_examples import blocks
 from easyeditor.commands.analysis import EXPERIMENTS
 from easyeditor.methods.table import METHODS
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md", ROOT / "tests/golden/README.md"])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md", ROOT / "tests/golden/README.md"]
+)
 SCRIPT = re.compile(r"(?:single_case_edit|mass_edit|pretrain_mend|ppl)\.py|easyeditor\.\w+")
 LONGEST_CELL = 160  # characters; what needs more is a sentence below the table
 
@@ -58,7 +60,9 @@ def test_no_table_cell_is_a_paragraph(page: Path) -> None:
 def test_the_index_leads_to_every_page() -> None:
     index = ROOT / "docs/index.md"
     linked = {(index.parent / path).resolve() for path, _ in links(index) if path}
-    assert [page.name for page in PAGES if page.parent == index.parent and page.resolve() not in {index, *linked}] == []
+    assert [
+        page.name for page in PAGES if index.parent in page.parents and page.resolve() not in {index, *linked}
+    ] == []
 
 
 COMMANDS = {"trainer": "convert"}  # where a command's module has another name than its room
@@ -80,7 +84,7 @@ def test_files_that_pages_name_are_there() -> None:
 
 def test_pages_that_the_code_names_are_there() -> None:
     files = [*ROOT.glob("easyeditor/**/*.py"), *ROOT.glob("*.py"), *ROOT.glob("hparams/**/*.yaml")]
-    named = {name for path in files for name in re.findall(r"docs/[\w-]+\.md", path.read_text(encoding="utf-8"))}
+    named = {name for path in files for name in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))}
     assert len(named) > 5
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
@@ -113,7 +117,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 words = line.split("   ")[0].split(" # ")[0].split()
                 starts = [n for n, word in enumerate(words) if SCRIPT.fullmatch(word) and n > 0]
                 if starts and re.search(r"python$|^torchrun$", words[0]):
-                    found.append((page.name, words[starts[0] :]))
+                    found.append((str(page.relative_to(ROOT)), words[starts[0] :]))
     return found
 
 
@@ -136,14 +140,15 @@ def test_flags_and_files_of_commands_are_there(
         flags = [word for word in words if word.startswith("--")]
         files = [word for word in words if word.startswith(("hparams/", "data/")) and not word.startswith(MADE)]
         unknown += [(page, words[0], flag) for flag in flags if not re.search(rf"{flag}\b", said)]
-        own = blocks(f"docs/{page}") if (ROOT / "docs" / page).exists() else {}
+        own = blocks(page)
         unknown += [(page, words[0], file) for file in files if file not in own and not (ROOT / file).exists()]
     assert unknown == []
 
 
 def test_every_method_model_and_experiment_has_its_place() -> None:
     methods, models, experiments = (
-        (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("methods.md", "models.md", "experiments.md")
+        (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for page in ("methods.md", "models.md", "findings/experiments.md")
     )
     assert [name for name in METHODS if f"| `{name}` |" not in methods] == []
     assert [path.stem for path in ROOT.glob("hparams/ROME/*.yaml") if f"`{path.stem}`" not in models] == []

@@ -12,7 +12,7 @@
   python -m easyeditor.analysis diagnose RUN    the four known causes of collapse for every edit of a finished run
 
 Each has its own --help. They run on the embedded model as they are, on any other with --hparams, on your requests with
---collapse FILE --normal FILE. Figures and numbers for the embedded model: docs/experiments.md.
+--collapse FILE --normal FILE. Figures and numbers for the embedded model: docs/findings/experiments.md.
 The run folder (--output, or a new one under results/) holds config.json, manifest.json, result.json, table.csv, figures
 as PNG and SVG. Exit code: 0, 2 for bad input.
 """

@@ -8,7 +8,7 @@
 
 Writes results/models/MEND/<model>/: the best archive so far (archive.json, hypernet-<step>.safetensors),
 the last one in last/, last.safetensors to go on from, log.jsonl. Edit with it: set `archive` in
-hparams/MEND/<model>.yaml. docs/mend.md has times and numbers.
+hparams/MEND/<model>.yaml. docs/findings/mend.md has times and numbers.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ FIRST_PLACE = (
         formula="share of sixty prompts that begin with another one-word subject whose first choice is the same as "
         "before the edit",
         fields="none of the record's; the unedited model",
-        source="this project (docs/first-token-protection.md)",
+        source="this project (docs/findings/first-token-protection.md)",
         column="none",
         blind_to="whether the answer was right before; changes below the first choice; all but the first token",
         pairs=_pairs,

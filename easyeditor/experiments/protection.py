@@ -5,7 +5,7 @@
   python -m easyeditor.analysis protection --kept normal.jsonl --set-name normal --layers 9 --limit 100
 
 Every edit is a line of the --kept file as soon as it is measured: a run cut short goes on where it was, and a file of
-several runs is read as one. What each column means: docs/first-token-protection.md.
+several runs is read as one. What each column means: docs/findings/first-token-protection.md.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ METHODS: dict[str, MethodRow] = {
         title="FTP-ROME",
         hparams="easyeditor.methods.rome.hparams:ROMEHyperParams",
         method="easyeditor.methods.rome.method:ROME",
-        paper="docs/first-token-protection.md",
+        paper="docs/findings/first-token-protection.md",
         preset={"if_c_rome": True, "consistent_value": True, "protect_first_tokens": True, "both_keys": True},
     ),
     "MEMIT": MethodRow(

@@ -37,7 +37,7 @@ class Sample:
 
 def drawn(records: Sequence[Record], counts: Sequence[int], seed: int) -> list[tuple[EditRequest, ...]]:
     """So many requests for each of `counts`: no record and no subject is in two of them, none twice, none a single word
-    in first place (their edits are another question: docs/collapse.md).
+    in first place (their edits are another question: docs/findings/collapse.md).
 
     Raises:
         DataError: there are too few.

@@ -89,7 +89,7 @@ def _notes(found: Search) -> list[str]:
         own = found.safety[best["settings"]["layers"][-1]]
         notes.append(
             f"Subjects in first place at layer {own.layer}: reach {own.reach:.3g} (median; 1 is as any other subject, "
-            f"docs/experiments.md), |v0| {own.bare_v0:.3g} bare, {own.mean_v0:.3g} over contexts."
+            f"docs/findings/experiments.md), |v0| {own.bare_v0:.3g} bare, {own.mean_v0:.3g} over contexts."
         )
     left = any("left_after" in line for line in found.trials)
     notes.append(

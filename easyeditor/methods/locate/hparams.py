@@ -54,8 +54,8 @@ class LocateHyperParams(LayerHyperParams):
     targets_dir: str | None = None
     """Folder that keeps every value search's result, for runs cut short and for variants to share; null: none."""
     protect_first_tokens: bool = False
-    """Hold the keys of first tokens in place beside ordinary ones (docs/first-token-protection.md). Their second moment
-    takes one pass over the vocabulary, made on first use and kept in `stats_dir`."""
+    """Hold the keys of first tokens in place beside ordinary ones (docs/findings/first-token-protection.md). Their
+    second moment takes one pass over the vocabulary, made on first use and kept in `stats_dir`."""
     first_token_weight: float = 1.0
     """Weight of first tokens' second moment in what is held in place; 0 leaves it out."""
     later_token_weight: float = 1.0

@@ -49,7 +49,7 @@ class Statistics:
             A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
             A = w' C' + w M + r I  without collected statistics, C' that of later tokens (`later_token_weight` w').
 
-        Without `with_moment` C is the identity; None is the identity. Source: docs/first-token-protection.md.
+        Without `with_moment` C is the identity; None is the identity. Source: docs/findings/first-token-protection.md.
         """
         h = self._hparams
         if not h.protect_first_tokens:

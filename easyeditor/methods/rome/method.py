@@ -32,9 +32,9 @@ class ROME(LocateMethod[ROMEHyperParams]):
     *unprefixed* key as k; C-ROME takes kbar there too (`if_c_rome`). The search starts from the bare prompt's output
     v0; `consistent_value` starts it from the mean output over contexts, so that v* - W kbar is the offset found.
 
-    First-token protection (this project, docs/first-token-protection.md): with `protect_first_tokens` the matrix A of
-    `LocateMethod.preserved` stands for C. With `both_keys`, where the subject is the text's first token, the offset
-    delta_u found on the bare prompt alone joins the contexts' delta, and one update writes both:
+    First-token protection (this project, docs/findings/first-token-protection.md): with `protect_first_tokens` the
+    matrix A of `LocateMethod.preserved` stands for C. With `both_keys`, where the subject is the text's first token,
+    the offset delta_u found on the bare prompt alone joins the contexts' delta, and one update writes both:
     dW = R (K^T A^-1 K)^-1 (A^-1 K)^T, K = [kbar, k^u], R = [v* - W kbar, v*_u - W k^u].
 
     `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
