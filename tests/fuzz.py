@@ -50,6 +50,12 @@ class Input:
     flags: list[str]
     files: dict[str, bytes] = field(default_factory=dict)
     surely: bool = False
+    special: tuple[str, str] | None = None
+    """A place, and the kind of file that is put there (fuzz_situations.py)."""
+    stays: bool = False
+    """Nothing that is there may go, whatever the exit code."""
+    talks: str = ""
+    """A session that `begins` or `goes on` in the same folder: its output and its run are its own."""
 
 
 # Values
@@ -582,23 +588,42 @@ def run(script: Any, flags: list[str]) -> tuple[Any, str, str]:
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
-    """Everything in a folder: files with their content."""
+    """Everything in a folder and in its model: files with their content, unless they are huge."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and path.stat().st_size < 10**8 else None
+        for path in [*folder.rglob("*"), *(folder / "m").rglob("*")]
     }
+
+
+def put(path: Path, kind: str) -> None:
+    """A file of another kind, or without end, at `path`."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "sparse":
+        with path.open("wb") as made:
+            made.truncate(2**40)
+    else:
+        path.symlink_to({"zero": "/dev/zero", "full": "/dev/full", "loop": path.name}.get(kind, "nowhere"))
 
 
 def wrong(tried: Input, folder: Path) -> str | None:
     """Run one input in `folder`, made anew; what is wrong with how it ended, or None."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    (folder / "m").symlink_to(TEMPLATE[0] / "m")
-    for name in ("h.yaml", "two.txt", "d.json"):
-        shutil.copy(TEMPLATE[0] / name, folder)
+    if tried.talks != "goes on":
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "m").symlink_to(TEMPLATE[0] / "m")
+        for name in ("h.yaml", "two.txt", "d.json"):
+            shutil.copy(TEMPLATE[0] / name, folder)
     for name, content in tried.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    if tried.special is not None:
+        put(folder / tried.special[0], tried.special[1])
     flags = tried.flags
     if tried.script in (single_case_edit, mass_edit) and not {"--hparams", "--resume"} & set(flags):
         flags = ["--hparams", "h.yaml", *flags]
@@ -624,6 +649,10 @@ def wrong(tried: Input, folder: Path) -> str | None:
         return f"traceback: {err[-300:]}"
     if code == 0 and tried.surely:
         return "accepted"
+    after = listing(folder)
+    gone = [name for name in before if after.get(name, "") != before[name]]
+    if gone and tried.stays:
+        return f"changed: {gone}"
     if code == 0:
         return wrong_result(out) if "--dry-run" in flags and out.startswith("{") else None
     if code != 2:
@@ -633,9 +662,10 @@ def wrong(tried: Input, folder: Path) -> str | None:
     last = err.splitlines()[-1] if err else ""
     if not last.startswith("error: ") or len(last) > LONGEST or err.count("error: ") < 1:
         return f"stderr: {err[-300:]!r}"
+    if tried.talks:
+        return None
     if out:
         return f"stdout: {out[:200]!r}"
-    after = listing(folder)
     if after != before:
         return f"on disk: {[name for name in sorted({*before, *after}) if after.get(name) != before.get(name)]}"
     return None
@@ -674,9 +704,14 @@ def main(minutes: float, seed: int) -> int:
     """Try inputs of all doors for so many minutes; say how many, and every one that went wrong."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     say = (sys.__stdout__ or sys.stdout).write
-    counts, found = dict.fromkeys(DOORS, 0), 0
+    import fuzz_situations  # which draws on this module, loaded here by its name
+    from fuzz_situations import REAL, SITUATIONS
+
+    fuzz_situations.fuzz.TEMPLATE = TEMPLATE
+    counts, found = dict.fromkeys([*DOORS, *SITUATIONS], 0), 0
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place) / "root")
+        fuzz_situations.prepare(Path(place) / "root")
         end, turn = time.monotonic() + 60 * minutes, 0
         while time.monotonic() < end:
             for door, strategy in DOORS.items():
@@ -687,6 +722,13 @@ def main(minutes: float, seed: int) -> int:
                         found += 1
                         short = {name: content[:2000] for name, content in one.files.items() if len(content) < 20_000}
                         say(f"{door}: {reason}\n  {one.script.__name__} {one.flags}\n  {short}\n")
+            for name in SITUATIONS:
+                for number in range(3 if name in REAL else 15):
+                    reason = fuzz_situations.tried(name, seed + turn * 100 + number, Path(place))
+                    counts[name] += 1
+                    if reason is not None:
+                        found += 1
+                        say(f"{name}, seed {seed + turn * 100 + number}: {reason}\n")
             turn += 1
     say(f"{sum(counts.values())} inputs tried ({counts}), {found} went wrong\n")
     return 1 if found else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import yaml
-from conftest import build
+from conftest import ROOT, build
 from safetensors import safe_open
 from script_runs import LOUD, QUICK, record_of, save_tiny, write_yaml
 from test_mend_training import records
 from test_mend_training import write_yaml as write_training
 
 from easyeditor.base.files import SCRATCH
-from easyeditor.commands import mass_edit, pretrain_mend
-from easyeditor.commands import stats as stats
+from easyeditor.commands import mass_edit, pretrain_mend, report, single_case_edit, stats, survey, tune
+from easyeditor.survey.cells import MEMORY
 
-CLOCK = ("time", "time_utc", "seconds", "seconds_per_edit", "edits_per_second", "steps_per_s", "command", "output")
+CLOCK = ("time", "time_utc", "seconds", "seconds_per_edit", "edits_per_second", "steps_per_s", "output")
+CLOCK += ("command", "commit")
+SHOWN = (".html", ".png", ".svg", ".csv", ".tex", ".md")  # pages: made anew, with the times and places of a run
 SUBJECTS = ("Bay", "Roland", "Berlin", "Oslo")
 
 
@@ -32,6 +35,7 @@ class Job:
     flags: list[str]
     resumed: list[str]
     marker: Path
+    typed: Callable[[], str] = lambda: ""
 
     def now(self) -> list[str]:
         """The flags to start it with, as things stand on disk."""
@@ -76,10 +80,55 @@ def training(place: Path, root: Path) -> list[Job]:
     return [same_flags(pretrain_mend, *flags)]
 
 
-def plan_of(place: Path, out: Path, seeds: str = "[0]") -> str:
+def surveyed(place: Path, root: Path) -> list[Job]:
+    """Two cells of two requests, and their page."""
+    plan = root.parent / "plan.yaml"
+    plan.write_text(plan_of(place, root / "out", seeds="[0, 1]", limit=2), encoding="utf-8")
+    return [same_flags(survey, plan)]
+
+
+def reported(place: Path, root: Path) -> list[Job]:
+    """A run, and its report, made twice."""
+    return [mass(place, root / "run", "--limit", "2"), *(same_flags(report, root / "run") for _ in range(2))]
+
+
+def tuned(place: Path, root: Path) -> list[Job]:
+    """One trial, its check, the held-out facts; the tables of each start lie elsewhere."""
+    tables = tempfile.mkdtemp(dir=root.parent)
+    few = ("--edits", 2, "--held-out", 2, "--facts", 1, "--sentences", 2, "--candidates", 1, "--minutes", 0.0001)
+    sets = ("--set", "ppl_sentence_num=2", "context_template_length_params=[[2, 5]]", "v_num_grad_steps=3")
+    where = ("--output", root / "o.yaml", "--kept", root / "kept.jsonl", "--run", tables)
+    flags = (*few, *sets, "collect_stats=off", *where)
+    if (root / "o.yaml").exists():  # it is done, and would be refused
+        return []
+    return [
+        same_flags(tune, "--model", place / "llama", "--device", "cpu", "--data", ROOT / "data" / "facts.json", *flags)
+    ]
+
+
+def spoken(place: Path, root: Path) -> list[Job]:
+    """Two edits kept, the second undone, a third taken back: what is not done yet is typed."""
+    run, ask = root / "run", "[{}] lies in => a\n{}\n"
+
+    def typed() -> str:
+        journal = run / "results.jsonl"
+        lines = (
+            [json.loads(line) for line in journal.read_bytes().splitlines(True) if line.endswith(b"}\n")]
+            if journal.exists()
+            else []
+        )
+        undo = len(lines) < 2 or lines[1]["guard"] is None
+        asked = [*([ask.format(name, "y") for name in SUBJECTS[:2]][len(lines) :]), ":undo\n" if undo else ""]
+        return "".join([*asked, ask.format(SUBJECTS[2], "n") if len(lines) < 3 else ""])
+
+    begin = ["--interactive", "--hparams", str(place / "rome.yaml"), "--output", str(run)]
+    return [Job(single_case_edit, begin, ["--interactive", "--resume", str(run)], run / "config.json", typed)]
+
+
+def plan_of(place: Path, out: Path, seeds: str = "[0]", **run: Any) -> str:
     """A survey's plan: ROME on the four requests."""
     group = {"name": "one", "model": "tiny", "methods": [{"name": "ROME", "hparams": str(place / "rome.yaml")}]}
-    group |= {"run": {"data": str(place / "data.json")}, "seeds": json.loads(seeds)}
+    group |= {"run": {"data": str(place / "data.json"), **run}, "seeds": json.loads(seeds)}
     return yaml.safe_dump({"name": "Killed", "output": str(out), "groups": [group]})
 
 
@@ -91,6 +140,10 @@ KINDS: dict[str, tuple[int, Callable[[Path, Path], list[Job]]]] = {
     "statistics": (1, collecting),
     "training": (1, training),
     "several": (1, several),
+    "survey": (1, surveyed),
+    "report": (1, reported),
+    "tune": (1, tuned),
+    "interactive": (1, spoken),
     "single-2": (2, lambda place, root: [mass(place, root, "--together", "3")]),
     "statistics-2": (2, collecting),
     "training-2": (2, training),
@@ -128,8 +181,13 @@ def picture(folder: Path) -> dict[str, Any]:
     """Every file of a folder by name: its content without what the clock and the command line say.
 
     What a killed process was just writing stays under a scratch name, which nobody reads: it is no part of the run.
+    Nor is the memory a process took, which one that was killed cannot say any more.
     """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and SCRATCH not in path.name)
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and SCRATCH not in path.name and path.name != MEMORY
+    )
     return {str(path.relative_to(folder)): _content(path) for path in files}
 
 
@@ -153,6 +211,10 @@ def _content(path: Path) -> Any:
         return [json.dumps(timeless(json.loads(line))) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".json":
         return timeless(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix in SHOWN:
+        return path.stat().st_size > 0
+    if path.suffix == ".yaml":
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.suffix == ".safetensors":
         with safe_open(str(path), framework="np") as opened:
             tensors = {key: opened.get_tensor(key).tobytes() for key in opened.keys()}  # noqa: SIM118

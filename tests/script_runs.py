@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,16 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 
 
 def forked(
-    script: Any, flags: list[str], *, first: Callable[[], object] = lambda: None, err: Path | str = os.devnull
+    script: Any,
+    flags: list[str],
+    *,
+    first: Callable[[], object] = lambda: None,
+    err: Path | str = os.devnull,
+    typed: str = "",
 ) -> int:
     """A script's main in a process of its own that has everything imported already; returns its id.
 
-    `first` is called there before the script begins; its standard error goes to the file `err`.
+    `first` is called there before the script begins; its standard error goes to the file `err`. `typed` is its input.
     """
     child = os.fork()
     if child:
@@ -151,6 +157,7 @@ def forked(
         sys.stdout, sys.stderr = open(os.devnull, "w"), open(err, "w")  # noqa: SIM115
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stderr.fileno(), 2)
+        sys.stdin = TextIOWrapper(BytesIO(typed.encode()))
         sys.argv = [script.__name__.rpartition(".")[2], *flags]
         first()
         cli.run(script.main)

@@ -32,6 +32,7 @@ from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.rome.method import ROME
+from easyeditor.results.journal import read_journal
 from easyeditor.results.run import recorded
 from easyeditor.runs.watching import KEYS, saved_keys
 from easyeditor.stats import corpus
@@ -419,3 +420,10 @@ def test_an_html_page_is_called_that(saved: Path, tmp_path: Path, name: str) -> 
     assert str(saved) in str(caught.value)
     assert "is an HTML" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_journal_without_an_end_of_line_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "results.jsonl").open("wb") as made:
+        made.truncate(2**40)
+    with pytest.raises(DataError, match="line 1: more than 268,435,456 bytes"):
+        list(read_journal(tmp_path / "results.jsonl"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz
+import fuzz_situations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -17,7 +18,9 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def _prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
-    fuzz.prepare(tmp_path_factory.mktemp("fuzz") / "root")
+    root = tmp_path_factory.mktemp("fuzz") / "root"
+    fuzz.prepare(root)
+    fuzz_situations.prepare(root)
 
 
 @pytest.mark.usefixtures("_prepared")
@@ -36,3 +39,10 @@ def test_a_wrong_input_is_one_line_and_changes_nothing(door: str, tmp_path: Path
         assert fuzz.wrong(tried, tmp_path / "try") is None
 
     holds()
+
+
+@pytest.mark.usefixtures("_prepared")
+@pytest.mark.parametrize("name", fuzz_situations.SITUATIONS)
+def test_a_situation_ends_as_it_should(name: str, tmp_path: Path) -> None:
+    for seed in range(2 if name in fuzz_situations.REAL else 12):
+        assert fuzz_situations.tried(name, seed, tmp_path) is None, seed

@@ -68,7 +68,7 @@ class Kind:
                     os.environ.update(who, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                 watch(root, log, end if end is not None and end.rank == rank else None)
 
-            children.append(forked(job.script, flags, first=first))
+            children.append(forked(job.script, flags, first=first, typed=job.typed()))
         return children
 
 

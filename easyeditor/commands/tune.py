@@ -103,10 +103,10 @@ def main() -> int:
         kept = folder / "tune.jsonl" if args.kept is None else Path(args.kept)
         with resumable(f"the same command with --kept {kept}"):
             found = run_search(plan, kept, deadline)
-        write_text(Path(args.output), yaml_text(found))
         made = outcome(found)
         written = [PAGE, *made.write(folder)]
         write_text(folder / PAGE, page(found, made.tables, args.output))
+        write_text(Path(args.output), yaml_text(found))  # last: once it is there, the command is not begun again
     made.show(terminal(None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten: {args.output}; in {folder}: {', '.join([*written, 'result.json'])}")
     return 0

@@ -25,6 +25,9 @@ KEPT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 """The commands whose `--kept` names a journal, and what their lines are known by."""
 
+LONGEST_LINE = 1 << 28
+"""Bytes of a line: a record has thousands."""
+
 
 class Journal:
     """Lines appended to one file, each on disk before `append` returns. One writer for each file."""
@@ -151,7 +154,9 @@ def _scan(path: Path, notes: list[str] | None) -> Iterator[tuple[int, int, bytes
     try:
         check_file(path)
         with open(path, "rb") as source:
-            for number, raw in enumerate(source, 1):
+            for number, raw in enumerate(iter(lambda: source.readline(LONGEST_LINE + 1), b""), 1):
+                if len(raw) > LONGEST_LINE:
+                    raise DataError(f"{path}, line {number}: more than {LONGEST_LINE:,} bytes; no line of a run is")
                 end += len(raw)
                 if not raw.strip():
                     continue

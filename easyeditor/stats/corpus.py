@@ -142,7 +142,9 @@ def _file(path: Path, name: str) -> Corpus:
     if path.suffix in kinds:
         return Corpus(name=name, identity=file_sha256(path), documents=_Table(path, kinds[path.suffix]))
     if path.suffix in (".txt", ".jsonl", ".json"):
-        return Corpus(name=name, identity=file_sha256(path), documents=_Lines(path))
+        lines = _Lines(path)
+        next(iter(lines), None)  # what is no text is refused before all of it is read for its hash
+        return Corpus(name=name, identity=file_sha256(path), documents=lines)
     raise DataError(f"{path}: unknown kind of corpus; give .txt (a document a line), .jsonl, .parquet or .arrow")
 
 
