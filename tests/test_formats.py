@@ -335,6 +335,22 @@ def test_probes_under_every_name(record: Any, rephrase: Any, locality: Any, port
     assert (request.rephrase_prompts, request.locality, request.portability) == (rephrase, locality, portability)
 
 
+def test_what_akew_and_cknowedit_add_is_read_or_named(tmp_path: Path) -> None:
+    edit = {**EDIT, "question": "Whose citizen is Bay?", "fact_new_uns": "Bay lives in Italy."}
+    akew = {"requested_rewrite": edit, "paraphrase_prompts": ["Bay holds a passport of"]}
+    found = read_dataset(write(tmp_path / "a.json", [akew, {**akew, "requested_rewrite": [edit, SECOND]}]))
+    assert found.requests[0].rephrase_prompts == ("Bay holds a passport of", "Whose citizen is Bay?")
+    assert found.requests[1].rephrase_prompts == ("Whose citizen is Bay?",)
+    assert (len(found.requests), found.requests[2].portability) == (3, {})
+    assert "requested_rewrite.fact_new_uns" in found.unread
+    lists = {f"{kind}_{part}": ["b"] for kind in ("locality", "portability") for part in ("prompt", "answer")}
+    (request,) = read_dataset(write(tmp_path / "b.json", [{**flat("Bay"), **lists}])).requests
+    assert (request.locality, request.portability) == (
+        {"neighborhood": probe(("b", "b"))},
+        {"one_hop": probe(("b", "b"))},
+    )
+
+
 @pytest.mark.parametrize("nothing", ["", " ", None, float("nan"), [], [""], [[]], [None]])
 def test_a_probe_without_an_answer_is_left_out_and_counted(
     nothing: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -19,6 +19,7 @@ SUBJECTS = ("subject", "concept")
 OLD = ("ground_truth", "target_true", "target_old", "answers")
 """Fields with the answer before the edit."""
 IDS = ("case_id", "case_index", "id")
+REWRITE = "requested_rewrite"
 
 
 class _Tracked(dict[str, Any]):
@@ -65,6 +66,12 @@ def parse_all(raw: Any, where: str, case_id: int | str = 0, reading: Reading | N
     try:
         check_value(raw)
         record = _Tracked({key: None if value != value else value for key, value in raw.items()})
+        rewrites = raw.get(REWRITE)
+        listed = rewrites if isinstance(rewrites, list) else [rewrites]
+        inner = [_Tracked(one) for one in listed if isinstance(one, Mapping)]
+        if inner:
+            record[REWRITE] = inner if isinstance(rewrites, list) else inner[0]
+            record.setdefault("para_question", None if isinstance(rewrites, list) else inner[0].get("question"))
         name = recognise(record)
         edits = FORMATS[name][1](record, _case_id(record, case_id), reading)
     except AbsentSubject as error:
@@ -74,6 +81,8 @@ def parse_all(raw: Any, where: str, case_id: int | str = 0, reading: Reading | N
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: malformed {name} record ({type(error).__name__}: {error})") from error
     reading.unread.update(key for key, value in raw.items() if key not in record.read and not empty(value))
+    unread = {key for one in inner for key, value in one.items() if key not in one.read and not empty(value)}
+    reading.unread.update(f"{REWRITE}.{key}" for key in sorted(unread) if not key.endswith("id"))  # ids are no probes
     return edits if isinstance(edits, list) else [edits]
 
 
@@ -154,11 +163,11 @@ def _mquake(raw: Raw, case_id: int | str, reading: Reading) -> list[EditRequest]
     Each edit is a request (of several, the case ids end in -1, -2 …), its question a paraphrase. The questions are the
     last one's portability, for only then are all edits made; their name says how many edits it takes.
     """
-    edits, questions = raw["requested_rewrite"], raw["questions"]
+    edits, questions = raw[REWRITE], raw.get("questions", [])
     if not edits:
         raise DataError("requested_rewrite is empty, so there is nothing to edit")
     name = "multi_hop" if len(edits) == 1 else f"multi_hop_{len(edits)}_edits"
-    asked: dict[str, Asked] = {"portability": (name, list(questions), [raw["new_answer"]] * len(questions))}
+    asked: dict[str, Asked] = {"portability": (name, list(questions), [raw["new_answer"] for _ in questions])}
     return [
         _request(
             {"rephrase_prompt": edit.get("question")},
@@ -174,9 +183,12 @@ def _mquake(raw: Raw, case_id: int | str, reading: Reading) -> list[EditRequest]
     ]
 
 
-def _counterfact(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest:
-    """ROME's CounterFact: `requested_rewrite` with nested targets, paraphrases, neighbourhood prompts."""
-    rewrite = raw["requested_rewrite"]
+def _counterfact(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest | list[EditRequest]:
+    """ROME's CounterFact: `requested_rewrite` with nested targets, paraphrases, neighbourhood prompts. AKEW adds a
+    question, which is a paraphrase; a list of edits is MQuAKE's, without questions that need all of them."""
+    rewrite = raw[REWRITE]
+    if isinstance(rewrite, list):
+        return _mquake(raw, case_id, reading)
     truth = _target(rewrite, "target_true")
     near = list(raw.get("neighborhood_prompts") or [])
     parts = (rewrite["prompt"], _target(rewrite, "target_new"), rewrite["subject"], truth)

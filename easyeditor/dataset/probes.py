@@ -110,6 +110,8 @@ def read_probes(raw: Mapping[str, Any], target: Any, reading: Reading, **more: A
         for row, name, prompt, answer in PAIRED:
             if row == kind and not empty(raw.get(prompt)):
                 given = target if answer is None else answer if answer in ("Yes", "No") else raw.get(answer)
+                if answer is not None and empty(given):  # CKnowEdit has locality_answer, portability_answer
+                    given = raw.get(answer.replace("ground_truth", "answer"))
                 asked.append((name, _unmarked(raw[prompt]) if prompt == "loc" else raw[prompt], given))
         asked += [more[kind]] if kind in more else []
         found[kind] = answered(asked, kind, reading)
