@@ -1,4 +1,4 @@
-"""Print the table of docs/gpu.md: estimated memory by model, method and dtype, from shapes alone.
+"""Print the table of docs/performance.md: estimated memory by model, method and dtype, from shapes alone.
 
 python benchmarks/memory.py          seconds on a laptop; nothing is fetched, loaded or measured
 """

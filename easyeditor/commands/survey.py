@@ -7,7 +7,7 @@
 
 Every cell is a run folder of mass_edit.py under the plan's output, so it can be resumed, reported and repeated alone;
 the page has the command of each. Kill the survey at any moment and start it again: nothing recorded is done twice.
-docs/survey.md explains plans and columns. Exit code: 0, 2 for bad input or when a cell could not be run (the others
+docs/report.md explains plans and columns. Exit code: 0, 2 for bad input or when a cell could not be run (the others
 are), 130 for Ctrl-C, 143 for SIGTERM.
 """
 

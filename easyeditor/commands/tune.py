@@ -8,7 +8,7 @@ The method is any that rewrites one projection at chosen layers (ROME, MEMIT and
 searched for are taken from --start, by default the file in hparams/ of the model's name, else the embedded model's. The
 YAML says in comments what was tried and measured, and how it does on held-out facts; the run folder (--run) has a page
 with tables and figures. A decoder of a type that is not known is taken apart by its module tree, which is said.
-docs/tune.md explains the search.
+docs/models.md explains the search.
 Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
 """
 

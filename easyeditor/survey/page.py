@@ -102,7 +102,7 @@ def survey_table(outcomes: Sequence[Outcome]) -> Table:
         note=f"In brackets: 95 % of the values of {DRAWS:,} resamples of the requests (for seconds: of the batches), "
         "seed 0. Sequences are measured at their last evaluation, over all edits in the model; single edits right "
         "after each. Perplexity: of the last model of a sequence; the median over single edits"
-        f"{_begun(outcomes)}. docs/survey.md explains each column.",
+        f"{_begun(outcomes)}. docs/report.md explains each column.",
     )
 
 
