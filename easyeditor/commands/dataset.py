@@ -37,8 +37,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Read every file and print what it holds; 2 if one cannot be read."""
     args = arguments()
-    logging.getLogger("easyeditor.dataset").setLevel(logging.ERROR)  # what is counted here is not said twice
-    rows = [row_of(source) for name in args.files for source in sources(name)]
+    rows = _rows(args.files)
     if args.table:
         for cells in (HEADER, ["---"] * len(HEADER), *rows):
             print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
@@ -49,6 +48,17 @@ def main() -> int:
                 if cell:
                     print(f"  {name}: {cell}")
     return EXIT_ERROR if any(not row[1] for row in rows) else 0
+
+
+def _rows(files: list[str]) -> list[list[str]]:
+    """A row for each file; what is counted there is not logged as well."""
+    log = logging.getLogger("easyeditor.dataset")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return [row_of(source) for name in files for source in sources(name)]
+    finally:
+        log.setLevel(level)
 
 
 def sources(name: str) -> list[str]:

@@ -109,7 +109,8 @@ def check_loaded(path: str, model: PreTrainedModel, report: Mapping[str, Any]) -
     if surplus:
         raise ModelError(
             f"{path}: the checkpoint holds {len(surplus)} tensors without a place in a {type(model).__name__} "
-            f"({_first(surplus)}); config.json is not the one of these weights"
+            f"({_first(surplus)}): it has parts that this class does not run (a vision tower, say), or config.json is "
+            "not the one of these weights"
         )
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.element_size() > 1 and weight.numel() and not _finite(weight):

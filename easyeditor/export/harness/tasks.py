@@ -105,4 +105,6 @@ def _dataset(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
         tok = AutoTokenizer.from_pretrained(str(tokenizer))
     except (OSError, ValueError) as error:
         raise ConfigError(f"easyeditor_{name}: no tokenizer at {tokenizer}: {' '.join(str(error).split())}") from error
-    return {"test": Dataset.from_list(documents(read_dataset(source, skip_bad=True).requests, tok))}
+    return {
+        "test": Dataset.from_list(documents(read_dataset(source, skip_bad=True, needs_subject=False).requests, tok))
+    }
