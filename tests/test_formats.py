@@ -326,6 +326,22 @@ HALLU = {
             {"sub_question": ASKED},
             id="unke",
         ),
+        pytest.param(
+            {
+                **{
+                    "prompt": "Where is Bay?",
+                    "subject": "Bay",
+                    "target_new": "Italy",
+                    "locality": "a b",
+                    "locality_ans": "c",
+                },
+                **{"portability": "Bay is a", "portability_ans": "city"},
+            },
+            (),
+            {"neighborhood": probe(("a b", "c"))},
+            {"one_hop": probe(("Bay is a", "city"))},
+            id="leme",
+        ),
     ],
 )
 def test_probes_under_every_name(record: Any, rephrase: Any, locality: Any, portability: Any) -> None:

@@ -182,6 +182,9 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(
 ) -> None:
     pair = (build("llama"), tokenizer())
     trainer = EditTrainer(settings(pair, max_iters=2), data, folder=tmp_path / "run")
+    for name in ("model", "tok", "config"):
+        with pytest.raises(ConfigError, match=f"EditTrainer.{name} cannot be assigned"):
+            setattr(trainer, name, getattr(trainer, name))
     before = {name: value.clone() for name, value in trainer.hypernet.named_parameters()}
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(float("inf")))
     trainer.run()

@@ -32,7 +32,9 @@ PAIRED = (
     ("locality", "neighborhood", "loc", "loc_ans"),
     ("locality", "neighborhood", "unrel_prompt", "unrel_ans"),
     ("locality", "neighborhood", "locality_question", "locality_answer"),
+    ("locality", "neighborhood", "locality", "locality_ans"),
     ("portability", "one_hop", "portability_prompt", "portability_ground_truth"),
+    ("portability", "one_hop", "portability", "portability_ans"),
     ("portability", "personas", "personas", None),
     ("portability", "mhop", "mhop", "mhop_ans"),
     ("portability", "yes", "yes_question", "Yes"),
@@ -106,9 +108,10 @@ def read_probes(raw: Mapping[str, Any], target: Any, reading: Reading, **more: A
         rephrased += [text for text in paraphrases(raw.get(name), reading) if text not in rephrased]
     found: dict[str, Any] = {"rephrase_prompts": rephrased}
     for kind, fields in NAMED.items():
-        asked = [probe for name in fields for probe in _named(raw.get(name), kind)]
+        texts = f"{kind}_ans" in raw  # as LEME has them: the field is the prompt itself
+        asked = [] if texts else [probe for name in fields for probe in _named(raw.get(name), kind)]
         for row, name, prompt, answer in PAIRED:
-            if row == kind and not empty(raw.get(prompt)):
+            if row == kind and (texts or prompt != kind) and not empty(raw.get(prompt)):
                 given = target if answer is None else answer if answer in ("Yes", "No") else raw.get(answer)
                 if answer is not None and empty(given):  # CKnowEdit has locality_answer, portability_answer
                     given = raw.get(answer.replace("ground_truth", "answer"))

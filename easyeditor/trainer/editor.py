@@ -33,7 +33,7 @@ from easyeditor.results.lines import TrainingLine
 from easyeditor.results.run import TRAINING
 from easyeditor.trainer import measure
 from easyeditor.trainer.passes import PlainPasses, SharedPasses, StepResult
-from easyeditor.trainer.state import STATE, Progressed, check_place, read_state, training_folder, write_state
+from easyeditor.trainer.state import STATE, MadeFrom, Progressed, check_place, read_state, training_folder, write_state
 from easyeditor.trainer.tasks import Tasks
 from easyeditor.values.edit import EditRequest
 
@@ -73,7 +73,7 @@ class Trained:
     best: dict[str, float] | None
 
 
-class EditTrainer:
+class EditTrainer(MadeFrom):
     """Trains the hypernetwork; the edited model stays as it is.
 
     Every step edits `batch_size` requests with the present hypernetwork and lowers cedit * (NLL of the new answers

@@ -21,6 +21,16 @@ from easyeditor.results.run import MANIFEST, TRAINING
 STATE = "last.safetensors"
 
 
+class MadeFrom:
+    """An object whose parts are made from its model, tokenizer and settings: none of these may be assigned later."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("model", "tok", "config") and name in self.__dict__:
+            kind = type(self).__name__
+            raise ConfigError(f"{kind}.{name} cannot be assigned: all its parts are made from it; make a new {kind}")
+        super().__setattr__(name, value)
+
+
 def training_folder(h: MENDTrainingHparams, given: str | Path | None) -> Path:
     """Where a training run writes: `given`, or <results_dir>/models/MEND/<model>."""
     if given is not None:
