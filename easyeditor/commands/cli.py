@@ -73,7 +73,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         for noisy in ("httpx", "urllib3", "filelock", "transformers", "huggingface_hub"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: a thread that waits does not spin
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is loaded: a thread that waits soon sleeps
         for size in ("COLUMNS", "LINES"):  # rich takes any number for a terminal's, 0 too
             if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get(size, "")):
                 os.environ.pop(size, None)
