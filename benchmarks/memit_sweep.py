@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,15 @@ def main() -> None:
                 if before is None:
                     before = [editor.score(r) for r in requests]
                     ppl = editor.perplexity()
-                    said = means([score.side(score) for score in before])
+                    said = means([replace(one, locality=one.agreement(one)) for one in before])
                     print(f"| none | | | {said} | {ppl.mean:.1f} | |", flush=True)
                 result = editor.compute(requests)
                 with editor.applied(result):
                     after = [editor.score(r) for r in requests]
                     ppl = editor.perplexity()
-                said = means([new.side(old) for new, old in zip(after, before, strict=True)])
+                said = means(
+                    [replace(new, locality=new.agreement(old)) for new, old in zip(after, before, strict=True)]
+                )
                 loss = statistics.fmean([t[editor.method.layers[-1]].loss_last for t in result.traces])
                 print(f"| {layers} | {clamp:g} | {weight:g} | {said} | {ppl.mean:.1f} | {loss:.3f} |", flush=True)
 

@@ -224,6 +224,14 @@ def rome_hparams(pair: tuple[Any, Any], **changes: Any) -> Any:
     return ROMEHyperParams.from_dict({**values, **changes})
 
 
+def side_of(model: PreTrainedModel, tok: Any, request: Any) -> Any:
+    """What a record says of a request on a model as it is."""
+    from easyeditor.evaluate.metric import Settings
+    from easyeditor.evaluate.registry import measure
+
+    return measure(model, tok, [request], [], [Settings()], record=True).side(0)
+
+
 def states(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -160,14 +160,14 @@ MUTANTS = [
     ),
     Mutant(
         "locality: against the edited model",
-        "zip(before.locality[key], scores",
-        "zip(self.locality[key], scores",
+        "zip(before.said[key], said",
+        "zip(self.said[key], said",
         AFTER,
     ),
     Mutant(
         "evaluate's locality: against the edited model",
-        "agreement(old[pair], new[pair])",
-        "agreement(new[pair], new[pair])",
+        "agreement(old[pair].said, new[pair].said)",
+        "agreement(new[pair].said, new[pair].said)",
         "test_metrics.py::test_teacher_forced_metrics_by_hand",
     ),
     Mutant(

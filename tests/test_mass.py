@@ -353,6 +353,7 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
         for part in ("pre", "just_before"):
             assert close(timeless(line[part]), timeless(wanted[part]), rel=1e-6)
         original = json.loads(json.dumps(untouched.score(request).to_json()))
+        del original["ppl"], original["probabilities"]
         assert close({key: line["pre"][key] for key in original}, original, rel=1e-6)
         saved = EditResult.load(delta_folder(tmp_path / "run", line["index"]))
         assert torch.equal(saved.deltas[0].dense(), examined.result.deltas[0].dense())
@@ -361,9 +362,9 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
     assert [r["index"] for r in last["retention"]] == [0, 1, 2, 3, 4]
     for r, request in zip(last["retention"], requests(place), strict=True):
         now = editor.score(request)
-        assert r["rewrite_acc"] == now.rewrite.accuracy
+        assert r["rewrite_acc"] == now.rewrite[0]
         line = next(x for x in found if x["kind"] == "edit" and x["index"] == r["index"])
-        answer = now.locality["neighborhood"][0].said
+        answer = now.said["neighborhood"][0]
         for key, part in (("locality_acc", "pre"), ("locality_just_before_acc", "just_before")):
             said = (line[part] or line["pre"])["locality"]["neighborhood_output"][0]
             assert r[key] == pytest.approx(sum(a == b for a, b in zip(said, answer, strict=True)) / len(answer))

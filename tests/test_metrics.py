@@ -14,7 +14,7 @@ from typing import Any
 import fake_runs
 import pytest
 import torch
-from conftest import ARCHITECTURES, ROOT, build, tokenizer
+from conftest import ARCHITECTURES, ROOT, build, side_of, tokenizer
 from golden_numbers import MODELS, pair, read
 
 from easyeditor import EditRequest, EditResult, WeightDelta, summary_metrics
@@ -24,7 +24,6 @@ from easyeditor.commands import evaluate as command
 from easyeditor.dataset.formats import parse
 from easyeditor.evaluate.generation import contains, is_match, ngram_entropy, normalised
 from easyeditor.evaluate.metric import Answers, Settings, Value
-from easyeditor.evaluate.metrics import score_request
 from easyeditor.evaluate.registry import GROUPS, METRICS, Evaluation, chosen, evaluate
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.export.harness.tasks import mean_of_records
@@ -377,10 +376,11 @@ def test_the_page_names_every_metric() -> None:
 def test_the_easyedit_group_is_the_editor_s_record() -> None:
     lm, tok = model("llama"), tokenizer()
     delta = WeightDelta(name=anatomy(lm).weight_name(1), full=0.3 * torch.ones_like(anatomy(lm).rewrite(1).weight))
-    before, old = evaluate(lm, tok, [FULL, BARE], ["easyedit"]), score_request(lm, tok, FULL)
+    before, old = evaluate(lm, tok, [FULL, BARE], ["easyedit"]), side_of(lm, tok, FULL)
     with applied(lm, [delta]):
         after = evaluate(lm, tok, [FULL, BARE], ["easyedit"], before=before).rows[0]
-        record = score_request(lm, tok, FULL).to_json(old)
+        now = side_of(lm, tok, FULL)
+    record = replace(now, locality=now.agreement(old)).to_json()
     assert after["rewrite_acc"].details["each"] == record["rewrite_acc"]
     assert after["rephrase_acc"].details["each"] == record["rephrase_acc"]
     assert {f"{k}_acc": v for k, v in after["portability_acc"].details.items()} == record["portability"]

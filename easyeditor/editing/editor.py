@@ -20,9 +20,9 @@ from easyeditor.dataset.formats import parse
 from easyeditor.dataset.probes import Reading
 from easyeditor.dataset.sentences import Sentences
 from easyeditor.editing.measuring import Measuring
+from easyeditor.evaluate.accuracy import record_pairs
 from easyeditor.evaluate.examined import Examined as Examined
 from easyeditor.evaluate.examined import State, edit_record
-from easyeditor.evaluate.metrics import record_pairs
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.lm import weights

@@ -14,7 +14,6 @@ from easyeditor.editing.bound import Bound
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.many import measure_many
 from easyeditor.evaluate.metric import Settings
-from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
 from easyeditor.lm.checks import check_modes
@@ -24,6 +23,7 @@ from easyeditor.lm.tokens import SLOT
 from easyeditor.values import collapse as verdict
 from easyeditor.values.collapse import Collapse
 from easyeditor.values.edit import EditRequest, EditResult
+from easyeditor.values.record import Side
 
 LOG = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class Measuring(Bound):
         """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
         return self._measure("perplexity", verbose)
 
-    def score(self, request: EditRequest, prefix: str | None = None) -> RequestScores:
-        """What a record says of one request, on the model as it is now."""
-        return self.measure([request], [prefix], metrics=False).scores(0)
+    def score(self, request: EditRequest, prefix: str | None = None) -> Side:
+        """What a record says of one request, on the model as it is now; `Side.agreement` of two is locality."""
+        return self.measure([request], [prefix], metrics=False).side(0)
 
     def measure(
         self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
-from easyeditor.evaluate.metrics import agreement
 from easyeditor.values.edit import EditRequest, Probe
+from easyeditor.values.record import Side, agreement
 
 NEAR = "neighborhood"  # the locality key of CounterFact's and ZsRE's own prompts
 
@@ -33,6 +33,34 @@ def _probe_pairs(probes: Mapping[str, Probe]) -> list[Pair]:
     return [pair for probe in probes.values() for pair in zip(probe.prompts, probe.answers, strict=True)]
 
 
+def record_pairs(request: EditRequest, settings: Settings) -> list[Pair]:
+    """Everything a record says of a request, as (prompt, answer)."""
+    truth = [] if request.ground_truth is None else [(settings.rewrite(request), request.ground_truth)]
+    near, further = _probe_pairs(request.locality), _probe_pairs(request.portability)
+    return [*_rewrite_pairs(request, settings), *truth, *_rephrase_pairs(request, settings), *near, *further]
+
+
+def record_side(request: EditRequest, answers: Answers, ppl: float | None) -> Side:
+    """What a record says of a request on one state of the model, but for locality, which compares two."""
+
+    def accuracies(pairs: list[Pair]) -> tuple[float, ...]:
+        return tuple(answers.scored[pair].accuracy for pair in pairs)
+
+    near = {key: _probe_pairs({key: probe}) for key, probe in request.locality.items()}
+    likely = {  # per-token geometric means
+        name: None if answer is None else answers.scored[(answers.settings.rewrite(request), answer)].probability
+        for name, answer in (("target_new", request.target_new), ("ground_truth", request.ground_truth))
+    }
+    return Side(
+        rewrite=accuracies(_rewrite_pairs(request, answers.settings)),
+        rephrase=accuracies(_rephrase_pairs(request, answers.settings)),
+        said={key: tuple(answers.scored[pair].said for pair in pairs) for key, pairs in near.items()},
+        portability={key: accuracies(_probe_pairs({key: probe})) for key, probe in request.portability.items()},
+        ppl=ppl,
+        probabilities=likely,
+    )
+
+
 def _accuracy(pairs: list[Pair], answers: Answers) -> Value:
     each = [answers.scored[pair].accuracy for pair in pairs]
     return mean_of(each, each=each)
@@ -47,7 +75,7 @@ def _locality(request: EditRequest, answers: Answers) -> Value:
     if answers.before is None:
         return missing("needs the outputs of the unedited model (--base-model)")
     old, new = answers.before.scored, answers.scored
-    return _by_key(request.locality, lambda pair: agreement(old[pair], new[pair]))
+    return _by_key(request.locality, lambda pair: agreement(old[pair].said, new[pair].said))
 
 
 def _token_share(pairs: list[Pair], answers: Answers) -> Value:

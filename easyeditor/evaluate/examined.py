@@ -71,19 +71,19 @@ def edit_record(
     """The record of request `number` of an edit; `states` are the original model, just before the edit, and after
     it."""
     base, now, after = states
-    old, between, new = (state.evaluation.scores(number) for state in states)
-    pre, post, just_before = old.side(ppl=base.mean_ppl), new.side(old, after.mean_ppl), None
+    pre, between, new = (state.evaluation.side(number, state.mean_ppl) for state in states)
+    old, found = pre.probabilities or {}, new.probabilities or {}
+    post, just_before = replace(new, locality=new.agreement(pre), probabilities=None), None
     if now is not base:
-        just_before = replace(between.side(old, now.mean_ppl), probabilities=between.probabilities())
+        just_before = replace(between, locality=between.agreement(pre))
         post = replace(post, locality_just_before=new.agreement(between))
-    said = {"before": old.probabilities(), "after": new.probabilities()}
     return EditRecord(
         request=request,
         time=time,
-        pre=pre,
+        pre=replace(pre, probabilities=None),
         just_before=just_before,
         post=post,
-        probabilities={key: {when: found[key] for when, found in said.items()} for key in said["before"]},
+        probabilities={key: {"before": old[key], "after": found[key]} for key in old},
         collapse=collapse,
         perplexity={
             "sentences": None if sentences is None else sentences.to_json(),

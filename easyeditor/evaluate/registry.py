@@ -13,13 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.base.endpoint import Endpoint
 from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.base.progress import Progress
-from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE
+from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE, record_pairs, record_side
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
 from easyeditor.evaluate.judge import NO_JUDGE, judge_named, verdicts
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
-from easyeditor.evaluate.metrics import RequestScores, record_pairs, scores_of
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.evaluate.wild import WILD
@@ -30,6 +29,7 @@ from easyeditor.lm.tokens import begins_texts_with_bos
 from easyeditor.lm.weights import frozen
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.plain import mean
+from easyeditor.values.record import Side
 
 ESSENCE_TOKENS = 100  # of a text on the subject, as ROME's code reads
 
@@ -63,9 +63,9 @@ class Evaluation:
             settings=tuple(self.settings[n] for n in numbers),
         )
 
-    def scores(self, number: int) -> RequestScores:
-        """One request's scores under EasyEdit's names; only of an evaluation `measure` made for records."""
-        return scores_of(self.requests[number], self.answers.scored, self.settings[number])
+    def side(self, number: int, ppl: float | None = None) -> Side:
+        """One request under EasyEdit's names, without locality; only of an evaluation `measure` made for records."""
+        return record_side(self.requests[number], replace(self.answers, settings=self.settings[number]), ppl)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Per metric: the mean over the requests that have a value, how many have one, and why others lack it."""

@@ -20,6 +20,7 @@ from easyeditor.lm.many import SideBySide
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import Batch, line, scored_logits
 from easyeditor.lm.tokens import answered, check_length
+from easyeditor.values.record import agreement
 from easyeditor.values.request import EditRequest
 
 
@@ -35,7 +36,7 @@ class Scored:
     @property
     def accuracy(self) -> float:
         """Share of target tokens that are the model's first choice (EasyEdit's token-level accuracy)."""
-        return sum(a == b for a, b in zip(self.said, self.target, strict=True)) / len(self.target)
+        return agreement(self.target, self.said)
 
     @property
     def probability(self) -> float:

@@ -22,12 +22,14 @@ from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, SKY, VERMILLION
-from easyeditor.evaluate.metrics import RequestScores, score_request
+from easyeditor.evaluate.metric import Settings
+from easyeditor.evaluate.registry import measure
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.papers import PREFIX_TEST
 from easyeditor.lm.tokens import SLOT
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.plain import mean
+from easyeditor.values.record import Side
 
 WAYS = ("no prefix", "prefix", "prefix on rephrased prompts too")
 METRICS = ("efficacy", "generalization", "locality")
@@ -69,15 +71,13 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
 
 
 def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
-    def scores(way: str) -> RequestScores:
-        return score_request(
-            lab.editor.model,
-            lab.editor.tok,
-            request,
+    def scores(way: str) -> Side:
+        settings = Settings(
             prefix=None if way == "no prefix" else prefix,
             prefix_rephrase=way == WAYS[2],
             batch_tokens=lab.editor.method.batch_tokens,
         )
+        return measure(lab.editor.model, lab.editor.tok, [request], [], [settings], record=True).side(0)
 
     before = {way: scores(way) for way in WAYS}
     delta, _ = lab.edit(request, if_c_rome=True)
@@ -86,10 +86,10 @@ def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
     return [[way, *_metrics(before[way], after[way])] for way in WAYS]
 
 
-def _metrics(before: RequestScores, after: RequestScores) -> list[float | None]:
+def _metrics(before: Side, after: Side) -> list[float | None]:
     """Efficacy, generalization, locality, None where the request has no such prompts."""
     near = [value for values in after.agreement(before).values() for value in values]
-    return [after.rewrite.accuracy, mean(s.accuracy for s in after.rephrase), mean(near)]
+    return [after.rewrite[0], mean(after.rephrase), mean(near)]
 
 
 def _value(rows: Rows, name: str, way: str, metric: str) -> float | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from easyeditor.base.errors import DataError
 from easyeditor.evaluate.examined import Examined
-from easyeditor.evaluate.metrics import RequestScores
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
@@ -195,7 +194,7 @@ def evaluate(
         prefixes = [lines[n].standing.test_prefix for n in group]
         original = _original(work, group, prefixes) if work.editor.compares else None
         now = work.editor.measure([work.requests[n] for n in group], prefixes, before=original)
-        retention += [_retained(n, lines[n], now.scores(k), now.rows[k]) for k, n in enumerate(group)]
+        retention += [_retained(n, lines[n], now.side(k), now.rows[k]) for k, n in enumerate(group)]
     collapse = work.editor.judge(base, measured)
     work.record(
         EvaluationLine(
@@ -207,23 +206,19 @@ def evaluate(
     )
 
 
-def _retained(number: int, line: EditLine, now: RequestScores, metrics: Row) -> Retained:
+def _retained(number: int, line: EditLine, now: Side, metrics: Row) -> Retained:
     """One edit's accuracies now; locality is agreement with what the original model said, and beside it with what the
     model said just before that edit."""
 
-    def locality(then: Side) -> float | None:
-        return mean(
-            sum(a == b for a, b in zip(before, scored.said, strict=True)) / len(before)
-            for key, scores in now.locality.items()
-            for before, scored in zip(then.said[key], scores, strict=True)
-        )
+    def locality(before: Side) -> float | None:
+        return mean(value for values in now.agreement(before).values() for value in values)
 
     record = line.standing
     return Retained(
         index=number,
         case_id=line.request.case_id,
-        rewrite_acc=now.rewrite.accuracy,
-        rephrase_acc=mean(s.accuracy for s in now.rephrase),
+        rewrite_acc=now.rewrite[0],
+        rephrase_acc=mean(now.rephrase),
         locality_acc=locality(record.pre),
         locality_just_before_acc=locality(record.just_before or record.pre),
         metrics={name: found.value for name, found in metrics.items()},

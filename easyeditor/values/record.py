@@ -7,7 +7,7 @@ means.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -77,6 +77,13 @@ class Side:
     locality_just_before: Mapping[str, tuple[float, ...]] | None = None
     probabilities: Mapping[str, float | None] | None = None
 
+    def agreement(self, before: Side) -> dict[str, tuple[float, ...]]:
+        """Locality: by key, each prompt's agreement with what was said `before`."""
+        return {
+            key: tuple(agreement(old, new) for old, new in zip(before.said[key], said, strict=True))
+            for key, said in self.said.items()
+        }
+
     def means(self) -> dict[str, float]:
         """Mean of each accuracy the request has prompts for."""
         every = {
@@ -117,6 +124,11 @@ class Side:
             locality_just_before=_by_key(raw["locality_just_before"]) if "locality_just_before" in raw else None,
             probabilities=raw.get("probabilities"),
         )
+
+
+def agreement(before: Sequence[int], after: Sequence[int]) -> float:
+    """Share of positions where two outputs of equal length have the same token."""
+    return sum(a == b for a, b in zip(before, after, strict=True)) / len(before)
 
 
 def _accuracies(by_key: Mapping[str, tuple[float, ...]]) -> dict[str, list[float]]:
