@@ -216,7 +216,7 @@ def test_the_bare_offset_has_steps_of_its_own(tmp_path: Path) -> None:
     assert (len(long.losses), len(short.losses)) == (6, 2)
     width = len(short.offset_D)
     assert float(short.offset_D.norm()) == pytest.approx(0.05 * width**0.5, rel=1e-3)  # one step of Adam: lr each
-    for wrong in ({"bare_v_lr": 0.0}, {"bare_num_grad_steps": 0}):
+    for wrong in ({"bare_v_lr": 0.0}, {"bare_num_grad_steps": 0}, {"bare_v_lr": 0.1, "v_optimizer": "lbfgs"}):
         with pytest.raises(ConfigError, match="bare_"):
             rome_hparams(("m", "t"), **wrong)
 

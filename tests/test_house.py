@@ -194,7 +194,9 @@ def test_only_the_lazy_modules_import_by_name() -> None:
             (
                 "easyeditor/lm/weights.py",
                 "easyeditor/methods/fine_tuning.py:.copy_(",  # into the trained copies, never the model's own weights
-                "easyeditor/methods/locate/value_search.py:.mul_(",  # the search's own offset
+                "easyeditor/methods/locate/lbfgs.py:.copy_(",  # the search's own offset, and its gradient
+                "easyeditor/methods/locate/lbfgs.py:.grad",
+                "easyeditor/methods/locate/value_search.py:.mul_(",
                 "easyeditor/methods/locate/value_search.py:.requires_grad_(",
                 "easyeditor/stats/collect.py:.addmm_(",  # sums of second moments
                 "easyeditor/stats/collect.py:.add_(",

@@ -12,7 +12,7 @@ from conftest import ARCHITECTURES, CONTEXTS, build, relative, rome_hparams, tok
 
 from easyeditor import EditRequest
 from easyeditor.lm.budget import Budget, Queue
-from easyeditor.methods.locate import value_search
+from easyeditor.methods.locate import lbfgs, value_search
 from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.rome.method import ROME
 
@@ -35,6 +35,7 @@ STOPS: dict[str, dict[str, Any]] = {
     "loss": {},
     "mpes": {"early_stop": "mpes", "prob_cutoff": 2},
     "prefixed": {"early_stop": "mpes", "prob_cutoff": 1, "early_stop_rows": "prefixed"},
+    "lbfgs": {"v_optimizer": "lbfgs"},
 }
 
 
@@ -104,7 +105,7 @@ def stops_apart(monkeypatch: pytest.MonkeyPatch, rome: ROME) -> list[Found]:
 @pytest.mark.parametrize(
     ("stop", "replay"),
     [(stop, True) for stop in STOPS]
-    + [("loss", False)]
+    + [("loss", False), ("lbfgs", False)]
     + [pytest.param(s, False, marks=pytest.mark.slow) for s in ("mpes", "prefixed")],
 )
 def test_who_joins_finds_what_it_finds_alone_and_in_a_batch_of_its_own(
@@ -221,6 +222,51 @@ def test_out_of_memory_begins_only_those_anew_that_run(
     assert rome._search_budget.tokens == budget // 2
     assert sorted(ended) == list(range(len(REQUESTS)))  # none of them twice
     assert max(whole) == max(ran)
+
+
+def test_the_lbfgs_direction_is_that_of_the_dense_inverse_hessian() -> None:
+    """H of the last pairs, each by H <- (I - r s y^T) H (I - r y s^T) + r s s^T with r = 1 / s.y."""
+    generator = torch.Generator().manual_seed(0)
+    memory, eye = lbfgs.Memory(1e9), torch.eye(5, dtype=torch.float64)
+    points = torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    matrix = torch.diag(torch.tensor([1.0, 2, 5, 9, 30], dtype=torch.float64))
+    for point in points:
+        found = memory.next(point, matrix @ point, 1.0)
+    assert len(memory.pairs) == lbfgs.PAIRS
+    s, y = (points[-1] - points[-2]), matrix @ (points[-1] - points[-2])
+    inverse = (s @ y) / (y @ y) * eye
+    for s, y in zip(points[-9:].diff(dim=0), points[-9:].diff(dim=0) @ matrix, strict=True):
+        left = eye - torch.outer(s, y) / (s @ y)
+        inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
+    assert torch.allclose(found, points[-1] - inverse @ (matrix @ points[-1]), rtol=1e-9)
+
+
+def test_lbfgs_steps_are_capped_and_a_rise_is_taken_back() -> None:
+    at, gradient = torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 3.0, 4.0], dtype=torch.float64)
+    memory = lbfgs.Memory(0.5)
+    first = memory.next(at, gradient, 1.0)
+    assert torch.allclose(first, torch.tensor([0.0, -0.3, -0.4], dtype=torch.float64))
+    back = memory.next(first, -gradient, 1.03)
+    assert torch.allclose(back, lbfgs.BACK * first)
+    assert memory.cap == 0.25
+    assert memory.next(back, -gradient, 1.01).ne(lbfgs.BACK * back).any()  # no rise: a step from here
+    assert torch.equal(memory.at_D, back)
+    for loss in (2.0, 3.0):
+        memory.next(back + 1, gradient, loss)
+    assert not torch.equal(memory.next(back + 1, gradient, 4.0), back + lbfgs.BACK)  # the third in a row is not
+    assert memory.loss == 4.0
+
+
+def test_lbfgs_is_ahead_after_as_many_passes_and_kept_under_a_name_of_its_own(tmp_path: Any) -> None:
+    pair, found = wide("llama"), {}
+    for name in ("adam", "lbfgs"):
+        rome = method(pair, v_optimizer=name, targets_dir=str(tmp_path))
+        found[name] = searched(rome, 1000)
+        for one in found[name]:
+            assert float(one.offset_D.norm()) <= 1.001 * rome.hparams.clamp_norm_factor * float(one.initial_D.norm())
+    for adam, own in zip(found["adam"], found["lbfgs"], strict=True):
+        assert own.losses[-1][0] < adam.losses[-1][0] < adam.losses[0][0]
+    assert len(list(tmp_path.iterdir())) == 2 * len(REQUESTS)
 
 
 def test_the_queue_hands_out_what_fits() -> None:

@@ -23,6 +23,8 @@ class LocateHyperParams(LayerHyperParams):
     """Most forward passes of the value search; the number of updates is at most one less."""
     v_lr: float
     """Adam step size of the value search."""
+    v_optimizer: Literal["adam", "lbfgs"] = "adam"
+    """Steps of the value search: Adam, as in the papers, or L-BFGS, which needs about half the passes."""
     v_loss_layer: int
     """Layer whose output gives the loss; the last one in every shipped file."""
     v_weight_decay: float

@@ -142,6 +142,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         return Search(
             v_num_grad_steps=h.v_num_grad_steps,
             v_lr=h.v_lr,
+            v_optimizer=h.v_optimizer,
             v_weight_decay=h.v_weight_decay,
             clamp_norm_factor=h.clamp_norm_factor,
             kl_factor=h.kl_factor,

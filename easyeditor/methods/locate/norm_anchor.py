@@ -148,8 +148,9 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         said = {key: getattr(h, key) for key in (*SearchCache.SETTINGS, "nas_restart", "nas_quantile", "seed")}
         if h.chat_template or h.target_eos:  # anchors measured before there was a choice keep their names
             said |= {"chat_template": h.chat_template, "target_eos": h.target_eos}
-        if h.matmul != "exact":
-            said["matmul"] = h.matmul
+        for key, usual in (("matmul", "exact"), ("v_optimizer", "adam")):
+            if getattr(h, key) != usual:
+                said[key] = getattr(h, key)
         identity = {**said, "layer": layer, "weights": self.statistics.weights}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = self.statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")

@@ -39,8 +39,9 @@ class SearchCache:
             settings |= {key: getattr(hparams, key) for key in ("chat_template", "target_eos")}
         if hparams.chat_template and hparams.chat_template_kwargs:
             settings["chat_template_kwargs"] = hparams.chat_template_kwargs
-        if hparams.matmul != "exact":
-            settings["matmul"] = hparams.matmul
+        for key, usual in (("matmul", "exact"), ("v_optimizer", "adam")):
+            if getattr(hparams, key) != usual:
+                settings[key] = getattr(hparams, key)
         self._space = hparams.target_space
         self._identity = [model_fingerprint, list(contexts), settings, list(where)]
 

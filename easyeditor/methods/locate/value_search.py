@@ -19,6 +19,7 @@ from easyeditor.lm.budget import Queue
 from easyeditor.lm.replay import RowForward
 from easyeditor.lm.scored import row_sums
 from easyeditor.lm.tokens import sent
+from easyeditor.methods.locate.lbfgs import Lbfgs
 
 SEARCH_LOSSES = ("total", "nll", "kl", "weight_decay")
 STOP_LOSS = 0.05  # a request whose loss is below this is done (ROME's published code)
@@ -33,6 +34,7 @@ class Search:
 
     v_num_grad_steps: int
     v_lr: float
+    v_optimizer: Literal["adam", "lbfgs"] = "adam"
     v_weight_decay: float
     clamp_norm_factor: float
     kl_factor: float
@@ -105,15 +107,16 @@ def search_values(
     *,
     mean_initial: bool = False,
 ) -> None:
-    """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay, by Adam, per request (ROME eq. 4).
+    """Minimise mean NLL of the target over contexts + kl_factor KL + weight decay per request (ROME eq. 4), by Adam or
+    L-BFGS (`v_optimizer`; lbfgs.py).
 
     The offset is added at the lookup token of every row, the KL row included, and clamped after each step to
     `clamp_norm_factor` times the initial value's norm. A request stops at loss < 0.05.
     With `early_stop: mpes` (ENCORE, Gupta et al. 2025, arXiv 2502.01636) it also stops, without a step, at the
     |prob_cutoff|-th pass in which every target token is the model's first choice. The last pass only measures.
     Where a request stops, `keep` is given its number and result, its rows leave the batch, and those that `begin`
-    records of the next in the queue take their place. Requests do not see each other, and each has its own Adam, passes
-    and first distribution: the answers are those of one at a time.
+    records of the next in the queue take their place. Requests do not see each other, and each has its own optimizer,
+    passes and first distribution: the answers are those of one at a time.
     The initial value is the module's output in a request's first context, or with `mean_initial` the mean over its
     contexts. Clamp and decay refer to its norm, or to `norms`, one for each request.
     """
@@ -133,7 +136,7 @@ def search_values(
 
 @dataclass
 class _One:
-    """A request that is searched; Adam steps `found.offset_D`."""
+    """A request that is searched; the optimizer steps `found.offset_D`."""
 
     number: int
     found: Found
@@ -158,16 +161,18 @@ class _Batch:
         search: Search,
         norm_R: Tensor,
         grown_R: Tensor,
-        adam: Any = None,
+        known: Any = None,
     ) -> None:
-        """`grown_R` are the offsets' norms before the last clamp, read with the next pass's losses; `adam` is what Adam
-        knows of offsets, by offset."""
+        """`grown_R` are the offsets' norms before the last clamp, read with the next pass's losses; `known` is what the
+        optimizer knows of offsets, by offset."""
         self._running, self._forward, self._search, self._grown_R = running, forward, search, grown_R
         self._loss = _Loss(RowLabels(ids=tuple(one.targets for one in running)), norm_R, search)
         self._offsets = [one.found.offset_D for one in running]
-        self._adam = torch.optim.Adam(self._offsets, lr=search.v_lr)
-        known = {} if adam is None else adam
-        self._adam.state.update({offset_D: known[offset_D] for offset_D in self._offsets if offset_D in known})
+        self._most_R = search.clamp_norm_factor * norm_R
+        self._optimizer: Any = torch.optim.Adam(self._offsets, lr=search.v_lr)
+        if search.v_optimizer == "lbfgs":
+            self._optimizer = Lbfgs(self._offsets, self._most_R)
+        self._optimizer.state.update({o: known[o] for o in self._offsets if known and o in known})
 
     @staticmethod
     def first(numbers: Sequence[int], begun: Begun, search: Search, *, mean_initial: bool) -> _Batch:
@@ -175,7 +180,8 @@ class _Batch:
         forward, labels = begun.forward, begun.labels
         initial_RD = _wide(forward.initial_BD[sent(labels.first, forward.initial_BD.device)])
         if mean_initial:
-            initial_RD = torch.stack([_mean_initial(forward.initial_BD[at]) for at in labels.targets])
+            means = [forward.initial_BD[at].double().mean(0) for at in labels.targets]
+            initial_RD = torch.stack(means).to(initial_RD)
         running = []
         for number, initial_D, at, targets in zip(numbers, initial_RD, labels.targets, labels.ids, strict=True):
             found = Found(initial_D=initial_D, offset_D=torch.zeros_like(initial_D, requires_grad=True))
@@ -191,7 +197,7 @@ class _Batch:
         """These requests and others, in this order. Both batches are used up."""
         norm_R, grown_R = torch.cat([self._loss.norm_R, other._loss.norm_R]), torch.cat([self._grown_R, other._grown_R])
         both = self._forward.joined(other._forward)
-        made = _Batch([*self._running, *other._running], both, self._search, norm_R, grown_R, self._adam.state)
+        made = _Batch([*self._running, *other._running], both, self._search, norm_R, grown_R, self._optimizer.state)
         made._loss.kl_initial_RV = self._loss.kl_initial_RV
         return made
 
@@ -202,7 +208,7 @@ class _Batch:
         running, forward = [self._running[r] for r in kept], self._forward.narrowed(kept)
         kept_R = sent(kept, self._grown_R.device)
         norm_R, grown_R = self._loss.norm_R[kept_R], self._grown_R[kept_R]
-        made = _Batch(running, forward, self._search, norm_R, grown_R, self._adam.state)
+        made = _Batch(running, forward, self._search, norm_R, grown_R, self._optimizer.state)
         assert self._loss.kl_initial_RV is not None
         made._loss.kl_initial_RV = self._loss.kl_initial_RV[kept_R]
         return made
@@ -230,7 +236,7 @@ class _Batch:
         ended = [one for one in self._running if one.ends(self._search)]
         rest = None
         if going:
-            self._adam.zero_grad()
+            self._optimizer.zero_grad()
             torch.autograd.backward(parts_4R[0].sum())
             rest = self._narrowed(going)
             rest._step()
@@ -239,8 +245,11 @@ class _Batch:
         return rest, ended
 
     def _step(self) -> None:
-        self._adam.step()
-        self._grown_R = _clamp(self._offsets, self._search.clamp_norm_factor * self._loss.norm_R)
+        if self._search.v_optimizer == "adam":
+            self._optimizer.step()
+        else:
+            self._optimizer.step([one.found.losses[-1][0] for one in self._running])
+        self._grown_R = _clamp(self._offsets, self._most_R)
 
 
 class _Loss:
@@ -292,10 +301,6 @@ class _Loss:
         kl_R = self._search.kl_factor * drift_RV.sum(dim=1)
         decay_R = self._search.v_weight_decay * offset_RD.norm(dim=1) / self.norm_R**2
         return torch.stack([nll_R + kl_R + decay_R, nll_R, kl_R, decay_R])
-
-
-def _mean_initial(outputs_BD: Tensor) -> Tensor:
-    return outputs_BD.double().mean(0).to(_wide(outputs_BD).dtype)
 
 
 def _wide(values: Tensor) -> Tensor:

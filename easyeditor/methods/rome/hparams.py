@@ -48,6 +48,8 @@ class ROMEHyperParams(LocateHyperParams):
         )
         passes = self.bare_num_grad_steps
         require(passes is None or passes > 0, where, "bare_num_grad_steps", passes, "1 or more, or null")
+        if self.bare_v_lr is not None and self.v_optimizer != "adam":
+            raise ConfigError(f"{where}: bare_v_lr is a step size of Adam, and v_optimizer is {self.v_optimizer}")
         if self.both_keys and not self.consistent_value:
             raise ConfigError(f"{where}: both_keys: true needs if_c_rome: true and consistent_value: true")
         if self.consistent_value and not self.if_c_rome:
