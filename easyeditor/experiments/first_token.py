@@ -13,8 +13,6 @@ sees, a BOS where the tokenizer adds one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
 from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
-from easyeditor.experiments.tools.projection import cosine_distances, pca_plane, silhouette, tsne_plane, unit
+from easyeditor.experiments.tools.projection import cosine_distances, draw_planes, silhouette
 from easyeditor.lm.loading import load_encoder_decoder
 from easyeditor.lm.tokens import SLOT, encode
 from easyeditor.methods.locate.rows import prompt_row
@@ -47,34 +45,8 @@ LOOK: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Clouds:
-    """Keys (samples, L, K) by kind: first, later, and for a decoder bare and prefixed."""
-
-    keys: dict[str, Array]
-
-    def at(self, layer: int) -> dict[str, Array]:
-        """The keys (samples, K) of one layer."""
-        return {kind: keys[:, layer] for kind, keys in self.keys.items()}
-
-    @property
-    def layers(self) -> int:
-        """Number of layers L."""
-        return int(self.keys["first"].shape[1])
-
-    def norms(self) -> dict[str, Array]:
-        """Norm of each key (samples, L)."""
-        return {kind: np.linalg.norm(keys, axis=2) for kind, keys in self.keys.items()}
-
-    def distances(self) -> dict[str, Array]:
-        """Cosine distance of each key from the mean later-token key of its layer (samples, L)."""
-        centres_LK = self.keys["later"].mean(0)
-        return {
-            kind: np.stack(
-                [cosine_distances(keys[:, layer], centres_LK[layer]) for layer in range(self.layers)], axis=1
-            )
-            for kind, keys in self.keys.items()
-        }
+Clouds = dict[str, Array]
+"""Keys (samples, L, K) by kind: first, later, and for a decoder bare and prefixed."""
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -89,29 +61,31 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Capture the keys, compare and draw them."""
     lab = Lab.of(args)
     clouds = _decoder_clouds(lab)
-    tables = [_summary(clouds.at(lab.layer), f"keys at layer {lab.layer}")]
-    tables += [_layer_table("layers", f"keys by layer (edited layer: {lab.layer})", clouds)]
+    at = _at(clouds, lab.layer)
+    tables = [
+        _summary(at, "summary", f"keys at layer {lab.layer}"),
+        _layer_table("layers", f"keys by layer (edited layer: {lab.layer})", clouds),
+    ]
     drawn = {"first_token": _draw(clouds, lab.layer, lab.hparams.seed)}
-    findings = _findings(clouds.at(lab.layer))
-    result = {}
+    encoder_apart, because, result = None, "give --encoder-decoder MODEL", {}
     if args.encoder_decoder is not None:
         encoder = _encoder_clouds(args.encoder_decoder, lab)
-        middle = round(lab.layer / clouds.layers * encoder.layers)
-        tables.append(_summary(encoder.at(middle), f"encoder, layer {middle}", "encoder"))
+        depth = encoder["first"].shape[1]
+        middle = round(lab.layer / clouds["first"].shape[1] * depth)
+        tables.append(_summary(_at(encoder, middle), "encoder", f"encoder, layer {middle}"))
         tables.append(_layer_table("encoder_layers", f"encoder of {args.encoder_decoder} by layer", encoder))
         drawn["encoder"] = _draw(encoder, middle, lab.hparams.seed)
-        findings.append(_encoder_finding(encoder.at(middle), middle))
+        encoder_apart, because = _apart(_at(encoder, middle), f" at layer {middle}")
         result = {"encoder_decoder": args.encoder_decoder, "encoder_layer": middle}
-    else:
-        findings.append(
-            Finding(
-                claim="In an encoder first and later tokens mix", holds=None, because="give --encoder-decoder MODEL"
-            )
-        )
+    mixed = Finding(
+        claim="In an encoder first and later tokens mix",
+        holds=None if encoder_apart is None else encoder_apart <= BORDER,
+        because=because,
+    )
     return Outcome(
         tables=tables,
         figures=drawn,
-        findings=findings,
+        findings=[*_findings(at), mixed],
         look_for="first-token keys (squares) where the collapse keys (triangles up) are, away from later tokens "
         "(circles); prefixed collapse keys (triangles down) among the later ones.",
         config=lab.config(),
@@ -121,86 +95,105 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
 
 
 def _decoder_clouds(lab: Lab) -> Clouds:
-    first: list[Array] = []
-    later: list[Array] = []
-    bare: list[Array] = []
-    prefixed: list[Array] = []
-    tok, parts, token = lab.editor.tok, lab.method.parts, lab.hparams.fact_token
+    found: dict[str, list[Array]] = {kind: [] for kind in LOOK}
+    tok, parts = lab.editor.tok, lab.method.parts
     texts = [context for context in lab.method.contexts if context != SLOT]
     if not texts:
         raise DataError("first-token needs contexts with text in them; context_templates has only '{}'")
     chosen = texts[:: max(1, len(texts) // PREFIXES)][:PREFIXES]
     with steps("keys of every token") as show:
-        for number, request in enumerate(lab.normal.requests, 1):
-            keys_LTK = decoder_keys(parts, encode(tok, request.prompt))
-            first.append(keys_LTK[:, 0])
-            later += list(keys_LTK[:, 1:].swapaxes(0, 1))
-            show(number, len(lab.normal.requests) + len(lab.collapse.requests), "normal")
-        for number, request in enumerate(lab.collapse.requests, len(lab.normal.requests) + 1):
-            for context in (SLOT, *chosen):
-                row = prompt_row(tok, request, context, token)
-                key_LK = decoder_keys(parts, row.ids[: row.lookup + 1])[:, row.lookup]
-                (bare if context == SLOT else prefixed).append(key_LK)
-            show(number, len(lab.normal.requests) + len(lab.collapse.requests), "collapse")
-    kinds = {"first": first, "later": later, "bare": bare, "prefixed": prefixed}
-    return Clouds({kind: _stacked(keys) for kind, keys in kinds.items()})
+        for number, (name, request) in enumerate(lab.requests, 1):
+            if name == "normal":
+                _add_tokens(found, decoder_keys(parts, encode(tok, request.prompt)))
+            else:
+                for context in (SLOT, *chosen):
+                    row = prompt_row(tok, request, context, lab.hparams.fact_token)
+                    keys_LTK = decoder_keys(parts, row.ids[: row.lookup + 1])
+                    found["bare" if context == SLOT else "prefixed"].append(keys_LTK[:, row.lookup])
+            show(number, len(lab.requests), name)
+    return _stacked(found)
 
 
 def _encoder_clouds(name: str, lab: Lab) -> Clouds:
     model, tok = load_encoder_decoder(name, device=lab.hparams.device)
-    first, later = [], []
+    found: dict[str, list[Array]] = {"first": [], "later": []}
     for request in lab.normal.requests:
-        keys_LTK = encoder_keys(model, encode(tok, request.prompt))
-        first.append(keys_LTK[:, 0])
-        later += list(keys_LTK[:, 1:].swapaxes(0, 1))
-    return Clouds({"first": _stacked(first), "later": _stacked(later)})
+        _add_tokens(found, encoder_keys(model, encode(tok, request.prompt)))
+    return _stacked(found)
 
 
-def _stacked(keys: Sequence[Array]) -> Array:
-    if not keys:
+def _add_tokens(found: dict[str, list[Array]], keys_LTK: Array) -> None:
+    found["first"].append(keys_LTK[:, 0])
+    found["later"] += list(keys_LTK[:, 1:].swapaxes(0, 1))
+
+
+def _stacked(found: dict[str, list[Array]]) -> Clouds:
+    if not all(found.values()):
         raise DataError(
             "the normal set's prompts have no second token, so there is nothing to compare first tokens with"
         )
-    return np.stack(keys)
+    return {kind: np.stack(keys) for kind, keys in found.items()}
+
+
+def _at(clouds: Clouds, layer: int) -> dict[str, Array]:
+    """The keys (samples, K) of one layer."""
+    return {kind: keys[:, layer] for kind, keys in clouds.items()}
+
+
+def _norms(clouds: Clouds) -> dict[str, Array]:
+    """Norm of each key (samples, L)."""
+    return {kind: np.linalg.norm(keys, axis=2) for kind, keys in clouds.items()}
+
+
+def _distances(clouds: Clouds) -> dict[str, Array]:
+    """Cosine distance of each key from the mean later-token key of its layer (samples, L)."""
+    centres_LK = clouds["later"].mean(0)
+    return {
+        kind: np.stack([cosine_distances(keys[:, n], centre_K) for n, centre_K in enumerate(centres_LK)], axis=1)
+        for kind, keys in clouds.items()
+    }
 
 
 def _layer_table(name: str, title: str, clouds: Clouds) -> ResultTable:
-    norms, distances = clouds.norms(), clouds.distances()
-    kinds = list(clouds.keys)
+    measured = {"|key|": _norms(clouds), "distance": _distances(clouds)}
     rows = []
-    for layer in range(clouds.layers):
-        at = clouds.at(layer)
-        means = [float(values[kind][:, layer].mean()) for values in (norms, distances) for kind in kinds]
-        rows.append([layer, *means, silhouette(at["first"], at["later"])])
-    columns = ["layer", *(f"|key| {kind}" for kind in kinds), *(f"distance {kind}" for kind in kinds)]
-    return ResultTable(name=name, title=title, columns=[*columns, "silhouette first"], rows=rows, printed=False)
+    for layer in range(clouds["first"].shape[1]):
+        means = [float(keys[:, layer].mean()) for kinds in measured.values() for keys in kinds.values()]
+        rows.append([layer, *means, silhouette(clouds["first"][:, layer], clouds["later"][:, layer])])
+    columns = ["layer", *(f"{what} {kind}" for what in measured for kind in clouds), "silhouette first"]
+    return ResultTable(name=name, title=title, columns=columns, rows=rows, printed=False)
 
 
-def _summary(at: dict[str, Array], title: str, name: str = "summary") -> ResultTable:
-    centre_K = at["first"].mean(0)
+def _summary(at: dict[str, Array], name: str, title: str) -> ResultTable:
+    near = _near(at)
     rows = [
-        [
-            LOOK[kind]["label"],
-            len(keys),
-            float(np.linalg.norm(keys, axis=1).mean()),
-            float(1 - cosine_distances(keys, centre_K).mean()),
-        ]
+        [LOOK[kind]["label"], len(keys), float(np.linalg.norm(keys, axis=1).mean()), near[kind]]
         for kind, keys in at.items()
     ]
     columns = ["tokens", "keys", "mean norm", "mean cosine with the mean first-token key"]
     return ResultTable(name=name, title=title, columns=columns, rows=rows)
 
 
-def _findings(at: dict[str, Array]) -> list[Finding]:
+def _near(at: dict[str, Array]) -> dict[str, float]:
+    """Mean cosine of each kind's keys with the mean first-token key."""
     centre_K = at["first"].mean(0)
-    near = {kind: float(1 - cosine_distances(at[kind], centre_K).mean()) for kind in ("bare", "prefixed", "later")}
+    return {kind: float(1 - cosine_distances(keys, centre_K).mean()) for kind, keys in at.items()}
+
+
+def _apart(at: dict[str, Array], where: str = "") -> tuple[float | None, str]:
+    """Silhouette of the first tokens among the later, and in words."""
     apart = silhouette(at["first"], at["later"])
-    shown = "too few prompts" if apart is None else f"silhouette of the first tokens {apart:.2f}, border {BORDER}"
+    shown = f"silhouette of the first tokens {apart:.2f}{where}, border {BORDER}" if apart is not None else ""
+    return apart, shown or "too few prompts"
+
+
+def _findings(at: dict[str, Array]) -> list[Finding]:
+    near, (apart, because) = _near(at), _apart(at)
     return [
         Finding(
             claim="First tokens of normal prompts have keys unlike later tokens'",
             holds=None if apart is None else apart > BORDER,
-            because=shown,
+            because=because,
         ),
         Finding(
             claim="The keys of collapse cases are first-token keys",
@@ -216,45 +209,20 @@ def _findings(at: dict[str, Array]) -> list[Finding]:
     ]
 
 
-def _encoder_finding(at: dict[str, Array], layer: int) -> Finding:
-    apart = silhouette(at["first"], at["later"])
-    shown = (
-        "too few prompts"
-        if apart is None
-        else f"silhouette of the first tokens {apart:.2f} at layer {layer}, border {BORDER}"
-    )
-    holds = None if apart is None else apart <= BORDER
-    return Finding(claim="In an encoder first and later tokens mix", holds=holds, because=shown)
-
-
 def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
-    titles = [
-        "Key norm by layer",
-        "Distance from the mean later-token key",
-        f"Layer {layer}, PCA",
-        f"Layer {layer}, t-SNE",
-    ]
-    figure = figures.panels(titles, columns=2)
-    norm_ax, distance_ax, pca_ax, tsne_ax = figure.get_axes()
-    depth = list(range(clouds.layers))
-    norms, distances, at = clouds.norms(), clouds.distances(), clouds.at(layer)
+    titles = ["Key norm by layer", "Distance from the mean later-token key"]
+    figure = figures.panels([*titles, f"Layer {layer}, PCA", f"Layer {layer}, t-SNE"], columns=2)
+    norm_ax, distance_ax, *planes = figure.get_axes()
+    depth = range(clouds["first"].shape[1])
 
     def groups(values: dict[str, Array]) -> list[Group]:
-        return [Group(values=values[kind], **LOOK[kind]) for kind in clouds.keys]
+        return [Group(values=values[kind], **LOOK[kind]) for kind in clouds]
 
-    figures.bands(norm_ax, depth, groups(norms), "layer", "key norm (mean, min to max)")
+    figures.bands(norm_ax, depth, groups(_norms(clouds)), "layer", "key norm (mean, min to max)")
     figures.log_scale(norm_ax, "y")
-    figures.bands(distance_ax, depth, groups(distances), "layer", "cosine distance")
+    figures.bands(distance_ax, depth, groups(_distances(clouds)), "layer", "cosine distance")
     for ax in (norm_ax, distance_ax):
         ax.axvline(layer, color=GREY, linestyle=":", linewidth=1)
-    points = unit(np.concatenate(list(at.values())))
-    plane, shares = pca_plane(points)
-    cuts = np.cumsum([len(cloud) for cloud in at.values()])[:-1]
-    shown = [(pca_ax, plane, f"PC 1 ({shares[0]:.0%} of variance)", f"PC 2 ({shares[1]:.0%})")]
-    flat = tsne_plane(points, seed)
-    if flat is not None:
-        shown.append((tsne_ax, flat, "t-SNE 1", "t-SNE 2"))
-    for ax, where, xlabel, ylabel in shown:
-        figures.cloud(ax, groups(dict(zip(at, np.split(where, cuts), strict=True))), xlabel, ylabel)
-    figures.legend_below(figure, norm_ax, len(clouds.keys))
+    draw_planes(planes, groups(_at(clouds, layer)), seed)
+    figures.legend_below(figure, norm_ax, len(clouds))
     return figure

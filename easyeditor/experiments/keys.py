@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import RequestSet
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
-from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
-from easyeditor.experiments.tools.projection import pca_plane, separation, silhouette, tsne_plane, unit
+from easyeditor.experiments.tools.lab import SETS, Lab, common_flags, group, set_flags
+from easyeditor.experiments.tools.projection import draw_planes, separation, silhouette
 from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.updates import whitened
 
@@ -33,7 +32,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 APART = 0.95  # two sets are called apart when this share of pairs is in the expected order
 BORDER = 0.25  # silhouettes (0 mixed, 1 apart) above it: two clouds
 
+KINDS = {"k^u": "kᵘ", "kbar": "k̄", "C^-1 kbar": "C⁻¹ k̄"}
+"""The kinds of keys, and how figures write them."""
 COLUMNS = ("set", "case", "prompt", "denominator", "C-ROME denominator", "|k^u|", "|kbar|", "cos(k^u, kbar)")
+
+
+class Row(NamedTuple):
+    """One request, in the order of `COLUMNS`."""
+
+    set: str
+    case: Any
+    prompt: str
+    denominator: float
+    mean_denominator: float
+    plain_norm: float
+    mean_norm: float
+    cosine: float
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -46,19 +60,16 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Read the keys, save them, compare and draw them."""
     lab = Lab.of(args)
     keys: dict[str, dict[str, Array]] = {}
-    rows: list[list[Any]] = []
+    rows: list[Row] = []
     for one in lab.sets:
-        keys[one.name], measured = _keys_of(lab, one, folder / "keys" / one.name)
-        rows += measured
-    summary = _summary(rows)
-    drawn = _draw(keys, lab.hparams.mom2_adjustment, lab.hparams.seed)
+        keys[one.name] = _keys_of(lab, one, folder / "keys" / one.name, rows)
     identity = "" if lab.hparams.mom2_adjustment else "; C is the identity here, so C^-1 kbar = kbar"
     return Outcome(
         tables=[
-            ResultTable(name="summary", title=f"keys at layer {lab.layer}", columns=summary[0], rows=summary[1:]),
+            _summary(rows, f"keys at layer {lab.layer}"),
             ResultTable(name="requests", title="every request", columns=COLUMNS, rows=rows, printed=False),
         ],
-        figures={"keys": drawn},
+        figures={"keys": _draw(keys, lab.hparams.mom2_adjustment, lab.hparams.seed)},
         findings=_findings(rows, keys),
         look_for="open marks (k^u) of the collapse set away from its filled marks (kbar) in keys.png, which shows "
         f"directions only (all keys scaled to unit length){identity}.",
@@ -67,9 +78,10 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     )
 
 
-def _keys_of(lab: Lab, one: RequestSet, folder: Path) -> tuple[dict[str, Array], list[list[Any]]]:
+def _keys_of(lab: Lab, one: RequestSet, folder: Path, rows: list[Row]) -> dict[str, Array]:
+    """The keys (N, K) of a set by kind, saved in `folder`; a row for each request."""
     moment = lab.method.statistics.moment(lab.layer) if lab.hparams.mom2_adjustment else None
-    plain, mean, direction, rows = [], [], [], []
+    found = []
     with steps(f"{one.name} keys") as show:
         for number, request in enumerate(one.requests, 1):
             lookup = lab.look_up(request)
@@ -80,34 +92,32 @@ def _keys_of(lab: Lab, one: RequestSet, folder: Path) -> tuple[dict[str, Array],
             norms = float(wide_K.norm()), float(lookup.mean_K.norm())
             cosine = float(wide_K @ lookup.mean_K) / (norms[0] * norms[1])
             denominators = float(wide_K @ u_K), float(lookup.mean_K @ u_K)
-            rows.append([one.name, request.case_id, request.prompt, *denominators, *norms, cosine])
-            plain.append(wide_K.cpu().numpy())
-            mean.append(lookup.mean_K.cpu().numpy())
-            direction.append(solved_K.cpu().numpy())
+            rows.append(Row(one.name, request.case_id, request.prompt, *denominators, *norms, cosine))
+            found.append([key_K.cpu().numpy() for key_K in (wide_K, lookup.mean_K, solved_K)])
             show(number, len(one.requests), str(request.subject))
-    return {"k^u": np.stack(plain), "kbar": np.stack(mean), "C^-1 kbar": np.stack(direction)}, rows
+    return {kind: np.stack(keys) for kind, keys in zip(KINDS, zip(*found, strict=True), strict=True)}
 
 
-def _summary(rows: list[list[Any]]) -> list[list[Any]]:
-    made: list[list[Any]] = [
-        ["set", "requests", "mean |denominator|", "smallest", "mean |k^u|", "mean |kbar|", "mean cos"]
-    ]
-    for name in ("collapse", "normal"):
-        numbers = np.array([row[3:] for row in rows if row[0] == name], dtype=np.float64)
-        size = np.abs(numbers[:, 0])
-        made.append([name, len(numbers), float(size.mean()), float(size.min()), *map(float, numbers[:, 2:].mean(0))])
-    return made
+def _summary(rows: list[Row], title: str) -> ResultTable:
+    made = []
+    for name in SETS:
+        own = [row for row in rows if row.set == name]
+        sizes = np.abs([row.denominator for row in own])
+        means = np.array([(row.plain_norm, row.mean_norm, row.cosine) for row in own]).mean(0)
+        made.append([name, len(own), float(sizes.mean()), float(sizes.min()), *map(float, means)])
+    columns = ["set", "requests", "mean |denominator|", "smallest", "mean |k^u|", "mean |kbar|", "mean cos"]
+    return ResultTable(name="summary", title=title, columns=columns, rows=made)
 
 
-def _findings(rows: list[list[Any]], keys: dict[str, dict[str, Array]]) -> list[Finding]:
-    cosines = {name: np.array([row[7] for row in rows if row[0] == name]) for name in ("collapse", "normal")}
-    apart = separation(-cosines["normal"], -cosines["collapse"])
+def _findings(rows: list[Row], keys: dict[str, dict[str, Array]]) -> list[Finding]:
+    collapse, normal = (np.array([row.cosine for row in rows if row.set == name]) for name in SETS)
+    apart = separation(-normal, -collapse)
     plain, mean = (silhouette(keys["collapse"][kind], keys["normal"][kind]) for kind in ("k^u", "kbar"))
     return [
         Finding(
             claim="In collapse cases k^u lies far from kbar, in normal cases near it",
-            holds=bool(apart >= APART),
-            because=f"mean cosine {cosines['collapse'].mean():.2f} against {cosines['normal'].mean():.2f}; "
+            holds=apart >= APART,
+            because=f"mean cosine {collapse.mean():.2f} against {normal.mean():.2f}; "
             f"{apart:.0%} of collapse-normal pairs in that order",
         ),
         Finding(
@@ -121,41 +131,16 @@ def _findings(rows: list[list[Any]], keys: dict[str, dict[str, Array]]) -> list[
 
 
 def _draw(keys: dict[str, dict[str, Array]], solved: bool, seed: int) -> Figure:
-    planes = [("k^u", "kbar")] + ([("C^-1 kbar",)] if solved else [])
-    titles = []
-    for kinds in planes:
-        shown = " and ".join(kinds).replace("kbar", "k̄").replace("C^-1", "C⁻¹").replace("k^u", "kᵘ")
-        titles += [f"{shown}, PCA", f"{shown}, t-SNE"]
-    figure = figures.panels(titles, columns=2)
+    planes = [["k^u", "kbar"], *([["C^-1 kbar"]] if solved else [])]
+    shown = [" and ".join(KINDS[kind] for kind in kinds) for kinds in planes]
+    figure = figures.panels([f"{kinds}, {plane}" for kinds in shown for plane in ("PCA", "t-SNE")], columns=2)
     axes = figure.get_axes()
     for row, kinds in enumerate(planes):
-        _draw_row(axes[2 * row : 2 * row + 2], keys, kinds, seed)
+        groups = [
+            group(name, keys[name][kind], label=f"{name} {KINDS[kind]}", filled=kind != "k^u")
+            for name in SETS
+            for kind in kinds
+        ]
+        draw_planes(axes[2 * row : 2 * row + 2], groups, seed)
     figures.legend_below(figure, axes[0], 4)
     return figure
-
-
-def _draw_row(axes: Any, keys: dict[str, dict[str, Array]], kinds: tuple[str, ...], seed: int) -> None:
-    clouds = [(name, kind, keys[name][kind]) for name in ("collapse", "normal") for kind in kinds]
-    points = unit(np.concatenate([cloud for _, _, cloud in clouds]))
-    plane, shares = pca_plane(points)
-    for ax, flat, kind_of in ((axes[0], plane, "PCA"), (axes[1], tsne_plane(points, seed), "t-SNE")):
-        if flat is None:
-            ax.text(0.5, 0.5, "t-SNE needs at least 4 points", ha="center", transform=ax.transAxes)
-            continue
-        cuts = np.split(flat, np.cumsum([len(cloud) for _, _, cloud in clouds])[:-1])
-        groups = [
-            Group(
-                label=f"{name} {'kᵘ' if kind == 'k^u' else 'k̄'}",
-                values=cut,
-                color=figures.COLLAPSE if name == "collapse" else figures.NORMAL,
-                marker="^" if name == "collapse" else "o",
-                filled=kind != "k^u",
-            )
-            for (name, kind, _), cut in zip(clouds, cuts, strict=True)
-        ]
-        first, second = (
-            (f"PC 1 ({shares[0]:.0%} of variance)", f"PC 2 ({shares[1]:.0%})")
-            if kind_of == "PCA"
-            else ("t-SNE 1", "t-SNE 2")
-        )
-        figures.cloud(ax, groups, first, second)

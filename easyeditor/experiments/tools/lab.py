@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from easyeditor.base.errors import ConfigError
@@ -16,6 +17,8 @@ from easyeditor.base.paths import SHIPPED
 from easyeditor.base.places import declare
 from easyeditor.base.progress import Progress
 from easyeditor.dataset.sets import RequestSet, load_collapse, load_normal
+from easyeditor.drawing import figures
+from easyeditor.drawing.figures import Group
 from easyeditor.editing.editor import Editor
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
@@ -29,6 +32,8 @@ from easyeditor.methods.rome.method import ROME
 from easyeditor.values.collapse import judge
 from easyeditor.values.edit import EditRequest, LayerTrace, WeightDelta
 
+SETS = ("collapse", "normal")
+"""The two sets that are compared; `RequestSet.name`."""
 DEFAULT_HPARAMS = SHIPPED / "hparams" / "ROME" / "smollm2-135m.yaml"
 
 
@@ -76,6 +81,12 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
     return hparams
 
 
+def group(name: str, values: np.ndarray[Any, Any], label: str | None = None, *, filled: bool = True) -> Group:
+    """A set's points in its look in every figure."""
+    color, marker = (figures.COLLAPSE, "^") if name == "collapse" else (figures.NORMAL, "o")
+    return Group(label=label or name, values=values, color=color, marker=marker, filled=filled)
+
+
 class Lab:
     """An editor, its two sets, and edits by parts: a request's value search and keys are computed once and kept."""
 
@@ -89,6 +100,7 @@ class Lab:
         """
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
+        self.requests = [(one.name, request) for one in self.sets for request in one.requests]
         self.editor = Editor(_bare(hparams) if bare else hparams)
         assert isinstance(self.editor.method, ROME)
         self.method: ROME = self.editor.method

@@ -1,13 +1,19 @@
-"""Small mathematics of the experiments: projections to the plane, distances between clouds. Axes: N points, K width."""
+"""Clouds of points: in the plane, and how far they are apart. Axes: N points, K width."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
+
+from easyeditor.drawing import figures
+from easyeditor.drawing.figures import Group
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,17 +39,28 @@ def tsne_plane(points_NK: Array, seed: int) -> Array | None:
     return plane
 
 
+def draw_planes(axes: Sequence[Axes], groups: Sequence[Group], seed: int) -> None:
+    """Points (N, K) scaled to unit length, in two panels: along their principal directions, and by t-SNE."""
+    pca_ax, tsne_ax = axes
+    points = np.concatenate([group.values for group in groups]).astype(np.float64)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    cuts = np.cumsum([len(group.values) for group in groups])[:-1]
+    plane, shares = pca_plane(points)
+    shown = [(pca_ax, plane, f"PC 1 ({shares[0]:.0%} of variance)", f"PC 2 ({shares[1]:.0%})")]
+    flat = tsne_plane(points, seed)
+    if flat is None:
+        tsne_ax.text(0.5, 0.5, "t-SNE needs at least 4 points", ha="center", transform=tsne_ax.transAxes)
+    else:
+        shown.append((tsne_ax, flat, "t-SNE 1", "t-SNE 2"))
+    for ax, where, *labels in shown:
+        parts = [replace(group, values=part) for group, part in zip(groups, np.split(where, cuts), strict=True)]
+        figures.cloud(ax, parts, *labels)
+
+
 def separation(low_N: Array, high_M: Array) -> float:
     """Chance that a value of `high` is above one of `low` (area under the ROC curve); 0.5 = they mix, 1 = apart."""
     difference = np.asarray(high_M, dtype=np.float64)[:, None] - np.asarray(low_N, dtype=np.float64)[None, :]
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-def unit(points_NK: Array) -> Array:
-    """The points scaled to unit length, float64."""
-    wide = np.asarray(points_NK, dtype=np.float64)
-    scaled: Array = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    return scaled
 
 
 def silhouette(cloud_NK: Array, others_MK: Array) -> float | None:
