@@ -196,11 +196,11 @@ def touchy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verdict that calls 8 percent a collapse: no tiny edit collapses a tiny model."""
     from easyeditor.values import collapse
 
-    def judge(before: float, after: float, **limits: float) -> collapse.Collapse:
+    def verdict(before: float, after: float, **limits: float) -> collapse.Collapse:
         return replace(found(before, after, **limits), collapsed=abs(after / before - 1) > 0.08)
 
-    found = collapse.judge
-    monkeypatch.setattr(collapse, "judge", judge)
+    found = collapse.verdict
+    monkeypatch.setattr(collapse, "verdict", verdict)
 
 
 def rome_hparams(pair: tuple[Any, Any], **changes: Any) -> Any:

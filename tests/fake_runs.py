@@ -11,7 +11,7 @@ from typing import Any
 
 from easyeditor.base.files import to_json
 from easyeditor.results.lines import EditLine, EvaluationLine, Guard, Retained, ScreenLine, TrainingLine
-from easyeditor.values.collapse import judge
+from easyeditor.values.collapse import verdict
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.record import EditRecord, LayerNumbers, Side
 
@@ -47,7 +47,7 @@ def edit(
     if request is None:
         request = EditRequest.make("{} is located in", subject=subject, target_new="Italy", case_id=f"case-{index}")
     limits = {"threshold": LIMIT, "ratio": 5.0}
-    collapse = None if ppl is None or before is None else judge(before, ppl, **limits)
+    collapse = None if ppl is None or before is None else verdict(before, ppl, **limits)
     trace = LayerNumbers(
         numerator_norm=numerator, denominator=denominator, key_norm=1.0, prefixed_key_norm=4.2, value_norm_before=6.0,
         value_norm_after=24.0, loss_first=6.0, loss_last=0.5, steps=25,

@@ -22,7 +22,7 @@ from easyeditor.evaluate.scoring import score
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, encode, target_ids
 from easyeditor.methods.locate.rows import target_rows
-from easyeditor.values.collapse import judge
+from easyeditor.values.collapse import verdict
 from easyeditor.values.edit import WeightDelta
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"]}
@@ -867,9 +867,9 @@ def test_sentences_beyond_max_length_are_refused(replay: bool) -> None:
     ],
 )
 def test_the_verdict(before: float, after: float, limit: float, collapsed: bool) -> None:
-    verdict = judge(before, after, threshold=1000, ratio=5)
-    assert (verdict.collapsed, verdict.limit, verdict.finite) == (collapsed, limit, math.isfinite(after))
-    assert verdict.to_json()["collapsed"] is collapsed
+    found = verdict(before, after, threshold=1000, ratio=5)
+    assert (found.collapsed, found.limit, found.finite) == (collapsed, limit, math.isfinite(after))
+    assert found.to_json()["collapsed"] is collapsed
 
 
 def test_the_last_layer_cannot_reach_an_answer_behind_more_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ from easyeditor.drawing import figures
 from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import print_record
 from easyeditor.values import collapse
-from easyeditor.values.collapse import judge
+from easyeditor.values.collapse import verdict
 from easyeditor.values.record import EditRecord
 
 SUBJECTS = ("Bay", "Roland", "Oslo", "東京")
@@ -78,7 +78,7 @@ def _memit(root: Path) -> None:
 
 def _touchy(before: float, after: float, **limits: float) -> collapse.Collapse:
     """No tiny edit collapses a tiny model: here a collapse is any change of perplexity by 6 percent."""
-    return replace(judge(before, after, **limits), collapsed=abs(after / before - 1) > 0.06)
+    return replace(verdict(before, after, **limits), collapsed=abs(after / before - 1) > 0.06)
 
 
 def _ended(script: Any, patch: pytest.MonkeyPatch, *flags: Any) -> Any:
@@ -98,7 +98,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for mode, flags in MODES.items():
-            patch.setattr(collapse, "judge", _touchy if mode in GUARDED else judge)
+            patch.setattr(collapse, "verdict", _touchy if mode in GUARDED else verdict)
             begin = ("--hparams", "rome.yaml", "--data", "data.json", "--output", mode, "--json")
             assert _ended(mass_edit, patch, *begin, *flags) == 0, mode
         request = ("--prompt", "Bay is in", "--subject", "Bay", "--target-new", "Italy", "--save-edit", "edit")

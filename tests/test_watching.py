@@ -231,8 +231,8 @@ def test_a_batch_is_rolled_back_whole(mass: Any, place: Path, tmp_path: Path, mo
     """The second of three batches collapses: every batch is judged once, and then the evaluation after it."""
     values = {"alg_name": "FT", "model_name": str(place / "llama"), "device": "cpu", "layers": [1], "num_steps": 2}
     (tmp_path / "ft.yaml").write_text(json.dumps({**values, "lr": 1e-3, "ppl_sentence_num": 2}), encoding="utf-8")
-    usual, calls = collapse.judge, iter(range(1, 100))
-    monkeypatch.setattr(collapse, "judge", lambda *a, **k: replace(usual(*a, **k), collapsed=next(calls) == 3))
+    usual, calls = collapse.verdict, iter(range(1, 100))
+    monkeypatch.setattr(collapse, "verdict", lambda *a, **k: replace(usual(*a, **k), collapsed=next(calls) == 3))
     flags = ["--hparams", "ft.yaml", "--mode", "batch", "--batch-size", 2, "--on-collapse", "rollback"]
     assert mass(*flags, "--eval-every", 2, "--output", "run").code == 0
     found = edits_of(tmp_path / "run")

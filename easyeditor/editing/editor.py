@@ -225,7 +225,7 @@ class Editor(Measuring):
                 after = state(f"{title} after", against=first.evaluation)
         for part, seconds in after.seconds.items():
             clock.seconds[part] += seconds
-        collapse = self.judge(first.ppl, after.ppl, now.ppl)
+        collapse = self.verdict(first.ppl, after.ppl, now.ppl)
         records = self._records(requests, result, (first, now, after), collapse, prefix, clock.seconds["edit"])
         return Examined(
             records=tuple(records),

@@ -20,7 +20,7 @@ from easyeditor.lm.checks import check_modes
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import SLOT
-from easyeditor.values import collapse as verdict
+from easyeditor.values import collapse
 from easyeditor.values.collapse import Collapse
 from easyeditor.values.edit import EditRequest, EditResult
 from easyeditor.values.record import Side
@@ -133,7 +133,7 @@ class Measuring(Bound):
         source = self._prefixes if draw is None else random.Random(f"{self.hparams.seed} {draw}")
         return source.choice(texts)
 
-    def judge(
+    def verdict(
         self,
         before: PerplexityReport | None,
         after: PerplexityReport | None,
@@ -147,7 +147,7 @@ class Measuring(Bound):
             return None
         self._warn_if_high(before)
         limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
-        found = verdict.judge(before.mean, after.mean, **limits)
+        found = collapse.verdict(before.mean, after.mean, **limits)
         return found if just_before is None else replace(found, ppl_just_before=just_before.mean)
 
     def _warn_if_high(self, base: PerplexityReport) -> None:

@@ -64,13 +64,13 @@ def _natural(prompts: Prompts) -> Callable[[EditRequest, Settings], list[Ask]]:
     return lambda request, settings: [(prompt, settings.natural) for prompt in prompts(request)]
 
 
-def _judged(prompts: Prompts, judge: Callable[[str, str], bool]) -> Callable[[EditRequest, Answers], Value]:
+def _matched(prompts: Prompts, matches: Callable[[str, str], bool]) -> Callable[[EditRequest, Answers], Value]:
     def value(request: EditRequest, answers: Answers) -> Value:
         texts, hits = [], []
         for prompt in prompts(request):
             made = answers.generated[(prompt, answers.settings.natural)]
             accuracy = answers.scored[(prompt, request.target_new)].accuracy
-            hits.append(float(judge(made.text, request.target_new)))
+            hits.append(float(matches(made.text, request.target_new)))
             texts.append(
                 {"prompt": prompt, "text": made.text, "stop": made.stop, "tokens": made.tokens, "token_acc": accuracy}
             )
@@ -80,7 +80,7 @@ def _judged(prompts: Prompts, judge: Callable[[str, str], bool]) -> Callable[[Ed
 
 
 def _natural_metric(
-    name: str, formula: str, judge: Callable[[str, str], bool], prompts: Prompts, blind_to: str
+    name: str, formula: str, matches: Callable[[str, str], bool], prompts: Prompts, blind_to: str
 ) -> Metric:
     paraphrase = prompts is _paraphrases
     return Metric(
@@ -89,12 +89,12 @@ def _natural_metric(
         "an end of text or max_new_tokens",
         fields="rephrase_prompt, target_new" if paraphrase else "prompt, target_new",
         source="Mirage of Model Editing (2502.11177), without its question-and-answer prompt",
-        column="near WILD-em, with --stop period newline" if judge is is_match else "none",
+        column="near WILD-em, with --stop period newline" if matches is is_match else "none",
         blind_to=blind_to,
         lacks=lacks_rephrase if paraphrase else lambda _request: None,
         pairs=lambda request, _settings: [(prompt, request.target_new) for prompt in prompts(request)],
         asks=_natural(prompts),
-        value=_judged(prompts, judge),
+        value=_matched(prompts, matches),
     )
 
 

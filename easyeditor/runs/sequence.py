@@ -195,7 +195,7 @@ def evaluate(
         original = _original(work, group, prefixes) if work.editor.compares else None
         now = work.editor.measure([work.requests[n] for n in group], prefixes, before=original)
         retention += [_retained(n, lines[n], now.side(k), now.rows[k]) for k, n in enumerate(group)]
-    collapse = work.editor.judge(base, measured)
+    collapse = work.editor.verdict(base, measured)
     work.record(
         EvaluationLine(
             after=after,

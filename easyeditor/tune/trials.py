@@ -128,10 +128,10 @@ def _edited(editor: Editor, on: Sample, numbers: Sequence[int]) -> Iterator[Line
             said, after = state.evaluation, state.ppl
         assert after is not None
         ratio = after.mean / base.mean
-        verdict = editor.judge(base, after)
+        found = editor.verdict(base, after)
         for row in said.rows:
             yield {
                 **{name: row[name].value for name in METRICS},
                 "ppl_ratio": ratio if math.isfinite(ratio) else None,
-                "collapsed": verdict is not None and verdict.collapsed,
+                "collapsed": found is not None and found.collapsed,
             }

@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from easyeditor.values.plain import Flat
-
-if TYPE_CHECKING:
-    pass
-
 
 SMALL_DENOMINATOR = 1.0
 """|denominator| below which a collapse is predicted, and explained: between those of collapse cases (up to 0.2 in the
@@ -57,7 +53,7 @@ class Collapse(Flat):
         return super().from_json({**raw, **lost})
 
 
-def judge(ppl_before: float, ppl_after: float, *, threshold: float, ratio: float) -> Collapse:
+def verdict(ppl_before: float, ppl_after: float, *, threshold: float, ratio: float) -> Collapse:
     """Collapsed when perplexity after is above `threshold` (Butterfly paper: 1000) and above `ratio` times that before.
 
     The ratio matters only for models whose base is above threshold / ratio. NaN or infinity is a collapse.

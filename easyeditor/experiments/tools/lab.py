@@ -29,7 +29,7 @@ from easyeditor.methods.locate.value_search import Found
 from easyeditor.methods.registry import load_hparams
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 from easyeditor.methods.rome.method import ROME
-from easyeditor.values.collapse import judge
+from easyeditor.values.collapse import verdict
 from easyeditor.values.edit import EditRequest, LayerTrace, WeightDelta
 
 SETS = ("collapse", "normal")
@@ -175,7 +175,7 @@ class Lab:
     def collapsed(self, before: float, after: float) -> bool:
         """Did an edit collapse the model, by the hyper-parameters' limits?"""
         h = self.hparams
-        return judge(before, after, threshold=h.collapse_threshold, ratio=h.collapse_ratio).collapsed
+        return verdict(before, after, threshold=h.collapse_threshold, ratio=h.collapse_ratio).collapsed
 
     def manifest(self, name: str) -> dict[str, Any]:
         """What has to be known to do an experiment again."""
