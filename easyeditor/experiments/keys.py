@@ -23,7 +23,7 @@ from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import RequestSet
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
-from easyeditor.experiments.tools.lab import SETS, Lab, common_flags, group, set_flags
+from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, group, set_flags
 from easyeditor.experiments.tools.projection import draw_planes, separation, silhouette
 from easyeditor.methods.locate.key_files import dump_keys
 from easyeditor.methods.locate.updates import whitened
@@ -102,7 +102,7 @@ def _summary(rows: list[Row], title: str) -> ResultTable:
     made = []
     for name in SETS:
         own = [row for row in rows if row.set == name]
-        sizes = np.abs([row.denominator for row in own])
+        sizes = np.abs(column(own, "denominator"))
         means = np.array([(row.plain_norm, row.mean_norm, row.cosine) for row in own]).mean(0)
         made.append([name, len(own), float(sizes.mean()), float(sizes.min()), *map(float, means)])
     columns = ["set", "requests", "mean |denominator|", "smallest", "mean |k^u|", "mean |kbar|", "mean cos"]
@@ -110,7 +110,7 @@ def _summary(rows: list[Row], title: str) -> ResultTable:
 
 
 def _findings(rows: list[Row], keys: dict[str, dict[str, Array]]) -> list[Finding]:
-    collapse, normal = (np.array([row.cosine for row in rows if row.set == name]) for name in SETS)
+    collapse, normal = (column(rows, "cosine", set=name) for name in SETS)
     apart = separation(-normal, -collapse)
     plain, mean = (silhouette(keys["collapse"][kind], keys["normal"][kind]) for kind in ("k^u", "kbar"))
     return [

@@ -19,17 +19,16 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable, short
 from easyeditor.experiments.tools import layer_sweep
-from easyeditor.experiments.tools.lab import Lab, common_flags, oriented, set_flags
+from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, group, oriented, set_flags
 from easyeditor.experiments.tools.papers import MAX_PERPLEXITY, MODELS, UPDATE_NORMS
 from easyeditor.experiments.tools.projection import separation
 from easyeditor.values.edit import WeightDelta
@@ -37,7 +36,21 @@ from easyeditor.values.edit import WeightDelta
 APART = 0.95
 HEAT_CELLS = (96, 128)
 COLUMNS = ("set", "case", "prompt", "method", "numerator", "denominator", "|dW|", "|dW|/|W|", "perplexity", "collapsed")
-Rows = list[list[Any]]
+
+
+class Row(NamedTuple):
+    """One edit, in the order of `COLUMNS`."""
+
+    set: str
+    case: Any
+    prompt: str
+    method: str
+    numerator: float | None
+    denominator: float | None
+    size: float
+    share: float
+    ppl: float
+    collapsed: bool
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -56,14 +69,16 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     lab = Lab.of(args)
     base = lab.perplexity()
     rows, deltas = _edits(lab, base, args.both_moments)
-    rome = [row for row in rows if row[3].startswith("ROME")]
     return Outcome(
         tables=[
             _summary(rows, base),
             _beside_papers(rows, base),
             ResultTable(name="requests", title="every edit", columns=COLUMNS, rows=rows, printed=False),
         ],
-        figures={"update_norms": _draw(rows, lab.hparams.collapse_threshold), "heat_map": _heat_map(lab, rome, deltas)},
+        figures={
+            "update_norms": _draw(rows, lab.hparams.collapse_threshold),
+            "heat_map": _heat_map(lab, rows, deltas),
+        },
         findings=_findings(rows),
         look_for="ROME's denominators of the collapse set orders of magnitude below the normal set's, its updates as "
         "much larger; C-ROME's of both sets alike.",
@@ -73,8 +88,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     )
 
 
-def _edits(lab: Lab, base: float, both_moments: bool) -> tuple[Rows, list[WeightDelta]]:
-    """All rows, and ROME's update for each of the ROME rows."""
+def _edits(lab: Lab, base: float, both_moments: bool) -> tuple[list[Row], list[WeightDelta]]:
+    """All rows, and the update of each."""
     ways: dict[str, dict[str, bool]] = {"ROME": {"if_c_rome": False}, "C-ROME": {"if_c_rome": True}}
     if both_moments:
         ways = {
@@ -85,72 +100,63 @@ def _edits(lab: Lab, base: float, both_moments: bool) -> tuple[Rows, list[Weight
         lab.method.moment(lab.layer)  # missing statistics show at once
     size = float(lab.weight().norm())
     rows, deltas = [], []
-    requests = [(one.name, request) for one in lab.sets for request in one.requests]
     with steps("edits") as show:
-        for number, (name, request) in enumerate(requests, 1):
+        for number, (name, request) in enumerate(lab.requests, 1):
             for method, choice in ways.items():
                 delta, trace = lab.edit(request, **choice)
                 ppl = lab.perplexity(delta)
-                numbers = [trace.numerator_norm, trace.denominator, trace.delta_norm, trace.delta_norm / size, ppl]
-                rows.append([name, request.case_id, request.prompt, method, *numbers, lab.collapsed(base, ppl)])
-                if method.startswith("ROME"):
-                    deltas.append(delta)
-            show(number, len(requests), f"{request.subject}: {ppl:,.0f}")
+                sizes = (trace.numerator_norm, trace.denominator, trace.delta_norm, trace.delta_norm / size)
+                collapsed = lab.collapsed(base, ppl)
+                rows.append(Row(name, request.case_id, request.prompt, method, *sizes, ppl, collapsed))
+                deltas.append(delta)
+            show(number, len(lab.requests), f"{request.subject}: {ppl:,.0f}")
     return rows, deltas
 
 
-def _column(rows: Rows, name: str, method: str, column: str) -> Any:
-    place = COLUMNS.index(column)
-    return np.array([row[place] for row in rows if row[0] == name and row[3] == method], dtype=np.float64)
+def _methods(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row.method for row in rows))
 
 
-def _methods(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(row[3] for row in rows))
-
-
-def _summary(rows: Rows, base: float) -> ResultTable:
-    made: Rows = []
+def _summary(rows: list[Row], base: float) -> ResultTable:
+    made = []
     for method in _methods(rows):
-        for name in ("collapse", "normal"):
-            size, ppl = (_column(rows, name, method, column) for column in ("|dW|", "perplexity"))
-            down, up = np.abs(_column(rows, name, method, "denominator")), _column(rows, name, method, "numerator")
-            collapsed = int(_column(rows, name, method, "collapsed").sum())
-            means = [float(up.mean()), float(down.mean()), float(down.min()), float(size.mean())]
-            spread = [float(ppl.min()), float(ppl.mean()), float(ppl.max())]
-            made.append([method, name, len(ppl), *means, *spread, collapsed])
+        for name in SETS:
+            own = [row for row in rows if (row.method, row.set) == (method, name)]
+            ppl, down = column(own, "ppl"), np.abs(column(own, "denominator"))
+            means = [column(own, "numerator").mean(), down.mean(), down.min(), column(own, "size").mean()]
+            numbers = map(float, (*means, ppl.min(), ppl.mean(), ppl.max()))
+            made.append([method, name, len(own), *numbers, sum(row.collapsed for row in own)])
     columns = ["method", "set", "edits", "numerator", "|denominator|", "smallest", "|dW|", "ppl min", "mean", "max"]
     title = f"means over edits; perplexity of the unedited model: {base:.1f}"
     return ResultTable(name="summary", title=title, columns=[*columns, "collapsed"], rows=made)
 
 
-def _beside_papers(rows: Rows, base: float) -> ResultTable:
+def _beside_papers(rows: list[Row], base: float) -> ResultTable:
     methods = {name: next(m for m in _methods(rows) if m.startswith(name)) for name in ("ROME", "C-ROME")}
-    made: Rows = []
+    made: list[list[Any]] = []
     for name, numbers in UPDATE_NORMS.items():
         for place, what in enumerate(("numerator", "denominator")):
-            ours = float(np.abs(_column(rows, name, methods["ROME"], what)).mean())
+            ours = float(np.abs(column(rows, what, set=name, method=methods["ROME"])).mean())
             made.append([f"ROME, {name}: mean {what}", ours, *(numbers[model][place] for model in MODELS)])
     for what, worst in MAX_PERPLEXITY.items():
         method, _, name = what.partition(", ")
-        ours = base if not name else float(_column(rows, name, methods[method], "perplexity").max())
+        ours = float(column(rows, "ppl", set=name, method=methods[method]).max()) if name else base
         made.append([f"{what}: highest perplexity", ours, *(worst[model] for model in MODELS)])
-    return ResultTable(name="papers", title="beside the papers' tables", columns=["", "ours", *MODELS], rows=made)
+    return ResultTable(name="papers", title="next to the papers' tables", columns=["", "ours", *MODELS], rows=made)
 
 
-def _findings(rows: Rows) -> list[Finding]:
+def _findings(rows: list[Row]) -> list[Finding]:
     rome, c_rome = (next(m for m in _methods(rows) if m.startswith(name)) for name in ("ROME", "C-ROME"))
-    down = {name: np.abs(_column(rows, name, rome, "denominator")) for name in ("collapse", "normal")}
-    up = {name: _column(rows, name, rome, "numerator").mean() for name in ("collapse", "normal")}
-    apart = separation(down["collapse"], down["normal"])
-    less, more = down["normal"].mean() / down["collapse"].mean(), up["collapse"] / up["normal"]
-    hit = {(m, n): _column(rows, n, m, "collapsed") for m in (rome, c_rome) for n in ("collapse", "normal")}
-    worst = max(_column(rows, name, c_rome, "perplexity").max() for name in ("collapse", "normal"))
+    down, normal_down = (np.abs(column(rows, "denominator", set=name, method=rome)) for name in SETS)
+    up, normal_up = (column(rows, "numerator", set=name, method=rome).mean() for name in SETS)
+    apart = separation(down, normal_down)
+    less, more = normal_down.mean() / down.mean(), up / normal_up
+    hit, normal_hit = (column(rows, "collapsed", set=name, method=rome) for name in SETS)
     return [
         Finding(
             claim="ROME's denominators are far smaller in collapse cases",
-            holds=bool(apart >= APART),
-            because=f"mean {down['collapse'].mean():.3g} against {down['normal'].mean():.3g}; "
-            f"{apart:.0%} of pairs in that order",
+            holds=apart >= APART,
+            because=f"mean {down.mean():.3g} against {normal_down.mean():.3g}; {apart:.0%} of pairs in that order",
         ),
         Finding(
             claim="The denominator makes the update large, not the numerator",
@@ -159,51 +165,49 @@ def _findings(rows: Rows) -> list[Finding]:
         ),
         Finding(
             claim="ROME collapses the collapse cases and no normal one",
-            holds=bool(hit[rome, "collapse"].mean() > 0.5 and not hit[rome, "normal"].any()),
-            because=f"{hit[rome, 'collapse'].sum():.0f} of {len(hit[rome, 'collapse'])} collapse cases, "
-            f"{hit[rome, 'normal'].sum():.0f} of {len(hit[rome, 'normal'])} normal ones",
+            holds=bool(hit.mean() > 0.5 and not normal_hit.any()),
+            because=f"{hit.sum():.0f} of {len(hit)} collapse cases, {normal_hit.sum():.0f} of {len(normal_hit)} "
+            "normal ones",
         ),
         Finding(
             claim="C-ROME collapses neither",
-            holds=not any(hit[c_rome, name].any() for name in ("collapse", "normal")),
-            because=f"highest perplexity {worst:,.1f}",
+            holds=not column(rows, "collapsed", method=c_rome).any(),
+            because=f"highest perplexity {column(rows, 'ppl', method=c_rome).max():,.1f}",
         ),
     ]
 
 
-def _draw(rows: Rows, threshold: float) -> Figure:
-    shown = {"numerator": "numerator", "denominator": "|denominator|", "|dW|": "‖ΔW‖", "perplexity": "perplexity"}
+def _draw(rows: list[Row], threshold: float) -> Figure:
+    shown = {"numerator": "numerator", "denominator": "|denominator|", "size": "‖ΔW‖", "ppl": "perplexity"}
     methods = _methods(rows)
     figure = figures.panels(list(shown.values()), columns=2, width=1.2 + 1.9 * len(methods), height=3.2)
-    for ax, (column, label) in zip(figure.get_axes(), shown.items(), strict=True):
+    for ax, (field, label) in zip(figure.get_axes(), shown.items(), strict=True):
         groups = [
-            Group(
+            group(
+                name,
+                np.abs(column(rows, field, set=name, method=method)),
                 label=f"{method}\n{name}",
-                values=np.abs(_column(rows, name, method, column)),
-                color=figures.COLLAPSE if name == "collapse" else figures.NORMAL,
-                marker="^" if name == "collapse" else "o",
                 filled=method.startswith("ROME"),
             )
             for method in methods
-            for name in ("collapse", "normal")
+            for name in SETS
         ]
-        line = (threshold, "collapse threshold") if column == "perplexity" else None
-        figures.strips(ax, groups, label, line=line)
+        figures.strips(ax, groups, label, line=(threshold, "collapse threshold") if field == "ppl" else None)
     return figure
 
 
-def _heat_map(lab: Lab, rome: Rows, deltas: list[WeightDelta]) -> Figure:
-    """|dW| of the stablest normal edit and of the worst collapse case, the largest entry in each cell of a grid."""
-    picked = {}
-    for name, best in (("normal", min), ("collapse", max)):
-        places = [i for i, row in enumerate(rome) if row[0] == name]
-        picked[name] = best(places, key=lambda i: rome[i][8])
+def _heat_map(lab: Lab, rows: list[Row], deltas: list[WeightDelta]) -> Figure:
+    """|dW| of ROME's stablest normal edit and of its worst collapse case, the largest entry in each cell of a grid."""
+    rome = [(row, delta) for row, delta in zip(rows, deltas, strict=True) if row.method.startswith("ROME")]
+    picked = [
+        best((pair for pair in rome if pair[0].set == name), key=lambda pair: pair[0].ppl)
+        for name, best in (("normal", min), ("collapse", max))
+    ]
     titles, maps = [], []
-    for name, place in picked.items():
-        row = rome[place]
-        titles.append(f"{name}: {textwrap.shorten(row[2], 32)}\nperplexity {short(row[8])}, ‖ΔW‖ {short(row[6])}")
-        maps.append(figures.max_pooled(oriented(deltas[place].dense(), lab.method, lab.layer).numpy(), *HEAT_CELLS))
+    for row, delta in picked:
+        told = f"perplexity {short(row.ppl)}, ‖ΔW‖ {short(row.size)}"
+        titles.append(f"{row.set}: {textwrap.shorten(row.prompt, 32)}\n{told}")
+        maps.append(figures.max_pooled(oriented(delta.dense(), lab.method, lab.layer).numpy(), *HEAT_CELLS))
     figure = figures.panels(titles)
-    xlabel = "key dimension (grouped)"
-    figures.heat_maps(figure, maps, xlabel, "value dimension (grouped)", "largest |ΔW| in a cell")
+    figures.heat_maps(figure, maps, "key dimension (grouped)", "value dimension (grouped)", "largest |ΔW| in a cell")
     return figure

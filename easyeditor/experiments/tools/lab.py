@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,12 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
             "on prompts as they stand"
         )
     return hparams
+
+
+def column(rows: Iterable[Any], field: str, **where: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """One field of typed rows, as float64, of the rows whose other fields are as in `where`; None is left out."""
+    own = [row for row in rows if all(getattr(row, key) == value for key, value in where.items())]
+    return np.array([value for row in own if (value := getattr(row, field)) is not None], dtype=np.float64)
 
 
 def group(name: str, values: np.ndarray[Any, Any], label: str | None = None, *, filled: bool = True) -> Group:

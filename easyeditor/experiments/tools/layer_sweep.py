@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +16,8 @@ from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLACK, BLUE, GREY, ORANGE, VERMILLION
 from easyeditor.evaluate.scoring import score
-from easyeditor.experiments.tools.lab import Lab, hparams_of
+from easyeditor.experiments.tools.lab import Lab, column, hparams_of
+from easyeditor.lm.tokens import SLOT
 
 REQUESTS = DATA / "requests" / "layer_sweep.json"
 WAYS = ("ROME", "C-ROME", "C-ROME, consistent value")
@@ -23,7 +25,25 @@ COLUMNS = (
     *("layer", "case", "prompt", "method", "|v0|", "|v*|", "numerator", "denominator", "|dW|", "perplexity"),
     *("collapsed", "P(target) behind a prefix"),
 )
-Rows = list[list[Any]]
+LOOKS = ((ORANGE, "^", ":"), (VERMILLION, "o", "-"), (BLUE, "s", "--"))
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Row(NamedTuple):
+    """One edit, in the order of `COLUMNS`."""
+
+    layer: int
+    case: Any
+    prompt: str
+    method: str
+    start: float | None
+    target: float | None
+    numerator: float | None
+    denominator: float | None
+    size: float
+    ppl: float
+    collapsed: bool
+    likely: float
 
 
 def experiment(args: argparse.Namespace) -> Outcome:
@@ -35,7 +55,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     layers = lab.method.parts.dense if args.layers is None else args.layers
     lab.method.parts.check_layers(layers, "--layers")
     base = lab.perplexity()
-    rows: Rows = []
+    rows: list[Row] = []
     with steps("layers") as show:
         for number, layer in enumerate(layers, 1):
             rows += _at_layer(lab, layer, base)
@@ -55,74 +75,64 @@ def experiment(args: argparse.Namespace) -> Outcome:
     )
 
 
-def _at_layer(lab: Lab, layer: int, base: float) -> Rows:
+def _at_layer(lab: Lab, layer: int, base: float) -> Iterator[Row]:
     plain = lab.relaid(layers=[layer])
     consistent = lab.relaid(layers=[layer], if_c_rome=True, consistent_value=True)
-    prefix = next((c for c in lab.method.contexts if c != "{}"), "{}")
-    rows: Rows = []
+    prefix = next((c for c in lab.method.contexts if c != SLOT), SLOT)
     for request in lab.collapse.requests:
+        pair = (prefix.replace(SLOT, request.prompt), request.target_new)
         for way, own, c_rome in zip(WAYS, (plain, plain, consistent), (False, True, True), strict=True):
             delta, trace = own.edit(request, if_c_rome=c_rome)
             ppl = plain.perplexity(delta)
             with own.applied(delta):
-                pair = (prefix.replace("{}", request.prompt), request.target_new)
                 likely = score(lab.editor.model, lab.editor.tok, [pair])[0].probability
-            values = [trace.value_norm_before, trace.value_norm_after, trace.numerator_norm, trace.denominator]
-            measured = [*values, trace.delta_norm, ppl, lab.collapsed(base, ppl), likely]
-            rows.append([layer, request.case_id, request.prompt, way, *measured])
-    return rows
+            yield Row(
+                *(layer, request.case_id, request.prompt, way),
+                *(trace.value_norm_before, trace.value_norm_after, trace.numerator_norm, trace.denominator),
+                *(trace.delta_norm, ppl, lab.collapsed(base, ppl), likely),
+            )
 
 
-def _of(rows: Rows, way: str, column: str) -> dict[int, Any]:
-    """A column's values by layer."""
-    place = COLUMNS.index(column)
-    layers = dict.fromkeys(row[0] for row in rows)
-    return {layer: np.array([row[place] for row in rows if row[0] == layer and row[3] == way]) for layer in layers}
+def _of(rows: Sequence[Row], way: str, field: str) -> dict[int, Array]:
+    """A field's values (requests) by layer."""
+    return {layer: column(rows, field, layer=layer, method=way) for layer in dict.fromkeys(row.layer for row in rows)}
 
 
-def _summary(rows: Rows, base: float) -> ResultTable:
-    worst = [_of(rows, way, "perplexity") for way in WAYS]
-    averaged = [*(_of(rows, way, "|v0|") for way in WAYS[1:]), _reach(rows)]
-    likely = [_of(rows, way, "P(target) behind a prefix") for way in WAYS[1:]]
-    made = [
-        [
-            layer,
-            *(float(column[layer].mean()) for column in averaged),
-            *(float(column[layer].max()) for column in worst),
-            *(float(column[layer].mean()) for column in likely),
-        ]
-        for layer in dict.fromkeys(row[0] for row in rows)
-    ]
-    columns = ["layer", "|v0| bare", "|v0| mean", "reach", *(f"{way}: highest ppl" for way in WAYS)]
-    columns += [f"{way}: P(target)" for way in WAYS[1:]]
-    title = (
-        f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix; reach: how many times as far as "
-        "the edited key C-ROME's update moves the subject's own key in first place"
-    )
-    return ResultTable(name="summary", title=title, columns=columns, rows=made)
-
-
-def _reach(rows: Rows) -> dict[int, Any]:
+def _reach(rows: Sequence[Row]) -> dict[int, Array]:
     """|k^u u| / |kbar u| by layer: what C-ROME's update does to the first token's key, relative to the edited one."""
     first, mean = (_of(rows, way, "denominator") for way in WAYS[:2])
     return {layer: np.abs(first[layer]) / np.abs(mean[layer]) for layer in first}
 
 
-def _moved(rows: Rows, way: str) -> dict[int, float]:
-    """How far the update moves the output for the subject in first place, as a multiple of that output's norm; the most
-    at each layer."""
-    reach, start, numerator = _reach(rows), _of(rows, "C-ROME", "|v0|"), _of(rows, way, "numerator")
-    return {layer: float((reach[layer] * numerator[layer] / start[layer]).max()) for layer in reach}
+def _summary(rows: Sequence[Row], base: float) -> ResultTable:
+    means = {f"|v0| {what}": _of(rows, way, "start") for what, way in zip(("bare", "mean"), WAYS[1:], strict=True)}
+    means["reach"] = reach = _reach(rows)
+    worst = {f"{way}: highest ppl": _of(rows, way, "ppl") for way in WAYS}
+    likely = {f"{way}: P(target)": _of(rows, way, "likely") for way in WAYS[1:]}
+    made = [
+        [
+            layer,
+            *(float(values[layer].mean()) for values in means.values()),
+            *(float(values[layer].max()) for values in worst.values()),
+            *(float(values[layer].mean()) for values in likely.values()),
+        ]
+        for layer in reach
+    ]
+    title = (
+        f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix; reach: how many times as far as "
+        "the edited key C-ROME's update moves the subject's own key in first place"
+    )
+    return ResultTable(name="summary", title=title, columns=["layer", *means, *worst, *likely], rows=made)
 
 
-def _findings(rows: Rows) -> list[Finding]:
-    collapsed = {way: [layer for layer, hit in _of(rows, way, "collapsed").items() if hit.any()] for way in WAYS}
-    start = _of(rows, "C-ROME", "|v0|")
-    hit, cured = collapsed["C-ROME"], collapsed["C-ROME, consistent value"]
+def _findings(rows: Sequence[Row]) -> list[Finding]:
+    hit, cured = ([n for n, own in _of(rows, way, "collapsed").items() if own.any()] for way in WAYS[1:])
+    start, reach, numerator = _of(rows, "C-ROME", "start"), _reach(rows), _of(rows, WAYS[2], "numerator")
     shown = ", ".join(f"{layer} (|v0| {start[layer].max():,.0f})" for layer in hit) or "none"
     other = [float(value.max()) for layer, value in start.items() if layer not in hit]
-    moved = _moved(rows, WAYS[2])
-    most = ", ".join(f"{layer} ({moved[layer]:.2g})" for layer in cured) or "none"
+    # how far the update moves the output for the subject in first place, as a multiple of that output's norm
+    moved = {layer: float((reach[layer] * numerator[layer] / start[layer]).max()) for layer in cured}
+    most = ", ".join(f"{layer} ({far:.2g})" for layer, far in moved.items()) or "none"
     return [
         Finding(
             claim="C-ROME collapses at no layer",
@@ -138,20 +148,16 @@ def _findings(rows: Rows) -> list[Finding]:
     ]
 
 
-def _draw(rows: Rows, base: float, threshold: float) -> Figure:
+def _draw(rows: Sequence[Row], base: float, threshold: float) -> Figure:
     figure = figures.panels(["Perplexity after one edit, by layer", "Norm of the initial value v₀"], width=5.4)
-    looks = [(ORANGE, "^", ":"), (VERMILLION, "o", "-"), (BLUE, "s", "--")]
     ppl_ax, start_ax = figure.get_axes()
-    layers = list(dict.fromkeys(row[0] for row in rows))
-    for ax, column, ways in ((ppl_ax, "perplexity", WAYS), (start_ax, "|v0|", WAYS[1:])):
+    for ax, field, label, first in ((ppl_ax, "ppl", "perplexity", 0), (start_ax, "start", "‖v₀‖", 1)):
+        by_way = {way: _of(rows, way, field) for way in WAYS[first:]}
         groups = [
-            Group(
-                label=way, values=np.stack(list(_of(rows, way, column).values()), axis=1), color=c, marker=m, line=line
-            )
-            for way, (c, m, line) in zip(WAYS, looks, strict=True)
-            if way in ways
+            Group(label=way, values=np.stack(list(own.values()), axis=1), color=color, marker=marker, line=line)
+            for (way, own), (color, marker, line) in zip(by_way.items(), LOOKS[first:], strict=True)
         ]
-        figures.bands(ax, layers, groups, "layer", "perplexity" if column == "perplexity" else "‖v₀‖", every=True)
+        figures.bands(ax, list(by_way[WAYS[1]]), groups, "layer", label, every=True)
     ppl_ax.axhline(threshold, color=GREY, linestyle=":", linewidth=1)
     ppl_ax.axhline(base, color=BLACK, linewidth=0.7)
     for ax in (ppl_ax, start_ax):
