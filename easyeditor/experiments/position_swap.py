@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,11 +23,22 @@ from easyeditor.drawing import figures
 from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, VERMILLION
-from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
+from easyeditor.experiments.tools.lab import Lab, column, common_flags, set_flags
 from easyeditor.experiments.tools.papers import POSITION_SWAP
 from easyeditor.lm.hooks import second_position_first
 
 COLUMNS = ("case", "prompt", "denominator", "denominator swapped", "perplexity", "perplexity swapped")
+
+
+class Row(NamedTuple):
+    """One collapse case, in the order of `COLUMNS`."""
+
+    case: Any
+    prompt: str
+    down: float | None
+    down_swapped: float | None
+    ppl: float
+    ppl_swapped: float
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -43,21 +54,20 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     swapped = lab.relaid(targets_dir=None)  # searches of the swapped model are others than those kept for the model
     with second_position_first(lab.editor.model):
         base_swapped, after = _edits(swapped, "positions swapped")
+    cases = zip(lab.collapse.requests, before, after, strict=True)
     rows = [
-        [request.case_id, request.prompt, den, den_swapped, ppl, ppl_swapped]
-        for request, (den, ppl), (den_swapped, ppl_swapped) in zip(lab.collapse.requests, before, after, strict=True)
+        Row(request.case_id, request.prompt, down, down_swapped, ppl, ppl_swapped)
+        for request, (down, ppl), (down_swapped, ppl_swapped) in cases
     ]
-    collapsed = (
-        [lab.collapsed(base, ppl) for _, ppl in before],
-        [lab.collapsed(base_swapped, ppl) for _, ppl in after],
-    )
+    were = [lab.collapsed(base, row.ppl) for row in rows]
+    still = [lab.collapsed(base_swapped, row.ppl_swapped) for row in rows]
     return Outcome(
         tables=[
             _summary(rows, base, base_swapped),
             ResultTable(name="requests", title="every case", columns=COLUMNS, rows=rows),
         ],
         figures={"position_swap": _draw(rows, lab.hparams.collapse_threshold)},
-        findings=[_finding(*collapsed)],
+        findings=[_finding(were, still)],
         look_for="perplexity of the collapse cases as high with swapped positions as without.",
         config=lab.config(),
         manifest=lab.manifest("position-swap"),
@@ -65,23 +75,20 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     )
 
 
-def _edits(lab: Lab, title: str) -> tuple[float, list[tuple[float, float]]]:
+def _edits(lab: Lab, title: str) -> tuple[float, list[tuple[float | None, float]]]:
     """Perplexity of the unedited model, and (denominator, perplexity) of ROME on every collapse case."""
     base, measured = lab.perplexity(), []
     with steps(f"ROME, {title}") as show:
         for number, request in enumerate(lab.collapse.requests, 1):
             delta, trace = lab.edit(request)
-            assert trace.denominator is not None
             measured.append((trace.denominator, lab.perplexity(delta)))
             show(number, len(lab.collapse.requests), f"{request.subject}: {measured[-1][1]:,.0f}")
     return base, measured
 
 
-def _summary(rows: list[list[Any]], base: float, base_swapped: float) -> ResultTable:
-    ours = [np.array([row[place] for row in rows], dtype=np.float64) for place in (4, 5)]
-    made: list[list[Any]] = [
-        ["ours", base, base_swapped, *(float(f(values)) for values in ours for f in (np.min, np.mean, np.max))]
-    ]
+def _summary(rows: list[Row], base: float, base_swapped: float) -> ResultTable:
+    ours = [f(column(rows, field)) for field in ("ppl", "ppl_swapped") for f in (np.min, np.mean, np.max)]
+    made: list[list[Any]] = [["ours", base, base_swapped, *map(float, ours)]]
     made += [[f"paper, {model}", None, None, *plain, *moved] for model, (plain, moved) in POSITION_SWAP.items()]
     kinds = [f"{what}{swapped}" for swapped in ("", " swapped") for what in ("min", "mean", "max")]
     title = "perplexity of the collapse cases after ROME"
@@ -97,14 +104,14 @@ def _finding(before: list[bool], after: list[bool]) -> Finding:
     )
 
 
-def _draw(rows: list[list[Any]], threshold: float) -> Figure:
+def _draw(rows: list[Row], threshold: float) -> Figure:
     figure = figures.panels(["Perplexity after ROME, collapse cases", "|denominator|"])
-    for ax, places, label in zip(figure.get_axes(), ((4, 5), (2, 3)), ("perplexity", "|denominator|"), strict=True):
-        values = [np.abs(np.array([row[place] for row in rows], dtype=np.float64)) for place in places]
+    shown = (("ppl", "perplexity", (threshold, "collapse threshold")), ("down", "|denominator|", None))
+    for ax, (field, label, line) in zip(figure.get_axes(), shown, strict=True):
+        plain, swapped = (np.abs(column(rows, name)) for name in (field, f"{field}_swapped"))
         groups = [
-            Group(label="as it is", values=values[0], color=VERMILLION, marker="^"),
-            Group(label="positions swapped", values=values[1], color=BLUE, marker="o"),
+            Group(label="as it is", values=plain, color=VERMILLION, marker="^"),
+            Group(label="positions swapped", values=swapped, color=BLUE, marker="o"),
         ]
-        line = (threshold, "collapse threshold") if label == "perplexity" else None
         figures.strips(ax, groups, label, line=line, paired=True)
     return figure

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, SKY, VERMILLION
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import measure
-from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
+from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, set_flags
 from easyeditor.experiments.tools.papers import PREFIX_TEST
 from easyeditor.lm.tokens import SLOT
 from easyeditor.values.edit import EditRequest
@@ -34,7 +35,18 @@ from easyeditor.values.record import Side
 WAYS = ("no prefix", "prefix", "prefix on rephrased prompts too")
 METRICS = ("efficacy", "generalization", "locality")
 COLUMNS = ("set", "case", "prompt", "test", *METRICS)
-Rows = list[list[Any]]
+
+
+class Row(NamedTuple):
+    """One test of one edit, in the order of `COLUMNS`; None: the request has no such prompts."""
+
+    set: str
+    case: Any
+    prompt: str
+    test: str
+    efficacy: float | None
+    generalization: float | None
+    locality: float | None
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -50,12 +62,11 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     if not texts:
         raise ConfigError("prefix-test needs a context with text in it; context_templates has only '{}'")
     draw = random.Random(lab.hparams.seed)
-    requests = [(one.name, request) for one in lab.sets for request in one.requests]
-    rows: Rows = []
+    rows: list[Row] = []
     with steps("C-ROME") as show:
-        for number, (name, request) in enumerate(requests, 1):
-            rows += [[name, request.case_id, request.prompt, *row] for row in _tested(lab, request, draw.choice(texts))]
-            show(number, len(requests), request.subject)
+        for number, (name, request) in enumerate(lab.requests, 1):
+            rows += _tested(lab, name, request, draw.choice(texts))
+            show(number, len(lab.requests), request.subject)
     return Outcome(
         tables=[
             _summary(rows),
@@ -70,7 +81,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     )
 
 
-def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
+def _tested(lab: Lab, name: str, request: EditRequest, prefix: str) -> Iterator[Row]:
     def scores(way: str) -> Side:
         settings = Settings(
             prefix=None if way == "no prefix" else prefix,
@@ -83,23 +94,19 @@ def _tested(lab: Lab, request: EditRequest, prefix: str) -> list[list[Any]]:
     delta, _ = lab.edit(request, if_c_rome=True)
     with lab.applied(delta):
         after = {way: scores(way) for way in WAYS}
-    return [[way, *_metrics(before[way], after[way])] for way in WAYS]
+    for way in WAYS:
+        near = [value for values in after[way].agreement(before[way]).values() for value in values]
+        numbers = (after[way].rewrite[0], mean(after[way].rephrase), mean(near))
+        yield Row(name, request.case_id, request.prompt, way, *numbers)
 
 
-def _metrics(before: Side, after: Side) -> list[float | None]:
-    """Efficacy, generalization, locality, None where the request has no such prompts."""
-    near = [value for values in after.agreement(before).values() for value in values]
-    return [after.rewrite[0], mean(after.rephrase), mean(near)]
+def _value(rows: list[Row], name: str, way: str, metric: str) -> float | None:
+    return mean(column(rows, metric, set=name, test=way).tolist())
 
 
-def _value(rows: Rows, name: str, way: str, metric: str) -> float | None:
-    place = COLUMNS.index(metric)
-    return mean([row[place] for row in rows if row[0] == name and row[3] == way and row[place] is not None])
-
-
-def _summary(rows: Rows) -> ResultTable:
-    made: Rows = []
-    for name in ("collapse", "normal"):
+def _summary(rows: list[Row]) -> ResultTable:
+    made: list[list[Any]] = []
+    for name in SETS:
         for way in WAYS:
             values = [_value(rows, name, way, metric) for metric in METRICS]
             made.append([name, way, "ours", *(None if v is None else 100 * v for v in values)])
@@ -108,10 +115,10 @@ def _summary(rows: Rows) -> ResultTable:
     return ResultTable(name="summary", title="C-ROME, percent", columns=["set", "test", "model", *METRICS], rows=made)
 
 
-def _findings(rows: Rows) -> list[Finding]:
+def _findings(rows: list[Row]) -> list[Finding]:
     bare, prefixed = (_value(rows, "collapse", way, "efficacy") or 0.0 for way in WAYS[:2])
     normal = _value(rows, "normal", "prefix", "efficacy") or 0.0
-    kept = [v for name in ("collapse", "normal") if (v := _value(rows, name, "prefix", "locality")) is not None]
+    kept = [v for name in SETS if (v := _value(rows, name, "prefix", "locality")) is not None]
     return [
         Finding(
             claim="Without a prefix C-ROME's edits of collapse cases are not found",
@@ -131,12 +138,11 @@ def _findings(rows: Rows) -> list[Finding]:
     ]
 
 
-def _draw(rows: Rows) -> Figure:
-    figure = figures.panels(["collapse set", "normal set"], width=5.0, height=3.4)
-    colors = (VERMILLION, BLUE, SKY)
-    for ax, name in zip(figure.get_axes(), ("collapse", "normal"), strict=True):
-        values = [[_value(rows, name, way, metric) for metric in METRICS] for way in WAYS]
-        figures.bars(ax, METRICS, dict(zip(WAYS, values, strict=True)), colors, "share", hatches=("", "//", ".."))
+def _draw(rows: list[Row]) -> Figure:
+    figure = figures.panels([f"{name} set" for name in SETS], width=5.0, height=3.4)
+    for ax, name in zip(figure.get_axes(), SETS, strict=True):
+        values = {way: [_value(rows, name, way, metric) for metric in METRICS] for way in WAYS}
+        figures.bars(ax, METRICS, values, (VERMILLION, BLUE, SKY), "share", hatches=("", "//", ".."))
         ax.set_ylim(0, 1.05)
     figures.legend_below(figure, figure.get_axes()[0], 3)
     return figure
