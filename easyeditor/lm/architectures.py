@@ -238,6 +238,11 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def longest(model: PreTrainedModel, wanted: int) -> int:
+    """The most tokens of a text: `wanted`, or the model's positions where they are fewer."""
+    return min(wanted, max_positions(model) or wanted)
+
+
 def attention_reach(parts: Anatomy, layer: int) -> float:
     """How many tokens further on the attention above block `layer` can carry what that block writes.
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.base.errors import DataError, StatsError
 from easyeditor.base.files import parse_json, write_tensors
 from easyeditor.base.reading import open_tensors
-from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.architectures import Anatomy, longest
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.hooks import StopForward, stopping, tapped
 from easyeditor.lm.loading import input_device
@@ -183,11 +183,9 @@ def _add_window(
     totals: Totals,
     budget: Budget,
 ) -> None:
-    limit = max_positions(parts.model)
-    longest = settings.max_length if limit is None else min(settings.max_length, limit)
-    rows = [encode(tok, text)[:longest] for text in texts if text.strip()]
-    rows = [row for row in rows if row]
-    add_rows(parts, rows, settings, totals, budget=budget)
+    limit = longest(parts.model, settings.max_length)
+    rows = [encode(tok, text)[:limit] for text in texts if text.strip()]
+    add_rows(parts, [row for row in rows if row], settings, totals, budget=budget)
     totals.documents += len(texts)
 
 

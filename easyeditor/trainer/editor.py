@@ -18,7 +18,7 @@ from torch import Tensor
 from easyeditor.base.errors import ConfigError, NumericalError
 from easyeditor.base.files import to_json
 from easyeditor.base.progress import progress_bar
-from easyeditor.lm.architectures import max_positions
+from easyeditor.lm.architectures import longest
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import load
 from easyeditor.lm.precision import products
@@ -41,25 +41,13 @@ LOG = logging.getLogger(__name__)
 
 LAST = "last"
 VALIDATED_TOGETHER = 8  # requests whose head rows are computed together; each is an edit of its own
-FREE: tuple[str, ...] = (
-    "max_iters",
-    "log_interval",
-    "val_interval",
-    "val_steps",
-    "model_save_pt",
-    "early_stop_patience",
-    "results_dir",
-)
-FREE += (
-    *("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module", "lm_head_module"),
-    *("model_name", "archive", "device"),
-    "silent",
-    "verbose",
-    "final_eval",
-    "cache_mb",
-    "eval_only",
-    "early_stop_key",
-)
+FREE = {
+    *("max_iters", "log_interval", "val_interval", "val_steps", "final_eval", "eval_only", "model_save_pt"),
+    *("early_stop_patience", "early_stop_key", "results_dir", "model_name", "archive", "device", "cache_mb"),
+    *("silent", "verbose", "rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp"),
+    *("ln_f_module", "lm_head_module"),
+}
+"""Settings in which a resumed run may differ from the one it goes on from."""
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
@@ -140,11 +128,8 @@ class EditTrainer(MadeFrom):
                 found = self._steps(range(before, min(before + h.accumulate_bs, h.max_iters)))
                 now.step, now.seconds = before + len(found), time.perf_counter() - started
                 if show is not None:
-                    show(
-                        now.step,
-                        h.max_iters,
-                        measure.note(found[-1], (now.step - first) / (time.perf_counter() - clock)),
-                    )
+                    speed = (now.step - first) / (time.perf_counter() - clock)
+                    show(now.step, h.max_iters, measure.note(found[-1], speed))
                 last = now.step == h.max_iters
                 if measure.passed(before, now.step, h.log_interval):
                     self._log_training()
@@ -172,7 +157,10 @@ class EditTrainer(MadeFrom):
         torch.autograd.backward(losses.sum() / h.accumulate_bs)
         norm, diverged = self._clipped(), measure.anywhere(~losses.isfinite().all())
         found, read = measure.numbers(outcomes, h.cedit, h.cloc, norm, diverged, *losses)
-        self._check_finite(read[2:], bool(read[1]), steps)
+        if read[1]:
+            bad = next((pair for pair in zip(steps, read[2:], strict=True) if not math.isfinite(pair[1])), None)
+            where = "on another rank" if bad is None else f"{bad[1]} in training step {bad[0] + 1}"
+            raise self._diverged(f"the loss is not finite ({where})")
         for own in found:
             measure.add(self.progressed.sums, own)
         if math.isfinite(read[0]):
@@ -196,12 +184,6 @@ class EditTrainer(MadeFrom):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world
         return torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
-
-    def _check_finite(self, losses: Sequence[float], diverged: bool, steps: range) -> None:
-        bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if diverged:
-            where = "on another rank" if bad is None else f"{losses[bad]} in training step {steps[bad] + 1}"
-            raise self._diverged(f"the loss is not finite ({where})")
 
     def _diverged(self, what: str) -> NumericalError:
         state = self.folder / STATE
@@ -233,9 +215,8 @@ class EditTrainer(MadeFrom):
             self._write_archive(self.folder, means)
 
     def _log_training(self) -> None:
-        means = measure.means(self.progressed.sums)
-        self.progressed.sums = {}
         now = self.progressed
+        means, now.sums = measure.means(now.sums), {}
         run = {"skipped_updates": now.skipped, "seconds": now.seconds, "steps_per_s": now.step / now.seconds}
         self._log({**means, **run}, validation=False)
 
@@ -259,13 +240,8 @@ class EditTrainer(MadeFrom):
 
     def _write_archive(self, folder: Path, means: dict[str, float]) -> None:
         if self.rank == 0:
-            settings = self.config.to_dict()
-            training = {
-                "step": self.progressed.step,
-                "validation": means,
-                "hparams": settings,
-                "data": self._identity["data"],
-            }
+            training = {"step": self.progressed.step, "validation": means, "hparams": self.config.to_dict()}
+            training["data"] = self._identity["data"]
             write_archive(folder, self.hypernet, self.parts, training=training, dtype=self._store_dtype)
 
     def _ended(self, reason: str) -> Trained:
@@ -305,16 +281,21 @@ class EditTrainer(MadeFrom):
 
     def _tasks(self, requests: Sequence[EditRequest], name: str = "train") -> Tasks:
         h = self.config
-        longest = min(h.max_length, max_positions(self.model) or h.max_length)
-        draws = {"seed": h.seed, "outer": h.outer_prompts, "locality": h.locality_prompts, "longest": longest}
-        prompting = Prompting.of(h).checked(self.tok)
-        return Tasks(self.tok, requests, name=name, prompting=prompting, **draws)
+        return Tasks(
+            self.tok,
+            requests,
+            seed=h.seed,
+            outer=h.outer_prompts,
+            locality=h.locality_prompts,
+            longest=longest(self.model, h.max_length),
+            name=name,
+            prompting=Prompting.of(h).checked(self.tok),
+        )
 
     def _identify(self, requests: Sequence[EditRequest]) -> dict[str, str]:
         """What a run must share with the one it goes on from."""
-        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE}
+        identity = {key: to_json(value) for key, value in self.config.to_dict().items() if key not in FREE}
         digest = hashlib.sha256(to_json([request.to_json() for request in requests]).encode()).hexdigest()[:16]
-        identity = {key: to_json(value) for key, value in settings.items()}
         start = "new" if self.config.archive is None else hashlib.sha256(repr(self.config.archive).encode()).hexdigest()
         data = f"{len(requests)} requests {digest}"
         return {**identity, "weights": sample(self.model), "data": data, "ranks": str(self.world), "start": start}

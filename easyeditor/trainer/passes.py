@@ -6,11 +6,11 @@ Axes: B rows, T tokens, S scored positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,14 +82,6 @@ class StepResult:
     """Share of locality positions whose first choice the edit changed; None without any."""
 
 
-class Passes(Protocol):
-    """How steps are computed."""
-
-    def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
-        """The edit of each task, made with the hypernetwork as it is, and its losses."""
-        ...
-
-
 class PlainPasses:
     """The plain way, and the oracle: four full forwards, all positions through the head, nothing kept."""
 
@@ -110,18 +102,14 @@ class PlainPasses:
 
     def run(self, edit: Batch, outer: Batch, locality: Batch | None) -> StepResult:
         """The same for rows made elsewhere."""
-        before_SV = None
-        if locality is not None:
-            with torch.no_grad():
-                before_SV = self._logits(locality)
+        logits = functools.partial(scored_logits, self._parts.model, whole=True)
+        with torch.no_grad():
+            before_SV = None if locality is None else logits(locality)
         factors, _ = read_factors(self._parts, self._hypernet.weights, edit, whole=True)
         with self._patched.carrying(self._hypernet.updates(nonzero_rows(factors))):
-            outer_SV = self._logits(outer)
-            after_SV = None if locality is None else self._logits(locality)
+            outer_SV = logits(outer)
+            after_SV = None if locality is None else logits(locality)
         return outcome(outer, outer_SV, locality, before_SV, after_SV)
-
-    def _logits(self, batch: Batch) -> Tensor:
-        return scored_logits(self._parts.model, batch, whole=True)
 
 
 class SharedPasses:
@@ -139,7 +127,8 @@ class SharedPasses:
         self._start = min(weight.layer for weight in hypernet.weights)
         self._device = input_device(parts.model)
         self._head = parts.model.get_output_embeddings()
-        self._cache = _Cache(cache_bytes)
+        self._limit, self._bytes = cache_bytes, 0
+        self._kept: dict[tuple[str, int], _Known] = {}  # the latest used last
         self._tuple_output = False  # known after the first forward
 
     def __call__(self, tasks: Sequence[Task]) -> list[StepResult]:
@@ -153,9 +142,14 @@ class SharedPasses:
             for i in draw.locality
         ]
         inputs: list[Tensor] = []
+
+        def stop(last_1SD: Tensor) -> None:
+            inputs.append(last_1SD)
+            raise StopForward
+
         for task, knowns in zip(tasks[:-1], kept[:-1], strict=True):
             with stopping():
-                self._edited(task, knowns, _stop_with(inputs))
+                self._edited(task, knowns, stop)
 
         def joined(last_1SD: Tensor) -> Tensor:
             inputs.append(last_1SD)
@@ -190,12 +184,9 @@ class SharedPasses:
         outcomes, place = [], 0
         for task, logits_SV in zip(tasks, after, strict=True):
             outer = Batch.of(task.outer, self._device, mean=True)
+            locality = Batch.of(task.locality, self._device, mean=True) if task.locality else None
             count = len(outer.labels_N)
-            if not task.locality:
-                outcomes.append(outcome(outer, logits_SV, None, None, None))
-                continue
-            locality = Batch.of(task.locality, self._device, mean=True)
-            end = place + len(locality.labels_N)
+            end = place + len(logits_SV) - count
             outcomes.append(outcome(outer, logits_SV[:count], locality, before_SV[place:end], logits_SV[count:]))
             place = end
         return outcomes
@@ -205,10 +196,17 @@ class SharedPasses:
         return resumed(self._parts.blocks, self._start, Passage(padded_BTD, self._tuple_output))
 
     def _known(self, pool: Pool) -> _Known:
-        """What no edit changes about a pool, computed if it is not kept."""
-        found = self._cache.get(pool.key)
-        if found is not None:
-            return found
+        """What no edit changes about a pool, computed if it is not kept; the least recently used make way for it."""
+        known = self._kept.pop(pool.key, None)
+        if known is None:
+            known = self._computed(pool)
+            self._bytes += known.nbytes
+        self._kept[pool.key] = known
+        while self._bytes > self._limit:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        return known
+
+    def _computed(self, pool: Pool) -> _Known:
         batch = Batch.of(pool.lines, self._device, mean=False)
         with (
             torch.no_grad(),
@@ -224,7 +222,7 @@ class SharedPasses:
             edit = Batch.of(pool.lines[:1], self._device, mean=False)
             edit = dataclasses.replace(edit, inputs=self._unmasked(edit))
             raw, _ = read_factors(self._parts, self._hypernet.weights, edit)
-        return self._cache.put(pool.key, _Known(hidden, head, nonzero_rows(raw)))
+        return _Known(hidden, head, nonzero_rows(raw))
 
     def _unmasked(self, batch: Batch) -> dict[str, Any]:
         return unmasked(batch.inputs, len(self._parts.blocks))
@@ -265,33 +263,3 @@ class _Known:
     def nbytes(self) -> int:
         pairs = [tensor for pair in self.factors.values() for tensor in (pair.x_NK, pair.delta_ND)]
         return sum(tensor.nbytes for tensor in (*self.hidden, *self.head, *pairs))
-
-
-class _Cache:
-    """What is known of pools, the least recently used dropped when all would take more than `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._kept: OrderedDict[tuple[str, int], _Known] = OrderedDict()
-
-    def get(self, key: tuple[str, int]) -> _Known | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: tuple[str, int], known: _Known) -> _Known:
-        self._kept[key] = known
-        self._held += known.nbytes
-        while self._held > self._limit:
-            _, dropped = self._kept.popitem(last=False)
-            self._held -= dropped.nbytes
-        return known
-
-
-def _stop_with(seen: list[Tensor]) -> Callable[[Tensor], None]:
-    def stop(states: Tensor) -> None:
-        seen.append(states)
-        raise StopForward
-
-    return stop

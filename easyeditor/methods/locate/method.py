@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import ConfigError, DataError
 from easyeditor.base.progress import Progress
-from easyeditor.lm.architectures import Anatomy, attention_reach, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import Anatomy, attention_reach, longest, weight_is_transposed
 from easyeditor.lm.budget import Budget, free_bytes, tokens_for
 from easyeditor.lm.discover import anatomy, replay_checked
 from easyeditor.lm.recording import SharedStarts
@@ -162,8 +162,7 @@ class LocateMethod(EditMethod[L], Generic[L]):
         texts = self.contexts if contexts is None else contexts
         rows, labels = target_rows(self.tok, request, texts, self.hparams.fact_token, self.prompting)
         rows.append(kl_row(self.tok, request, self.hparams.fact_token, self.prompting))
-        limit = max_positions(self.model)
-        limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
+        limit = longest(self.model, self.hparams.max_length)
         check_length([row.ids for row in rows], limit, lambda _: f"{whole(request)}, behind its longest context,")
         return rows, labels
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import NumericalError
 from easyeditor.base.progress import Progress
-from easyeditor.lm.architectures import Anatomy, max_positions
+from easyeditor.lm.architectures import Anatomy, longest
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.factors import FACTORS_COST, edited_losses
@@ -104,9 +104,7 @@ class MEND(EditMethod[MENDHyperParams]):
 
     def _line(self, request: EditRequest) -> Line:
         made = line(self.tok, request.prompt, request.target_new, self.prompting)
-        limit = max_positions(self.model)
-        limit = self.hparams.max_length if limit is None else min(limit, self.hparams.max_length)
-        check_length([made.ids], limit, lambda _: whole(request))
+        check_length([made.ids], longest(self.model, self.hparams.max_length), lambda _: whole(request))
         return made
 
     def _edits(self, lines: Sequence[Line]) -> list[Edit]:
