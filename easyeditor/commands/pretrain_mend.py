@@ -92,8 +92,8 @@ def main() -> int:
         held_out = [read(file, None) for file in args.apart]
         held_out += [] if val is None else [val]
         held_out += [] if args.train else [read(None, "test")]
-        train.requests = apart(train, [request for data in held_out for request in data])
-        if not train.requests:
+        train[:] = apart(train, [request for data in held_out for request in data])
+        if not train:
             raise DataError(f"{train.path}: --apart leaves no request; every one shares a text with the held-out ones")
     sets = {name: own.dataset.to_json() for name, own in (("train", train), ("validation", val)) if own is not None}
     for requests in (train, *([] if val is None else [val])):
@@ -103,7 +103,7 @@ def main() -> int:
             raise ConfigError(
                 f"--train-size is {args.train_size}; allowed: 1 to {len(train)}, the requests in {train.path}"
             )
-        train.requests = random.Random(hparams.seed).sample(train.requests, args.train_size)
+        train[:] = random.Random(hparams.seed).sample(train, args.train_size)
     if args.dry_run:
         counts = {"train": len(train), "validation": None if val is None else len(val)}
         print(

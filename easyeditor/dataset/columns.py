@@ -26,14 +26,9 @@ def requests_from_columns(
     in its prompt where the method needs it."""
     listed = _listed(prompts, "prompts")
     count = len(listed)
-    columns: dict[str, list[Any]] = {
-        "subject": [None] * count if subject is None else _listed(subject, "subject"),
-        "target_new": _listed(target_new, "target_new"),
-        "ground_truth": [None] * count if ground_truth is None else _listed(ground_truth, "ground_truth"),
-        "rephrase_prompts": [None] * count
-        if rephrase_prompts is None
-        else _listed(rephrase_prompts, "rephrase_prompts"),
-    }
+    given = {"subject": subject, "ground_truth": ground_truth, "rephrase_prompts": rephrase_prompts}
+    columns = {key: [None] * count if value is None else _listed(value, key) for key, value in given.items()}
+    columns["target_new"] = _listed(target_new, "target_new")
     for key, values in columns.items():
         if len(values) != count:
             raise DataError(f"edit(): {count} prompts but {len(values)} {key}; give one for each prompt")

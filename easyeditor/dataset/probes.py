@@ -74,10 +74,7 @@ class Reading:
 def probes_of(requests: Iterable[EditRequest]) -> dict[str, Any]:
     """How many requests have paraphrases, and locality and portability probes of each name."""
     listed = list(requests)
-    named = {
-        kind: dict(Counter(name for request in listed for name in getattr(request, kind)))
-        for kind in ("locality", "portability")
-    }
+    named = {kind: dict(Counter(name for one in listed for name in getattr(one, kind))) for kind in NAMED}
     return {"rephrase": sum(bool(request.rephrase_prompts) for request in listed), **named}
 
 
@@ -85,9 +82,8 @@ def listed_probes(requests: Iterable[EditRequest]) -> str:
     """`probes_of` in words."""
     counts = probes_of(requests)
     parts = [f"rephrase {counts['rephrase']:,}"] if counts["rephrase"] else []
-    for kind in ("locality", "portability"):
-        if counts[kind]:
-            parts.append(f"{kind} " + ", ".join(f"{name} {n:,}" for name, n in counts[kind].items()))
+    for kind in filter(counts.get, NAMED):
+        parts.append(f"{kind} " + ", ".join(f"{name} {n:,}" for name, n in counts[kind].items()))
     return "; ".join(parts) or "none"
 
 
@@ -139,20 +135,19 @@ def answered(asked: Iterable[Asked], kind: str, reading: Reading) -> dict[str, d
     for name, prompts, answers in asked:
         several = isinstance(prompts, (list, tuple))
         questions = list(prompts) if several else [prompts]
-        said = [answers] if not (several and isinstance(answers, (list, tuple))) else list(answers)
+        truths = list(answers) if several and isinstance(answers, (list, tuple)) else [answers]
         if empty(answers):
-            said = [None] * len(questions)
-        if len(questions) != len(said):
-            raise DataError(f"{kind}.{name}: {len(questions)} prompts but {len(said)} ground truths; give one for each")
-        for question, answer in zip(questions, said, strict=True):
-            if empty(question):
-                continue
-            if empty(answer):
+            truths = [None] * len(questions)
+        if len(questions) != len(truths):
+            count = f"{len(questions)} prompts but {len(truths)} ground truths"
+            raise DataError(f"{kind}.{name}: {count}; give one for each")
+        for question, answer in zip(questions, truths, strict=True):
+            if not empty(question) and empty(answer):
                 reading.left_out[f"{kind} {name}"] += 1
-                continue
-            kept = found.setdefault(name, {"prompt": [], "ground_truth": []})
-            kept["prompt"].append(first(question))
-            kept["ground_truth"].append(first(answer))
+            elif not empty(question):
+                kept = found.setdefault(name, {"prompt": [], "ground_truth": []})
+                kept["prompt"].append(first(question))
+                kept["ground_truth"].append(first(answer))
     return found
 
 

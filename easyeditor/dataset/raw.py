@@ -111,9 +111,8 @@ def _records(value: dict[str, Any]) -> list[Any]:
 
 def _lines(text: str) -> Iterator[Raw]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
         try:
-            yield parse_unchecked(line), None
+            if line.strip():
+                yield parse_unchecked(line), None
         except ValueError as error:
             yield None, f"line {number} is not JSON ({error})"

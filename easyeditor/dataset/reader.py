@@ -68,15 +68,10 @@ class Dataset:
 
     def to_json(self) -> dict[str, Any]:
         """Identity for a manifest, without the requests."""
-        bad = [{"record": b.number, "reason": b.reason} for b in self.bad]
         return {
-            "source": self.source,
-            "format": self.format,
-            "sha256": self.sha256,
-            "requests": len(self.requests),
-            "bad": bad,
-            "unread": list(self.unread),
-            "left_out": dict(self.left_out),
+            **{"source": self.source, "format": self.format, "sha256": self.sha256, "requests": len(self.requests)},
+            "bad": [{"record": b.number, "reason": b.reason} for b in self.bad],
+            **{"unread": list(self.unread), "left_out": dict(self.left_out)},
         }
 
 
@@ -112,8 +107,10 @@ def read_dataset(
         raise DataError(f"{source}: no such file")
     records: Iterable[tuple[int, Raw]] = enumerate(raw)
     if sample is not None:
-        sampled = read_sample(sample)
-        records = _sampled(source, list(raw), sampled, sample)
+        sampled, listed = read_sample(sample), list(raw)
+        if max(sampled) >= len(listed):
+            raise DataError(f"{sample}: asks for record {max(sampled)}, but {source} has {len(listed)} records")
+        records = [(n, listed[n]) for n in sampled]
         sha256 = hashlib.sha256(f"{sha256} {sampled}".encode()).hexdigest()
     if split is not None:
         records = [(n, r) for n, r in records if not isinstance(r[0], Mapping) or r[0].get("split") == split]
@@ -162,12 +159,6 @@ def read_sample(sample: str) -> list[int]:
     return numbers
 
 
-def _sampled(source: str, raw: list[Raw], numbers: list[int], sample: str) -> list[tuple[int, Raw]]:
-    if max(numbers) >= len(raw):
-        raise DataError(f"{sample}: asks for record {max(numbers)}, but {source} has {len(raw)} records")
-    return [(n, raw[n]) for n in numbers]
-
-
 def _requests(
     source: str, records: Iterable[tuple[int, Raw]], skip_bad: bool, skip_empty: bool, met: Reading
 ) -> tuple[list[tuple[int, EditRequest]], list[BadRecord], str]:
@@ -210,23 +201,17 @@ def _requests(
     if renamed:
         told = f"{len(renamed)} got their record's number added; the first: {renamed[0]}"
         LOG.warning("%s: case ids given twice: %s", source, told)
-    _tell_absent(source, absent, skip_bad)
+    if absent:
+        count = "1 record has no place for its subject in its prompt:"
+        if len(absent) > 1:
+            count = f"{len(absent)} records have no place for their subject in their prompt; the first:"
+        told = f"{source}: {count} {absent[0]}"
+        if not skip_bad:
+            raise DataError(f"{told}; --skip-bad leaves such records out")
+        LOG.warning("%s; left out", told)
     if others:
         LOG.warning("%s: bad records left out: %d; the first: %s", source, len(others), others[0])
     return requests, bad, name
-
-
-def _tell_absent(source: str, absent: list[str], skip_bad: bool) -> None:
-    """One line on records whose subject is not in their prompt. Raises DataError with it, unless they are skipped."""
-    if not absent:
-        return
-    count = "1 record has no place for its subject in its prompt:"
-    if len(absent) > 1:
-        count = f"{len(absent)} records have no place for their subject in their prompt; the first:"
-    told = f"{source}: {count} {absent[0]}"
-    if not skip_bad:
-        raise DataError(f"{told}; --skip-bad leaves such records out")
-    LOG.warning("%s; left out", told)
 
 
 def _is_folder(source: str) -> bool:
@@ -246,9 +231,12 @@ def _hub_file(source: str, name: str, file: str) -> Path:
         with hub():
             return Path(hf_hub_download(name, file, repo_type="dataset"))
     except Exception as error:  # the hub client's many kinds, and a name that cannot be one
-        reason = " ".join(str(error).split())[:300]
         what = "neither a file here nor one of a dataset on the Hugging Face hub that can be fetched"
-        raise DataError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
+        raise _unloadable(source, what, error) from error
+
+
+def _unloadable(source: str, what: str, error: Exception) -> DataError:
+    return DataError(f"{source}: {what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
 
 
 def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
@@ -260,17 +248,14 @@ def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
         name, _, split = source.rpartition(":")
     try:
         if Path(name).is_dir():
-            for file in Path(name).rglob("*"):
-                if not file.is_dir():
-                    check_file(file)
+            for file in (path for path in Path(name).rglob("*") if not path.is_dir()):
+                check_file(file)
             loaded = datasets.load_from_disk(name)
         else:
             with hub():
                 loaded = datasets.load_dataset(name)
     except Exception as error:  # datasets, the hub client and pyarrow raise many kinds
-        reason = " ".join(str(error).split())[:300]
-        what = "neither a file nor a dataset that `datasets` can load"
-        raise DataError(f"{source}: {what} ({type(error).__name__}: {reason})") from error
+        raise _unloadable(source, "neither a file nor a dataset that `datasets` can load", error) from error
     if isinstance(loaded, Mapping):
         splits = list(loaded)
         if not split and len(splits) == 1:
@@ -279,7 +264,5 @@ def _from_datasets(source: str) -> tuple[Iterator[Raw], str]:
             raise DataError(f"{source}: choose a split as {name}:SPLIT; there are: {', '.join(splits)}")
         loaded = loaded[split]
     rows = [{key: value for key, value in row.items() if value is not None} for row in loaded]
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256("".join(json.dumps(row, sort_keys=True, default=str) for row in rows).encode())
     return ((row, None) for row in rows), digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def load_sentences(count: int, data: Path = DATA) -> Sentences:
     found = read_sentences(path)
     if len(found.texts) < count:
         raise DataError(f"{path}: has {len(found.texts)} sentences, {count} were asked for")
-    return Sentences(name=found.name, path=found.path, sha256=found.sha256, texts=found.texts[:count])
+    return replace(found, texts=found.texts[:count])
 
 
 def read_sentences(path: Path) -> Sentences:
@@ -75,7 +75,8 @@ def read_sentences(path: Path) -> Sentences:
         raise DataError(f"{path}: not a readable UTF-8 text file ({error})") from error
     if "\0" in text:
         raise DataError(f"{path}: holds NUL bytes; not a text file")
-    texts = _from_json(text, path) if _is_json(text, path) else [line for line in text.split("\n") if line.strip()]
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{")
+    texts = _from_json(text, path) if is_json else [line for line in text.split("\n") if line.strip()]
     for number, sentence in enumerate(texts, 1):
         if not is_text(sentence):
             raise DataError(
@@ -85,10 +86,6 @@ def read_sentences(path: Path) -> Sentences:
         raise DataError(f"{path}: no sentences in it")
     digest = hashlib.sha256(raw).hexdigest()
     return Sentences(name=path.stem, path=str(path), sha256=digest, texts=tuple(texts))
-
-
-def _is_json(text: str, path: Path) -> bool:
-    return path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{")
 
 
 def _from_json(text: str, path: Path) -> list[Any]:

@@ -46,7 +46,8 @@ def load_collapse(model_name: str, file: str | None, limit: int, seed: int) -> R
     """
     if limit < 1:
         raise ConfigError(f"--limit is {limit}; allowed: 1 or more")
-    path = default_collapse(model_name) if file is None else Path(file)
+    mined = DATA / "hard" / f"{Path(model_name).name}.json"
+    path = Path(file) if file is not None else mined if mined.exists() else SMALL_COLLAPSE
     requests = read_dataset(str(path)).requests
     chosen = requests[:limit] if file is not None else _sample(requests, limit, seed)
     return RequestSet(name="collapse", path=path, requests=tuple(chosen))
@@ -83,12 +84,6 @@ def _sample(requests: Sequence[EditRequest], limit: int, seed: int) -> list[Edit
     """At most `limit` of them, drawn by the seed, in their order."""
     drawn = random.Random(seed).sample(range(len(requests)), min(limit, len(requests)))
     return [requests[i] for i in sorted(drawn)]
-
-
-def default_collapse(model_name: str) -> Path:
-    """The collapse set mined for a model where there is one, else the small one."""
-    mined = DATA / "hard" / f"{Path(model_name).name}.json"
-    return mined if mined.exists() else SMALL_COLLAPSE
 
 
 def starts_with_one_word(request: EditRequest) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 from easyeditor.base.errors import DataError
 from easyeditor.base.files import read_json
@@ -14,7 +14,7 @@ from easyeditor.values.edit import EditRequest
 from easyeditor.values.request import Probe
 
 
-class RequestDataset(Sequence[EditRequest]):
+class RequestDataset(list[EditRequest]):
     """Requests of one source, in its order. Any format that `read_dataset` reads, whatever the class is called."""
 
     def __init__(
@@ -36,22 +36,7 @@ class RequestDataset(Sequence[EditRequest]):
         """
         self.path, self.split = Path(data_dir), split
         self.dataset = read_dataset(str(data_dir), skip_bad=skip_bad, skip_empty=True, split=split, needs_subject=False)
-        self.requests = self.dataset.first(size)
-
-    @overload
-    def __getitem__(self, index: int) -> EditRequest: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EditRequest]: ...
-
-    def __getitem__(self, index: int | slice) -> EditRequest | Sequence[EditRequest]:
-        return self.requests[index]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def __iter__(self) -> Iterator[EditRequest]:
-        return iter(self.requests)
+        super().__init__(self.dataset.first(size))
 
 
 def apart(train: Iterable[EditRequest], held_out: Iterable[EditRequest]) -> list[EditRequest]:
@@ -91,7 +76,7 @@ class ZsreDataset(RequestDataset):
     """ZsRE as MEND uses it: `src`, `alt`, `rephrase`, `loc`, `loc_ans`."""
 
 
-class KnowEditDataset(Sequence[dict[str, Any]]):
+class KnowEditDataset(list[dict[str, Any]]):
     """KnowEdit's records as EasyEdit's example reads them.
 
     A row has `prompt`, `subject`, `target_new`, `ground_truth`, and under the keys of `KINDS` the lists of its probes,
@@ -115,7 +100,7 @@ class KnowEditDataset(Sequence[dict[str, Any]]):
         raw = read_json(Path(data_dir))
         if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
             raise DataError(f"{data_dir}: expected a JSON list of records")
-        self.rows = [self._row(item, f"{data_dir}: record {n}") for n, item in enumerate(raw[:size])]
+        super().__init__(self._row(item, f"{data_dir}: record {n}") for n, item in enumerate(raw[:size]))
 
     def _row(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         row: dict[str, Any] = {"ground_truth": item.get("ground_truth")}
@@ -123,16 +108,4 @@ class KnowEditDataset(Sequence[dict[str, Any]]):
             if key not in item and other not in item:
                 raise DataError(f"{where}: neither {key!r} nor {other!r} in it")
             row[key] = item.get(key, item.get(other))
-        return row | {key: (item.get(room) or {}).get(kind) for key, (room, kind) in self.KINDS.items()}
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        return row | {key: (item.get(probes) or {}).get(kind) for key, (probes, kind) in self.KINDS.items()}
