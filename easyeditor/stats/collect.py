@@ -15,7 +15,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -35,7 +37,6 @@ from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode, model_inputs
 from easyeditor.lm.weights import frozen, sample
 from easyeditor.stats.corpus import Corpus
-from easyeditor.stats.store import Manifest
 
 LOG = logging.getLogger(__name__)
 
@@ -130,10 +131,9 @@ def collect(
     budget = Budget(settings.batch_tokens)
     pace = Pace() if pace is None else pace
     size = WINDOW if settings.tokens is None else FAST_WINDOW
+    documents = corpus.slice(totals.documents * world, settings.samples, rank, world)  # of this rank, not yet done
     with torch.inference_mode(), frozen(parts.model):
-        for texts in _windows(corpus, totals.documents, settings.samples, rank, world, size):
-            if share is not None and totals.tokens >= share:
-                break
+        while (share is None or totals.tokens < share) and (texts := list(islice(documents, size))):
             _add_window(parts, tok, texts, settings, totals, budget)
             if checkpoint is not None and pace.due():
                 with pace.writing():
@@ -147,42 +147,10 @@ def collect(
     return totals
 
 
-def manifest(totals: Totals, parts: Anatomy, layer: int, corpus: Corpus, settings: Settings, name: str) -> Manifest:
-    """How these totals came to be, for the file of one layer."""
-    return Manifest(
-        module=parts.rewrite_name(layer),
-        model_name=name,
-        weights=sample(parts.model),
-        corpus=corpus.name,
-        corpus_identity=corpus.identity,
-        samples=settings.samples,
-        documents=totals.documents,
-        tokens=totals.tokens,
-        max_length=settings.max_length,
-        sums=settings.sums,
-    )
-
-
-def _windows(corpus: Corpus, done: int, samples: int, rank: int, world: int, size: int) -> Iterator[list[str]]:
-    """This rank's documents after the first `done`, in windows. Empty documents count, so that places stay fixed."""
-    texts: list[str] = []
-    for text in corpus.slice(done * world, samples, rank, world):
-        texts.append(text)
-        if len(texts) == size:
-            yield texts
-            texts = []
-    if texts:
-        yield texts
-
-
 def _add_window(
-    parts: Anatomy,
-    tok: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    settings: Settings,
-    totals: Totals,
-    budget: Budget,
+    parts: Anatomy, tok: PreTrainedTokenizerBase, texts: list[str], settings: Settings, totals: Totals, budget: Budget
 ) -> None:
+    """Empty documents count, so that places stay fixed."""
     limit = longest(parts.model, settings.max_length)
     rows = [encode(tok, text)[:limit] for text in texts if text.strip()]
     add_rows(parts, [row for row in rows if row], settings, totals, budget=budget)
@@ -219,35 +187,27 @@ def _add_batch(
     width = inputs["input_ids"].shape[1]
     places = [i * width + t for i, row in enumerate(rows) for t in range(skipped, len(row))]
     place_N = torch.tensor(places, dtype=torch.long)  # of a mask, the host would wait for how many it holds
-    deepest = max(settings.layers)
-    with ExitStack() as taps:
-        taps.enter_context(stopping())
-        for layer in settings.layers:
-            taps.enter_context(_summing(parts, layer, place_N, settings, window, last=layer == deepest))
-        parts.model(**inputs, use_cache=False)
 
-
-@contextmanager
-def _summing(
-    parts: Anatomy, layer: int, place_N: Tensor, settings: Settings, window: dict[int, Tensor], *, last: bool
-) -> Iterator[None]:
-    def add(keys_BTK: Tensor) -> None:
+    def add(layer: int, keys_BTK: Tensor) -> None:
         keys_NK = keys_BTK.flatten(0, 1)[place_N.to(keys_BTK.device, non_blocking=True)]
         keys_NK = keys_NK.to(getattr(torch, settings.sums))
         if layer not in window:
             window[layer] = keys_NK.new_zeros(keys_NK.shape[1], keys_NK.shape[1])
         add_products(window[layer], keys_NK)
-        if last:
+        if layer == max(settings.layers):
             raise StopForward
 
-    with tapped(parts.rewrite(layer), on_input=add):
-        yield
+    with ExitStack() as taps:
+        taps.enter_context(stopping())
+        for layer in settings.layers:
+            taps.enter_context(tapped(parts.rewrite(layer), on_input=partial(add, layer)))
+        parts.model(**inputs, use_cache=False)
 
 
 def add_products(sum_KK: Tensor, keys_NK: Tensor) -> None:
     """Add K^T K to the upper triangle of `sum_KK`, in bands of rows: k k^T is symmetric, so 7/12 of the products do.
 
-    What stands below the diagonal is not meant to be read.
+    What is below the diagonal is not meant to be read.
     """
     for start in range(0, len(sum_KK), band := -(-len(sum_KK) // BANDS)):
         sum_KK[start : start + band, start:].addmm_(keys_NK[:, start : start + band].T, keys_NK[:, start:])
@@ -268,14 +228,8 @@ def _reduce(totals: Totals, parts: Anatomy, settings: Settings) -> None:
 
 def _identity(model: PreTrainedModel, corpus: Corpus, settings: Settings, rank: int, world: int) -> dict[str, str]:
     return {
-        "weights": sample(model),
-        "corpus": corpus.identity,
-        "layers": str(sorted(settings.layers)),
-        "samples": str(settings.samples),
-        "max_length": str(settings.max_length),
-        "batch_tokens": str(settings.batch_tokens),
-        "sums": settings.sums,
-        "tokens": str(settings.tokens),
+        **{key: str(value) for key, value in asdict(settings).items()},
+        **{"weights": sample(model), "corpus": corpus.identity, "layers": str(sorted(settings.layers))},
         "rank": f"{rank} of {world}",
     }
 
@@ -301,6 +255,7 @@ def _read_checkpoint(path: Path, identity: dict[str, str], parts: Anatomy) -> To
     if differing:
         found = ", ".join(f"{key} {state.get(key)!r:.60} instead of {identity[key]!r:.60}" for key in differing)
         raise StatsError(f"{path}: a checkpoint of another collection ({found}); delete it, or run without --resume")
-    for layer, total in sums.items():
-        sums[layer] = total.to(parts.model.get_parameter(parts.weight_name(layer)).device)
-    return Totals(sums=sums, documents=documents, tokens=tokens)
+    placed = {
+        layer: total.to(parts.model.get_parameter(parts.weight_name(layer)).device) for layer, total in sums.items()
+    }
+    return Totals(sums=placed, documents=documents, tokens=tokens)

@@ -224,14 +224,11 @@ def plain_text(wikitext: str) -> str:
 
 def passages(text: str) -> Iterator[str]:
     """Paragraphs joined to documents of about 2,000 characters; headings and short lines left out."""
-    held: list[str] = []
-    for line in text.splitlines():
-        line = line.strip()
-        if len(line) < 80:
-            continue
-        held.append(line)
-        if sum(map(len, held)) >= PASSAGE_CHARACTERS:
-            yield "\n".join(held)
-            held = []
-    if held:
-        yield "\n".join(held)
+    joined: list[str] = []
+    for line in map(str.strip, text.splitlines()):
+        joined += [line] if len(line) >= 80 else []
+        if sum(map(len, joined)) >= PASSAGE_CHARACTERS:
+            yield "\n".join(joined)
+            joined = []
+    if joined:
+        yield "\n".join(joined)

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from easyeditor.base.errors import ConfigError, OutputError
 from easyeditor.base.progress import progress_bar
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.stats.collect import Pace, Settings, collect, manifest
+from easyeditor.lm.weights import sample
+from easyeditor.stats.collect import Pace, Settings, collect
 from easyeditor.stats.corpus import open_corpus
-from easyeditor.stats.store import StatsKey, write_moment
+from easyeditor.stats.store import Manifest, StatsKey, write_moment
 
 MAX_LENGTH = 1024
 BATCH_TOKENS = 4096
@@ -36,7 +37,7 @@ def gather(
 ) -> list[Path]:
     """Collect the moments of all layers in `keys` in one pass and write their files; returns the paths.
 
-    Under torchrun every rank calls this; rank 0 writes. A checkpoint beside the files lets `resume` go on.
+    Under torchrun every rank calls this; rank 0 writes. A checkpoint next to the files lets `resume` go on.
 
     Raises:
         ConfigError: samples, lengths or budgets below 1. DataError: nothing to read. OutputError: nowhere to write.
@@ -70,11 +71,19 @@ def gather(
                 bar(done, wanted, f"{seen / (time.perf_counter() - started):,.0f} tokens/s")
 
         totals = collect(parts, tok, opened, settings, checkpoint=checkpoint, resume=resume, pace=pace, tick=tick)
-    paths = []
-    for layer, key in keys.items():
-        paths.append(key.paths[0])
-        if rank == 0:
-            made = manifest(totals, parts, layer, opened, settings, key.model_name)
-            write_moment(key.paths[0], totals.sums[layer], made)
+    for layer, key in keys.items() if rank == 0 else ():
+        made = Manifest(
+            module=parts.rewrite_name(layer),
+            model_name=key.model_name,
+            weights=sample(parts.model),
+            corpus=opened.name,
+            corpus_identity=opened.identity,
+            samples=first.samples,
+            documents=totals.documents,
+            tokens=totals.tokens,
+            max_length=max_length,
+            sums=sums,
+        )
+        write_moment(key.paths[0], totals.sums[layer], made)
     checkpoint.unlink(missing_ok=True)
-    return paths
+    return [key.paths[0] for key in keys.values()]
