@@ -81,7 +81,7 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("work was done before the input was refused")
 
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)
-    monkeypatch.setattr("easyeditor.editing.bound.load", refuse)
+    monkeypatch.setattr("easyeditor.editing.measuring.load", refuse)
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
 
 

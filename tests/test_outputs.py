@@ -166,7 +166,7 @@ def script(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("work was done before the places were refused")
 
-    monkeypatch.setattr("easyeditor.editing.bound.load", refuse)
+    monkeypatch.setattr("easyeditor.editing.measuring.load", refuse)
     monkeypatch.setattr("easyeditor.trainer.editor.load", refuse)
     monkeypatch.setattr("easyeditor.lm.loading.load", refuse)  # last: what is imported meanwhile keeps the true one
     return lambda module, *flags: call(module, list(flags), monkeypatch, capsys)
@@ -355,7 +355,7 @@ def test_a_run_that_fails_leaves_no_folder(made: str, script: Script, monkeypatc
     def broken(*_: Any, **__: Any) -> None:
         raise ModelError("not loadable")
 
-    monkeypatch.setattr("easyeditor.editing.bound.load", broken)
+    monkeypatch.setattr("easyeditor.editing.measuring.load", broken)
     before = content(Path())
     place = [] if made == "results" else ["--output", made]
     for module, flags in ((single_case_edit, EDIT), (mass_edit, MASS), (analysis, ["keys", "--hparams", "h.yaml"])):

@@ -411,7 +411,7 @@ def test_saved_edit_and_saved_model_are_the_edit(edit: Any, ppl: Any, models: Pa
 def test_the_loaded_model_is_bit_equal_afterwards(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     before = states(model)
-    monkeypatch.setattr("easyeditor.editing.bound.load", lambda *_, **__: (model, tokenizer()))
+    monkeypatch.setattr("easyeditor.editing.measuring.load", lambda *_, **__: (model, tokenizer()))
     assert edit("--save-edit", "saved", "--save-model", "full").code == 0
     assert same(model, before)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from easyeditor.dataset.sentences import Sentences
 from easyeditor.editing.measuring import Measuring
 from easyeditor.evaluate.accuracy import record_pairs
 from easyeditor.evaluate.examined import Examined as Examined
-from easyeditor.evaluate.examined import State, edit_record
+from easyeditor.evaluate.examined import State, sides, target_space
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.lm import weights
@@ -85,7 +84,7 @@ class Editor(Measuring):
             LOG.warning(note)
         with progress_bar(f"{label} {self.method.title}", verbose) as show, self._products():
             result = self.method.edit(kept, show)
-        return dataclasses.replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
+        return replace(result, hparams=self.hparams.to_dict(), model_fingerprint=self.fingerprint())
 
     def compute_each(self, requests: Sequence[EditRequest], progress: Progress | None = None) -> list[EditResult]:
         """An edit of its own for each request, all on the model as it is; faster than one `compute` after another."""
@@ -93,7 +92,7 @@ class Editor(Measuring):
         hparams, model = self.hparams.to_dict(), self.fingerprint()
         with self._products():
             results = self.method.edit_each(requests, progress)
-        return [dataclasses.replace(result, hparams=hparams, model_fingerprint=model) for result in results]
+        return [replace(result, hparams=hparams, model_fingerprint=model) for result in results]
 
     def _check_subjects(self, requests: Sequence[EditRequest]) -> None:
         """Raise DataError for a request without the subject that the method needs."""
@@ -151,7 +150,7 @@ class Editor(Measuring):
             self._base = None
         self._ledger.commit(result.deltas, saved)
         try:
-            method.committed(result if saved is None else dataclasses.replace(result, folder=saved))
+            method.committed(result if saved is None else replace(result, folder=saved))
         except BaseException:
             self._ledger.revert(result.deltas)
             raise
@@ -206,15 +205,32 @@ class Editor(Measuring):
         """
         prefix = self.test_prefix(draw)
         clock = Stopwatch()
-        state = functools.partial(self._state, requests, prefix, clock, verbose=verbose)
-        title = f"{label} perplexity"
+
+        def state(
+            title: str,
+            evaluation: Evaluation | None = None,
+            ppl: PerplexityReport | None = None,
+            *,
+            metrics: bool = True,
+            against: Evaluation | None = None,
+        ) -> State:
+            """Measure the model as it is; what is given is not measured again."""
+            with clock("metrics"):
+                if evaluation is None:
+                    prefixes = [prefix] * len(requests)
+                    evaluation = self.measure(requests, prefixes, metrics=metrics, before=against)
+            with clock("perplexity"):
+                if ppl is None:
+                    ppl = self.perplexity(verbose=verbose, title=f"{label} perplexity {title}")
+            return State(evaluation=evaluation, ppl=ppl)
+
         if self.edited:
-            now = state(f"{title} before", before, ppl_before, metrics=False)
+            now = state("before", before, ppl_before, metrics=False)
             with self.original():
-                first = state(f"{title} of the original", base, ppl_base or self._base)
+                first = state("of the original", base, ppl_base or self._base)
             self._base = first.ppl
         else:
-            now = first = state(f"{title} before", before or base, ppl_before or ppl_base)
+            now = first = state("before", before or base, ppl_before or ppl_base)
         if result is None:
             with clock("edit"):
                 result = self.compute(requests, verbose=verbose, label=label)
@@ -222,7 +238,7 @@ class Editor(Measuring):
             clock.seconds["edit"] = result.seconds
         if after is None:
             with self.applied(result):
-                after = state(f"{title} after", against=first.evaluation)
+                after = state("after", against=first.evaluation)
         for part, seconds in after.seconds.items():
             clock.seconds[part] += seconds
         collapse = self.verdict(first.ppl, after.ppl, now.ppl)
@@ -247,29 +263,7 @@ class Editor(Measuring):
                     "dtype",
                     *(name, 100 * part.lost, self.model.get_parameter(name).dtype, part.intended, part.written),
                 )
-        return {name: dataclasses.asdict(part) for name, part in found.items()}
-
-    def _state(
-        self,
-        requests: Sequence[EditRequest],
-        prefix: str | None,
-        clock: Stopwatch,
-        title: str,
-        evaluation: Evaluation | None = None,
-        ppl: PerplexityReport | None = None,
-        *,
-        metrics: bool = True,
-        against: Evaluation | None = None,
-        verbose: bool,
-    ) -> State:
-        """Measure the model as it is; what is given is not measured again."""
-        with clock("metrics"):
-            if evaluation is None:
-                prefixes = [prefix] * len(requests)
-                evaluation = self.measure(requests, prefixes, metrics=metrics, before=against)
-        with clock("perplexity"):
-            ppl = self._measure(title, verbose) if ppl is None else ppl
-        return State(evaluation=evaluation, ppl=ppl)
+        return {name: asdict(part) for name, part in found.items()}
 
     def _records(
         self,
@@ -281,19 +275,32 @@ class Editor(Measuring):
         seconds: float,
     ) -> Iterator[EditRecord]:
         """Each request's record; `states` are the original model, just before the edit, and after it."""
+        base, now, after = states
+        reports = {"before": base.ppl, "just_before": None if now is base else now.ppl, "after": after.ppl}
+        perplexity = {when: None if report is None else report.to_json() for when, report in reports.items()}
         rounding = self._rounding(result)
         traces = {made.place: trace for made, trace in zip(result.requests, result.traces, strict=True)}
         for number, request in enumerate(requests):
-            yield edit_record(
-                request,
-                number,
-                states,
-                self.sentences,
+            pre, just_before, post = sides(states, number)
+            old, new = pre.probabilities or {}, post.probabilities or {}
+            yield EditRecord(
+                request=request,
                 time=seconds / len(requests),
+                pre=replace(pre, probabilities=None),
+                just_before=just_before,
+                post=replace(post, probabilities=None),
+                probabilities={key: {"before": old[key], "after": new[key]} for key in old},
                 collapse=collapse,
+                perplexity={"sentences": None if self.sentences is None else self.sentences.to_json(), **perplexity},
                 method=self.method.title,
                 trace={layer: trace.numbers() for layer, trace in traces[request.place].items()},
                 test_prefix=prefix,
                 remedy=self.method.remedy,
                 rounding=rounding,
+                metrics={
+                    when: state.evaluation.rows[number]
+                    for when, state in (("before", base), ("after", after))
+                    if state.evaluation.names
+                },
+                target_space=target_space(request, self.method.scoring),
             )

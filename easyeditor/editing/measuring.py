@@ -1,4 +1,4 @@
-"""Measurements of the model as it is: scores, the chosen metrics, perplexity, and the verdict on a change of it."""
+"""A model, its method, and measurements: scores, the chosen metrics, perplexity, the verdict on a change of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import ConfigError
+from easyeditor.base.hparams import HyperParams
 from easyeditor.base.progress import progress_bar
-from easyeditor.editing.bound import Bound
+from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.many import measure_many
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
 from easyeditor.lm.checks import check_modes
+from easyeditor.lm.ledger import Ledger
+from easyeditor.lm.loading import load
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import SLOT
+from easyeditor.methods.base import EditMethod
+from easyeditor.methods.registry import method_class
 from easyeditor.values import collapse
 from easyeditor.values.collapse import Collapse
 from easyeditor.values.edit import EditRequest, EditResult
@@ -27,16 +35,126 @@ from easyeditor.values.record import Side
 
 LOG = logging.getLogger(__name__)
 
+LOADED_BY = ("model_name", "device", "dtype", "fp16", "model_parallel")
+"""Hyper-parameters that say which model is loaded and how."""
 
-class Measuring(Bound):
-    """The part of the editor that measures; nothing here changes the model."""
 
-    def perplexity(self, *, verbose: bool = False) -> PerplexityReport | None:
-        """Perplexity of the model as it is now; None when `ppl_sentence_num` is 0."""
-        return self._measure("perplexity", verbose)
+class Measuring:
+    """A model, a tokenizer and hyper-parameters, and what is measured of them; nothing here changes the model.
+
+    Each may be assigned (hyper-parameters also key by key): the editor then works as one that was made new from them.
+    Committed edits stay in the old model and are forgotten.
+    """
+
+    model: PreTrainedModel
+    """The model that is edited and measured."""
+    tok: PreTrainedTokenizerBase
+    hparams: HyperParams
+
+    def __init__(self, hparams: HyperParams, sentences: Sentences | None, metrics: Sequence[str]) -> None:
+        if not isinstance(hparams, HyperParams):
+            raise ConfigError(
+                f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"
+            )
+        check_modes()
+        self.hparams = hparams.checked()
+        self.hparams.check_files()
+        self.metrics = metrics  # a judge's bad address is refused before anything is loaded
+        name, *how = LOADED_BY
+        self.model, self.tok = load(getattr(self.hparams, name), **{key: getattr(self.hparams, key) for key in how})
+        number = self.hparams.ppl_sentence_num
+        self.sentences = load_sentences(number) if sentences is None and number else sentences
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make the method, and forget what was made of another model, tokenizer or hyper-parameters."""
+        self._committed = Ledger(self.model)
+        self._probe: PerplexityProbe | None = None
+        self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
+        self._warned: set[str] = set()
+        self._prefixes = random.Random(self.hparams.seed)
+        self._method: EditMethod[Any] = method_class(self.hparams.alg_name)(self.model, self.tok, self.hparams)
+        self._bound = self.model, self.tok, self.hparams.checked()
+
+    @property
+    def method(self) -> EditMethod[Any]:
+        """The method on the present model, tokenizer and hyper-parameters.
+
+        Raises:
+            ConfigError: they do not fit each other; hyper-parameters name another model, or were changed while edits
+                are committed.
+        """
+        self._follow()
+        if self.hparams != self._bound[2]:
+            self._change(self._bound[2])
+        return self._method
+
+    @method.setter
+    def method(self, _: object) -> None:
+        raise ConfigError("editor.method follows from the hyper-parameters; assign editor.hparams")
+
+    @property
+    def _ledger(self) -> Ledger:
+        """Edits committed to the present model."""
+        self._follow()
+        return self._committed
+
+    def _follow(self) -> None:
+        """Bind anew where another model or tokenizer was assigned; not at the assignment, since both may come.
+
+        Raises:
+            ConfigError: as `check_modes`.
+        """
+        check_modes()
+        if self.model is not self._bound[0] or self.tok is not self._bound[1]:
+            self.model, self.tok = load((self.model, self.tok))
+            self._bind()
+
+    def _change(self, known: HyperParams) -> None:
+        """Take hyper-parameters that were assigned since `known`."""
+        new = self.hparams.checked()
+        for key in LOADED_BY:
+            if getattr(new, key) != getattr(known, key):
+                raise ConfigError(
+                    f"editor.hparams: {key} is {getattr(new, key)!r} now, and the model is loaded already; make a new "
+                    f"editor, or assign editor.model and editor.tok"
+                )
+        if len(self._committed):
+            raise ConfigError("editor.hparams changed while edits are committed; call editor.revert_all() before")
+        new.check_files()
+        if new.ppl_sentence_num != known.ppl_sentence_num:
+            self.sentences = load_sentences(new.ppl_sentence_num) if new.ppl_sentence_num else None
+        self.hparams = new
+        self._bind()
+
+    @property
+    def sentences(self) -> Sentences | None:
+        """The perplexity set; None measures no perplexity."""
+        return self._sentences
+
+    @sentences.setter
+    def sentences(self, sentences: Sentences | None) -> None:
+        self._sentences, self._probe, self._base = sentences, None, None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the registry's metrics that are measured around every edit."""
+        return tuple(metric.name for metric in self._metrics)
+
+    @metrics.setter
+    def metrics(self, names: Sequence[str]) -> None:
+        self._metrics = chosen(names) if names else []
+        judge_for(self.metrics)
+
+    @property
+    def compares(self) -> bool:
+        """Does a chosen metric compare with the unedited model?"""
+        return any(metric.needs_before for metric in self._metrics)
+
+    # -- measurements of the model as it is ------------------------------------------------------------------------
 
     def score(self, request: EditRequest, prefix: str | None = None) -> Side:
-        """What a record says of one request, on the model as it is now; `Side.agreement` of two is locality."""
+        """What a record says of one request; `Side.agreement` of two is locality."""
         return self.measure([request], [prefix], metrics=False).side(0)
 
     def measure(
@@ -47,34 +165,36 @@ class Measuring(Bound):
         metrics: bool = True,
         before: Evaluation | None = None,
     ) -> Evaluation:
-        """What records say of the requests on the model as it is, and with `metrics` the chosen ones; every prompt is
-        asked once, all batched together. `before` is what this gave on the unedited model, which some metrics compare
-        with."""
+        """What records say of the requests, and with `metrics` the chosen ones; every prompt is asked once, all batched
+        together. `before` is what this gave on the unedited model, which some metrics compare with."""
         settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
-        asked = chosen(self.metrics) if self.metrics and metrics else []
+        asked = self._metrics if metrics else []
         with self._products():
             return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
     def measure_many(
         self, edits: Sequence[tuple[EditRequest, EditResult, str | None, Evaluation]]
     ) -> list[State | None]:
-        """The state of the model with each of these edits, measured in forwards that they share: its one request, the
-        edit, a test prefix, and what `measure` gave without it. None for an edit that has to be measured alone, as all
-        have with `replay: false`."""
+        """The state of the model with each edit, measured in forwards that they share. An edit comes with its one
+        request, a test prefix, and what `measure` gave without it. None for an edit that has to be measured alone, as
+        all have with `replay: false`."""
         why = [why_alone(self.method.parts, result.deltas) for _, result, _, _ in edits]
         for reason in dict.fromkeys(why):
-            if reason is not None and reason not in self._said:
-                self._said.add(reason)
-                LOG.warning("edits are measured one at a time where %s", reason)
+            if reason is not None:
+                self._warn_once("edits are measured one at a time where %s", reason)
         fit = [n for n, reason in enumerate(why) if reason is None and self.hparams.replay]
         if len(fit) < 2:
             return [None] * len(edits)
         own = [(r, result, self._settings(r, prefix), before) for r, result, prefix, before in (edits[n] for n in fit)]
-        asked = chosen(self.metrics) if self.metrics else []
         with self._products():
-            states = measure_many(self.method.parts, self.tok, own, asked, self._perplexity_probe())
+            states = measure_many(self.method.parts, self.tok, own, self._metrics, self._perplexity_probe())
         found = dict(zip(fit, states, strict=True))
         return [found.get(n) for n in range(len(edits))]
+
+    def _warn_once(self, message: str, *values: str) -> None:
+        if message % values not in self._warned:
+            self._warned.add(message % values)
+            LOG.warning(message, *values)
 
     def _products(self) -> AbstractContextManager[None]:
         check_modes()
@@ -91,12 +211,8 @@ class Measuring(Bound):
             judge=judge_for(self.metrics),
         )
 
-    @property
-    def compares(self) -> bool:
-        """Does a chosen metric compare with the unedited model?"""
-        return any(metric.needs_before for metric in (chosen(self.metrics) if self.metrics else ()))
-
-    def _measure(self, title: str, verbose: bool) -> PerplexityReport | None:
+    def perplexity(self, *, verbose: bool = False, title: str = "perplexity") -> PerplexityReport | None:
+        """Perplexity of the model; None when `ppl_sentence_num` is 0. `verbose` shows progress under `title`."""
         probe = self._perplexity_probe()
         if probe is None:
             return None
@@ -145,22 +261,16 @@ class Measuring(Bound):
         """
         if before is None or after is None:
             return None
-        self._warn_if_high(before)
-        limits = {"threshold": self.hparams.collapse_threshold, "ratio": self.hparams.collapse_ratio}
-        found = collapse.verdict(before.mean, after.mean, **limits)
+        threshold, ratio = self.hparams.collapse_threshold, self.hparams.collapse_ratio
+        if before.mean > threshold:
+            self._warn_once(
+                "the unedited model's perplexity is %s, above collapse_threshold (%s): these sentences are foreign to "
+                "it, and the verdict goes by the ratio alone (collapse_ratio %s: above %s); better: %s",
+                f"{before.mean:,.0f}",
+                f"{threshold:,g}",
+                f"{ratio:g}",
+                f"{ratio * before.mean:,.0f}",
+                "other sentences" if before.bos else "ppl_bos: auto, or other sentences",
+            )
+        found = collapse.verdict(before.mean, after.mean, threshold=threshold, ratio=ratio)
         return found if just_before is None else replace(found, ppl_just_before=just_before.mean)
-
-    def _warn_if_high(self, base: PerplexityReport) -> None:
-        """Once, where the unedited model is above the collapse threshold already: only the ratio tells then."""
-        if base.mean <= self.hparams.collapse_threshold or self._base_was_high:
-            return
-        self._base_was_high = True
-        LOG.warning(
-            "the unedited model's perplexity is %s, above collapse_threshold (%s): these sentences are foreign to it, "
-            "and the verdict goes by the ratio alone (collapse_ratio %s: above %s); better: %s",
-            f"{base.mean:,.0f}",
-            f"{self.hparams.collapse_threshold:,g}",
-            f"{self.hparams.collapse_ratio:g}",
-            f"{self.hparams.collapse_ratio * base.mean:,.0f}",
-            "other sentences" if base.bos else "ppl_bos: auto, or other sentences",
-        )

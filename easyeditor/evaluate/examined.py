@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from easyeditor.dataset.sentences import Sentences
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
 from easyeditor.lm.joining import joined
 from easyeditor.lm.prompting import Prompting
 from easyeditor.values.collapse import Collapse
 from easyeditor.values.edit import EditRequest, EditResult
-from easyeditor.values.record import EditRecord, LayerNumbers
+from easyeditor.values.record import EditRecord, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,62 +52,18 @@ class State:
         return None if self.ppl is None else self.ppl.mean
 
 
-def edit_record(
-    request: EditRequest,
-    number: int,
-    states: tuple[State, State, State],
-    sentences: Sentences | None,
-    *,
-    time: float,
-    collapse: Collapse | None,
-    method: str,
-    trace: Mapping[int, LayerNumbers],
-    test_prefix: str | None,
-    remedy: str | None,
-    rounding: Mapping[str, Mapping[str, float]],
-) -> EditRecord:
-    """The record of request `number` of an edit; `states` are the original model, just before the edit, and after
-    it."""
-    base, now, after = states
-    pre, between, new = (state.evaluation.side(number, state.mean_ppl) for state in states)
-    old, found = pre.probabilities or {}, new.probabilities or {}
-    post, just_before = replace(new, locality=new.agreement(pre), probabilities=None), None
-    if now is not base:
-        just_before = replace(between, locality=between.agreement(pre))
-        post = replace(post, locality_just_before=new.agreement(between))
-    return EditRecord(
-        request=request,
-        time=time,
-        pre=replace(pre, probabilities=None),
-        just_before=just_before,
-        post=post,
-        probabilities={key: {"before": old[key], "after": found[key]} for key in old},
-        collapse=collapse,
-        perplexity={
-            "sentences": None if sentences is None else sentences.to_json(),
-            "before": _plain(base.ppl),
-            "just_before": None if now is base else _plain(now.ppl),
-            "after": _plain(after.ppl),
-        },
-        method=method,
-        trace=trace,
-        test_prefix=test_prefix,
-        remedy=remedy,
-        rounding=rounding,
-        metrics={
-            when: state.evaluation.rows[number]
-            for when, state in (("before", base), ("after", after))
-            if state.evaluation.names
-        },
-        target_space=_space(request, after.evaluation.settings[number].prompting),
-    )
+def sides(states: tuple[State, State, State], number: int) -> tuple[Side, Side | None, Side]:
+    """Request `number` on the original model, just before the edit where that is another model, and after it."""
+    base, now, _ = states
+    pre, between, post = (state.evaluation.side(number, state.mean_ppl) for state in states)
+    post = replace(post, locality=post.agreement(pre))
+    if now is base:
+        return pre, None, post
+    between = replace(between, locality=between.agreement(pre))
+    return pre, between, replace(post, locality_just_before=post.agreement(between))
 
 
-def _space(request: EditRequest, prompting: Prompting) -> str:
+def target_space(request: EditRequest, prompting: Prompting) -> str:
     """White space between a request's prompt and its target; a chat's answer has the usual one, whatever that is."""
-    said = " " if prompting.chat else joined(request.prompt, request.target_new, prompting.space)[1]
-    return said[: len(said) - len(said.lstrip())]
-
-
-def _plain(report: PerplexityReport | None) -> dict[str, Any] | None:
-    return None if report is None else report.to_json()
+    target = " " if prompting.chat else joined(request.prompt, request.target_new, prompting.space)[1]
+    return target[: len(target) - len(target.lstrip())]
