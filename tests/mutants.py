@@ -63,7 +63,7 @@ MUTANTS = [
         "len(passes) == search.v_num_grad_steps - 1",
         GOLDEN,
     ),
-    Mutant("refill: Adam forgets when rows change", "known = {} if adam is None else adam", "known = {}", REFILL),
+    Mutant("refill: Adam forgets when rows change", "if known and o in known", "if False", REFILL),
     Mutant(
         "refill: who joins is held to another's first distribution",
         "made._loss.kl_initial_RV = self._loss.kl_initial_RV\n",
