@@ -174,21 +174,21 @@ def memit(place: Path) -> Path:
 
 
 @pytest.fixture
-def mass(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
-    """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """script(command, *flags) -> Ran: a command's main in this process, under the name of its module."""
     from script_runs import call
 
+    return lambda command, *flags: call(command, list(flags), monkeypatch, capsys)
+
+
+@pytest.fixture
+def mass(place: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """mass(*flags) -> Ran: mass_edit.py, with `tmp_path` as the working directory and the ROME YAML if `fresh`."""
     from easyeditor.commands import mass_edit
 
     monkeypatch.chdir(tmp_path)
-
-    def go(*flags: Any, fresh: bool = True) -> Any:
-        begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"] if fresh else []
-        return call(mass_edit, [*begin, *flags], monkeypatch, capsys)
-
-    return go
+    begin = ["--hparams", place / "rome.yaml", "--data", place / "five.json"]
+    return lambda *flags, fresh=True: script(mass_edit, *(begin if fresh else []), *flags)
 
 
 @pytest.fixture

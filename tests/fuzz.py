@@ -63,39 +63,9 @@ class Input:
 
 TEXTS = st.sampled_from(
     [
-        *(
-            "",
-            " ",
-            "\0",
-            "a\0b",
-            "\ud800",
-            "{}",
-            "{} {}",
-            "Bay",
-            "~",
-            "null",
-            "true",
-            "1e999",
-            "-0",
-            "NaN",
-            "0x10",
-            "\u202e",
-        ),
-        *(
-            "../x",
-            "/dev/null",
-            "/proc/self/mem",
-            ".",
-            "..",
-            "x" * 300,
-            "é",
-            "🦋",
-            "a\nb",
-            "%s%n",
-            "*a",
-            "&a",
-            "!!python/none",
-        ),
+        *("", " ", "\0", "a\0b", "\ud800", "{}", "{} {}", "Bay", "~", "null", "true", "1e999", "-0", "NaN", "0x10"),
+        *("\u202e", "../x", "/dev/null", "/proc/self/mem", ".", "..", "x" * 300, "é", "🦋", "a\nb", "%s%n", "*a", "&a"),
+        "!!python/none",
     ]
 )
 NUMBERS = st.sampled_from(
@@ -164,12 +134,8 @@ REQUEST = {
 FORMATS: list[Any] = [
     REQUEST,
     {
-        "src": "Bay is in",
-        "alt": "Italy",
-        "subject": "Bay",
-        "answers": ["France"],
-        "loc": "nq question: a",
-        "loc_ans": "b",
+        **{"src": "Bay is in", "alt": "Italy", "subject": "Bay", "answers": ["France"]},
+        **{"loc": "nq question: a", "loc_ans": "b"},
     },
     {"question": "Bay is in", "subject": "Bay", "answer": "Italy", "case_index": 1},
     {
@@ -190,14 +156,8 @@ FORMATS: list[Any] = [
         **{"questions": ["What is spoken in Bay?"], "new_answer": "Italian", "case_id": 2},
     },
     {
-        **{
-            "update": "Where is Bay?",
-            "ans": "Italy",
-            "subject": "Bay",
-            "rephrase": "Bay is where?",
-            "personas": "Bay?",
-        },
-        **{"mhop": "What is spoken in Bay?", "mhop_ans": "Italian", "loc": "a b", "loc_ans": "c"},
+        **{"update": "Where is Bay?", "ans": "Italy", "subject": "Bay", "rephrase": "Bay is where?"},
+        **{"personas": "Bay?", "mhop": "What is spoken in Bay?", "mhop_ans": "Italian", "loc": "a b", "loc_ans": "c"},
     },
     {
         **{"prompt": "Where is Bay?", "target": "Italy", "subject": "Bay", "id": 7},
@@ -221,66 +181,21 @@ FORMATS: list[Any] = [
 HPARAMS: dict[str, Any] = {
     **{"alg_name": "ROME", "model_name": "./m", "device": "cpu", "layers": [1], "v_num_grad_steps": 2, "v_lr": 0.5},
     **{"v_loss_layer": 3, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0, "kl_factor": 0.0625, "seed": 1},
-    **{
-        "mom2_adjustment": False,
-        "context_templates": CONTEXTS,
-        "ppl_sentence_num": 0,
-        "stats_dir": "s",
-        "dtype": "float32",
-    },
+    **{"mom2_adjustment": False, "context_templates": CONTEXTS, "ppl_sentence_num": 0, "stats_dir": "s"},
+    "dtype": "float32",
 }
-EDIT_FLAGS = [
-    *(
-        "--hparams",
-        "--set",
-        "--request",
-        "--prompt",
-        "--subject",
-        "--target-new",
-        "--rephrase-prompt",
-        "--device",
-        "--dtype",
-    ),
-    *(
-        "--output",
-        "--save-edit",
-        "--save-model",
-        "--save-adapter",
-        "--adapter-rank",
-        "--locality-prompt",
-        "--locality-ground-truth",
-        "--ground-truth",
-        "--nothing",
-    ),
-]
-MASS_FLAGS = [
-    *(
-        "--mode",
-        "--batch-size",
-        "--eval-every",
-        "--stop-on-collapse",
-        "--start",
-        "--limit",
-        "--shuffle",
-        "--seed",
-        "--union",
-    ),
-    *(
-        "--on-collapse",
-        "--together",
-        "--metrics",
-        "--screen",
-        "--screen-threshold",
-        "--collect-collapsed",
-        "--resume",
-        "--set",
-    ),
-]
-STATS_FLAGS = [
-    *("--layers", "--corpus", "--samples", "--max-length", "--batch-tokens", "--tokens-per-dim", "--dtype", "--every"),
-    "--every-seconds",
-    *("--output", "--sums", "--model", "--device"),
-]
+EDIT_FLAGS = (
+    "--hparams --set --request --prompt --subject --target-new --rephrase-prompt --device --dtype --output --save-edit "
+    "--save-model --save-adapter --adapter-rank --locality-prompt --locality-ground-truth --ground-truth --nothing"
+)
+MASS_FLAGS = (
+    "--mode --batch-size --eval-every --stop-on-collapse --start --limit --shuffle --seed --union --on-collapse "
+    "--together --metrics --screen --screen-threshold --collect-collapsed --resume --set"
+)
+STATS_FLAGS = (
+    "--layers --corpus --samples --max-length --batch-tokens --tokens-per-dim --dtype --every --every-seconds --output "
+    "--sums --model --device"
+)
 WORDS = st.one_of(TEXTS, st.text(max_size=6), NUMBERS.map(str)).map(lambda text: text.replace("\0", "\\0"))
 
 
@@ -291,31 +206,23 @@ def yaml_values(draw: Any) -> Input:
     for key in draw(st.lists(st.sampled_from([*HPARAMS, "fp16", "replay", "nothing"]), min_size=1, max_size=2)):
         values[key] = draw(VALUES)
     text = "\n".join(f"{key}: {yaml_text(value)}" for key, value in values.items()).encode("utf-8", "surrogatepass")
-    return Input(
-        single_case_edit,
-        ["--hparams", "y.yaml", "--dry-run"],
-        {"y.yaml": text if draw(st.booleans()) else text + draw(GARBAGE)},
-    )
+    text = text if draw(st.booleans()) else text + draw(GARBAGE)
+    return Input(single_case_edit, ["--hparams", "y.yaml", "--dry-run"], {"y.yaml": text})
 
 
 @st.composite
 def overrides(draw: Any) -> Input:
     """`--set` with any key and value."""
-    key, value = (
-        draw(st.one_of(st.sampled_from([*HPARAMS, "fp16"]), TEXTS)),
-        draw(st.one_of(VALUES.map(yaml_text), WORDS)),
-    )
+    key = draw(st.one_of(st.sampled_from([*HPARAMS, "fp16"]), TEXTS))
+    value = draw(st.one_of(VALUES.map(yaml_text), WORDS))
     return Input(single_case_edit, ["--set", f"{key}={value}", "--dry-run"])
 
 
 @st.composite
 def requests(draw: Any) -> Input:
     """One request in a file."""
-    return Input(
-        single_case_edit,
-        ["--request", "r.json", "--dry-run"],
-        {"r.json": draw(damaged(draw(st.sampled_from(FORMATS))))},
-    )
+    content = draw(damaged(draw(st.sampled_from(FORMATS))))
+    return Input(single_case_edit, ["--request", "r.json", "--dry-run"], {"r.json": content})
 
 
 @st.composite
@@ -324,13 +231,8 @@ def records(draw: Any) -> Input:
     whole = draw(st.sampled_from(FORMATS))
     good, bad = json.dumps(whole).encode(), draw(damaged(whole))
     content = good + b"\n" + bad + b"\n" if draw(st.booleans()) else b"[" + good + b"," + bad + b"]"
-    flags = [
-        "--data",
-        draw(st.sampled_from(["d.json", "d.jsonl"])),
-        "--dry-run",
-        *draw(st.sampled_from([[], ["--skip-bad"]])),
-    ]
-    return Input(mass_edit, flags, {flags[1]: content})
+    name, skip = draw(st.sampled_from(["d.json", "d.jsonl"])), draw(st.sampled_from([[], ["--skip-bad"]]))
+    return Input(mass_edit, ["--data", name, "--dry-run", *skip], {name: content})
 
 
 @st.composite
@@ -426,21 +328,15 @@ def flags(draw: Any) -> Input:
                 (single_case_edit, ["--dry-run"], EDIT_FLAGS),
                 (mass_edit, ["--data", "d.json", "--dry-run"], MASS_FLAGS),
                 (stats_main, ["--hparams", "h.yaml", "--check"], STATS_FLAGS),
-                (
-                    ppl,
-                    ["--data", "none.txt"],
-                    ["--model", "--edit", "--sentences", "--batch-size", "--dtype", "--output"],
-                ),
-                (
-                    pretrain_mend,
-                    ["--dry-run"],
-                    ["--train", "--val", "--train-size", "--set", "--max-iters", "--output"],
-                ),
-                (report_main, ["run"], ["--output", "--label", "--worst"]),
+                (ppl, ["--data", "none.txt"], "--model --edit --sentences --batch-size --dtype --output"),
+                (pretrain_mend, ["--dry-run"], "--train --val --train-size --set --max-iters --output"),
+                (report_main, ["run"], "--output --label --worst"),
             ]
         )
     )
-    given = [word for name in draw(st.lists(st.sampled_from(names), max_size=3)) for word in (name, draw(WORDS))]
+    given = [
+        word for name in draw(st.lists(st.sampled_from(names.split()), max_size=3)) for word in (name, draw(WORDS))
+    ]
     return Input(script, [*start, *given], {"d.json": json.dumps([REQUEST]).encode()})
 
 
@@ -457,14 +353,8 @@ PIECES = st.sampled_from(
     [
         *(TURN, TURN.replace("m.content", "m.content | trim"), TURN.replace("m.content", "m.content | upper")),
         *("{% if add_generation_prompt %}<s>assistant {% endif %}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}"),
-        *(
-            "{% if %}",
-            "{{ messages[9].content }}",
-            "{{ x.y.z }}",
-            "{{ ''.__class__ }}",
-            "{% include 'a' %}",
-            "{{ bos_token }}",
-        ),
+        *("{% if %}", "{{ messages[9].content }}", "{{ x.y.z }}", "{{ ''.__class__ }}", "{% include 'a' %}"),
+        "{{ bos_token }}",
     ]
 )
 
@@ -477,19 +367,8 @@ def templates(draw: Any) -> Input:
     files["c/chat_template.jinja"] = text.encode("utf-8", "surrogatepass")
     values = {**HPARAMS, "model_name": "./c", "chat_template": True}
     files["c.yaml"] = "\n".join(f"{key}: {yaml_text(value)}" for key, value in values.items()).encode()
-    flags = [
-        "--hparams",
-        "c.yaml",
-        "--prompt",
-        "Bay is in",
-        "--subject",
-        "Bay",
-        "--target-new",
-        "Italy",
-        "--output",
-        "o",
-    ]
-    return Input(single_case_edit, flags, files)
+    asked = ["--prompt", "Bay is in", "--subject", "Bay", "--target-new", "Italy"]
+    return Input(single_case_edit, ["--hparams", "c.yaml", *asked, "--output", "o"], files)
 
 
 PLAN: dict[str, Any] = {
@@ -627,11 +506,8 @@ def wrong(tried: Input, folder: Path) -> str | None:
     flags = tried.flags
     if tried.script in (single_case_edit, mass_edit) and not {"--hparams", "--resume"} & set(flags):
         flags = ["--hparams", "h.yaml", *flags]
-    before, used, started = (
-        listing(folder),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        (time.process_time(), time.perf_counter()),
-    )
+    before, used = listing(folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time(), time.perf_counter()
     with contextlib.chdir(folder):
         try:
             code, out, err = run(tried.script, flags)

@@ -130,20 +130,8 @@ def exchanged(draw: random.Random, folder: Path) -> str | None:
     return fuzz.wrong(fuzz.Input(mass_edit, ["--resume", "run"], files, surely=True), folder)
 
 
-PARTS = [
-    "[Bay] is in => Italy",
-    "[Bay] is in",
-    "Bay",
-    "[]",
-    "[a] [b] => c",
-    "?",
-    "? Bay",
-    "y",
-    "n",
-    "",
-    ":undo",
-    ":check",
-]
+PARTS = ["[Bay] is in => Italy", "[Bay] is in", "Bay", "[]", "[a] [b] => c", "?", "? Bay", "y", "n", ""]
+PARTS += [":undo", ":check"]
 PARTS += [":list", ":help", ":nothing", ":export adapter out", ":export checkpoint run/x", ":export adapter m/x"]
 PARTS += [":export adapter a\0b", ":export checkpoint " + "x" * 300, ":export", "\0", "\x1b[2J", "\u202e", "é", "=> a"]
 

@@ -15,7 +15,7 @@ import torch
 from conftest import build, rome_hparams, tokenizer
 from fake_runs import edit_line, sequential_lines
 from safetensors.torch import load_file, save_file
-from script_runs import call, save_tiny, stand_in, write_yaml
+from script_runs import save_tiny, stand_in, write_yaml
 
 from easyeditor.base.errors import ConfigError, DataError, EasyEditorError, NumericalError, StatsError
 from easyeditor.base.files import parse_json, read_json
@@ -396,15 +396,14 @@ def test_a_damaged_run_is_refused_at_resume(
     name: str,
     damage: Any,
     said: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    script: Any,
 ) -> None:
     path = finished / "run" / name
     whole = path.read_text(encoding="utf-8")
     content = {**json.loads(whole), **damage} if damage and isinstance(damage, dict) else damage
     path.write_text((whole if name == "results.jsonl" else "") + json.dumps(content) + "\n", encoding="utf-8")
     try:
-        ran = call(mass_edit, ["--resume", finished / "run", "--json"], monkeypatch, capsys)
+        ran = script(mass_edit, "--resume", finished / "run", "--json")
     finally:
         path.write_text(whole, encoding="utf-8")
     assert (ran.code, ran.out) == (2, "")

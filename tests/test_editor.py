@@ -78,10 +78,8 @@ def test_a_record_has_easyedits_keys_and_shapes() -> None:
     assert second["requested_rewrite"]["prompt"] == "The mother tongue of Darrieux is"
     assert first["time"] > 0
     assert first["collapse"]["collapsed"] in (True, False)
-    assert [first["collapse"][f"ppl_{when}"] for when in ("before", "after")] == [
-        first["pre"]["ppl"],
-        first["post"]["ppl"],
-    ]
+    assert first["collapse"]["ppl_before"] == first["pre"]["ppl"]
+    assert first["collapse"]["ppl_after"] == first["post"]["ppl"]
     assert set(first["probabilities"]) == {"target_new", "ground_truth"}
     for record, truth in ((first, True), (second, False)):
         assert numbers(record["probabilities"]["target_new"].values(), 2)
@@ -94,11 +92,9 @@ def test_the_trace_of_a_record() -> None:
     metrics, _, _ = editor_of(layers=[0, 2]).edit(**ONE)
     trace = metrics[0]["trace"]
     assert list(trace) == ["0", "2"]
-    keys = (
-        "numerator_norm denominator key_norm prefixed_key_norm value_norm_before value_norm_after loss_first loss_last"
-    )
+    texts = {"notes", "losses", "loss_names", "steps"}
     for layer in trace.values():
-        assert all(isinstance(layer[key], float) for key in keys.split())
+        assert [key for key, value in layer.items() if key not in texts and not isinstance(value, float)] == []
         assert layer["steps"] == len(layer["losses"]) == 2
         assert (layer["losses"][0][0], layer["losses"][-1][0]) == (layer["loss_first"], layer["loss_last"])
         assert layer["loss_last"] < layer["loss_first"]
@@ -332,11 +328,7 @@ def test_locality_prompts_are_scored_each_at_its_own_place(side: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_head_the_yaml_cannot_name_changes_nothing(kind: str) -> None:
     """Quirk 9: tied heads are no parameter of their own, and transformers renames heads."""
-    named = {
-        "lm_head_module": "model.no_such_head",
-        "ln_f_module": "model.no_such_norm",
-        "attn_module_tmp": "nowhere.{}",
-    }
+    named = {"lm_head_module": "model.no_such_head", "ln_f_module": "model.no_norm", "attn_module_tmp": "nowhere.{}"}
     model = build(kind)
     assert (kind == "gpt2") == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
     plain, renamed = (editor_of(kind, **names).edit(**ONE)[0] for names in ({}, named))
@@ -552,7 +544,7 @@ def test_hparams_belong_to_the_user_and_the_editor_has_its_own() -> None:
             "v_loss_layer",
             2,
             ["v_loss_layer", "3"],
-        ),  # the model's own forward gives the loss: never a silent other layer
+        ),  # never a silent other layer: the model's own forward gives the loss
         ("model_name", 5, ["(model, tokenizer) pair", "int"]),
         ("model_name", (1, 2), ["(model, tokenizer) pair", "(int, int)"]),
         ("context_templates", ["{} {}"], ["context_templates", "exactly one {}"]),
@@ -633,54 +625,35 @@ def near(key: str, prompts: list[str], answers: list[str]) -> dict[str, Any]:
     return {key: {"prompt": prompts, "ground_truth": answers}}
 
 
+TONGUE = "The mother tongue of Bay is"
+FRENCH: dict[str, Any] = {"ground_truth": "French"}
+SPEAKS = {**FRENCH, "rephrase_prompt": ["Bay speaks"]}
+BOTH = {**FRENCH, "rephrase_prompt": ["Bay speaks", "Bay says"]}
+ASKS = {**FRENCH, "rephrase_prompt": ["Which tongue has Bay?"]}
+NEARBY = near("neighborhood", COUNTERFACT["neighborhood_prompts"], ["French", "French"])
+
+
 @pytest.mark.parametrize(
     ("raw", "case_id", "prompt", "extra"),
     [
-        pytest.param(
-            COUNTERFACT,
-            7,
-            "The mother tongue of Bay is",
-            {
-                "ground_truth": "French",
-                "rephrase_prompt": ["Bay speaks", "Bay says"],
-                "locality": near("neighborhood", COUNTERFACT["neighborhood_prompts"], ["French", "French"]),
-            },
-            id="counterfact",
-        ),
+        pytest.param(COUNTERFACT, 7, TONGUE, {**BOTH, "locality": NEARBY}, id="counterfact"),
         pytest.param(
             EASYEDIT,
             7,
-            "The mother tongue of Bay is",
-            {
-                "ground_truth": "French",
-                "rephrase_prompt": ["Bay speaks"],
-                "locality": near("neighborhood", ["Roland speaks"], ["French"]),
-            },
+            TONGUE,
+            {**SPEAKS, "locality": near("neighborhood", ["Roland speaks"], ["French"])},
             id="easyedit",
         ),
-        pytest.param(HARDEDIT, 3, "The mother tongue of Bay is", {"ground_truth": "French"}, id="hardedit"),
+        pytest.param(HARDEDIT, 3, TONGUE, FRENCH, id="hardedit"),
         pytest.param(
-            ZSRE,
-            3,
-            "What is the mother tongue of Bay?",
-            {
-                "ground_truth": "French",
-                "rephrase_prompt": ["Which tongue has Bay?"],
-                "locality": near("neighborhood", ["who sang it"], ["Roland"]),
-            },
-            id="zsre",
+            ZSRE, 3, ZSRE["src"], {**ASKS, "locality": near("neighborhood", ["who sang it"], ["Roland"])}, id="zsre"
         ),
-        pytest.param(QUESTION, 7, "The mother tongue of Bay is", {}, id="question"),
+        pytest.param(QUESTION, 7, TONGUE, {}, id="question"),
         pytest.param(
             PROBED,
             3,
-            "The mother tongue of Bay is",
-            {
-                "ground_truth": "French",
-                "rephrase_prompt": ["Bay speaks"],
-                "locality": PROBED["locality"],
-                "portability": near("hop", ["g h"], ["i"]),
-            },
+            TONGUE,
+            {**SPEAKS, "locality": PROBED["locality"], "portability": near("hop", ["g h"], ["i"])},
             id="probes",
         ),
     ],
@@ -725,26 +698,6 @@ def test_a_bad_record_is_refused_with_its_place(raw: Any, part: str) -> None:
     assert str(caught.value).startswith("facts.json: record 12: ")
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        (b"", "not readable as JSON"),
-        (b"\xff\xfe", "not readable as JSON"),
-        (b"[]", "holds 0 records"),
-        (json.dumps([EASYEDIT, EASYEDIT]).encode(), "holds 2 records"),
-        (b"5", "must be a JSON object"),
-        (None, "no such file"),
-    ],
-)
-def test_a_bad_request_file_is_refused(content: bytes | None, part: str, tmp_path: Path) -> None:
-    path = tmp_path / "request.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=part) as caught:
-        read_request(path)
-    assert str(caught.value).startswith(str(path))
 
 
 @pytest.mark.parametrize("content", [EASYEDIT, [EASYEDIT]], ids=["object", "list"])
@@ -815,27 +768,6 @@ def test_counts_out_of_range_are_refused(count: int, data: Path) -> None:
 def test_sentence_files(name: str, content: bytes, texts: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     assert read_sentences(tmp_path / name).texts == texts
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "part"),
-    [
-        ("a.json", b"", "wrong JSON"),
-        ("a.json", b"[]", "no sentences"),
-        ("a.json", b'{"Text": "One"}', "expected a JSON list"),
-        ("a.json", b'["One", ""]', "sentence 2 is empty"),
-        ("a.json", b'["One", 5]', "sentence 2 is empty or not a text"),
-        ("a.json", b'[{"text": "One"}]', "sentence 1 is empty or not a text"),
-        ("a.txt", b"", "no sentences"),
-        ("a.txt", b"\xff\xfe", "not a readable UTF-8 text file"),
-        ("a.txt", b"One\x00", "NUL"),
-    ],
-)
-def test_bad_sentence_files_are_refused(name: str, content: bytes, part: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=part) as caught:
-        read_sentences(tmp_path / name)
-    assert str(caught.value).startswith(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("replay", [True, False], ids=["fast", "plain"])

@@ -16,7 +16,7 @@ import test_replay
 import torch
 import yaml
 from conftest import ROOT
-from script_runs import call, save_tiny, write_yaml
+from script_runs import save_tiny, write_yaml
 
 import easyeditor
 from easyeditor.commands import evaluate as evaluate
@@ -74,27 +74,24 @@ def test_the_page_s_metric_by_hand(text: str, share: float | None, stutter: Any)
 
 
 def test_the_page_s_metric_is_known_everywhere(
-    stutter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stutter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = write_yaml(tmp_path / "rome.yaml", save_tiny(tmp_path / "llama"), ppl_sentence_num=2)
     facts = [{"prompt": "Bay, which is located in", "subject": "Bay", "target_new": "Italy"}]
     (tmp_path / "one.json").write_text(json.dumps(facts))
     begin = ["--hparams", settings, "--metrics", "stutter", "--output"]
-    single = call(single_case_edit, [*begin, "single", "--json"], monkeypatch, capsys)
-    many = call(mass_edit, [*begin, "many", "--data", "one.json"], monkeypatch, capsys)
-    apart = call(
-        evaluate,
-        ["--model", "llama", "--data", "one.json", "--device", "cpu", "--metrics", "stutter", "--json"],
-        monkeypatch,
-        capsys,
+    single = script(single_case_edit, *begin, "single", "--json")
+    many = script(mass_edit, *begin, "many", "--data", "one.json")
+    apart = script(
+        evaluate, "--model", "llama", "--data", "one.json", "--device", "cpu", "--metrics", "stutter", "--json"
     )
     assert (single.code, many.code, apart.code) == (0, 0, 0), single.err + many.err + apart.err
     share = apart.json["after"]["rows"][0]["stutter"]["value"]
     assert single.json["metrics"]["before"]["stutter"]["value"] == share
     assert 0 <= share < 1
     assert "stutter" in json.loads((tmp_path / "many/summary.json").read_text())["metrics"]
-    assert call(report, ["many"], monkeypatch, capsys).code == 0
+    assert script(report, "many").code == 0
     assert "stutter" in (tmp_path / "many/report/tables/collapse.csv").read_text(encoding="utf-8")
 
 
@@ -118,7 +115,7 @@ def row(made: dict[str, str]) -> architectures.Architecture:
 
 
 def test_the_page_s_yaml_needs_no_row_and_the_row_no_names(
-    olmo: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    olmo: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Any
 ) -> None:
     """Without the row the plain way, with it replay without the three names: the same edit."""
     monkeypatch.chdir(tmp_path)
@@ -131,13 +128,10 @@ def test_the_page_s_yaml_needs_no_row_and_the_row_no_names(
     (tmp_path / "named.yaml").write_text(yaml.safe_dump(short | named))
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
     run = ["--json", "--hparams"]
-    plain, found = (
-        call(single_case_edit, [*run, f"{file}.yaml", "--output", file], monkeypatch, capsys)
-        for file in ("named", "short")
-    )
+    plain, found = (script(single_case_edit, *run, f"{file}.yaml", "--output", file) for file in ("named", "short"))
     assert (plain.code, found.code) == (0, 0), plain.err + found.err
     monkeypatch.setitem(architectures.ARCHITECTURES, "olmo2", row(olmo))
-    replay = call(single_case_edit, [*run, "short.yaml", "--output", "replay"], monkeypatch, capsys)
+    replay = script(single_case_edit, *run, "short.yaml", "--output", "replay")
     assert replay.code == 0, replay.err
     (before,), (same,), (after,) = (ran.json["trace"].values() for ran in (plain, found, replay))
     for number in ("numerator_norm", "denominator", "delta_norm"):

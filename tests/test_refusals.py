@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from easyeditor.base.errors import DataError, EasyEditorError, ModelError, OutputError
 from easyeditor.base.files import write_tensors, write_text
-from easyeditor.commands import mass_edit, ppl, pretrain_mend, single_case_edit, stats
+from easyeditor.commands import evaluate, mass_edit, ppl, pretrain_mend, single_case_edit, stats
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
 from easyeditor.editing.easyedit import BaseEditor
@@ -39,6 +39,7 @@ SCRIPTS: dict[str, tuple[Any, list[str]]] = {
     "ppl": (ppl, ["--model", "./m", "--device", "cpu"]),
     "measure": (ppl, []),
     "stats": (stats, []),
+    "evaluate": (evaluate, ["--model", "./m", "--device", "cpu"]),
     "mend": (pretrain_mend, []),
 }
 Damage = Callable[[Path], object]
@@ -277,6 +278,8 @@ FLAGS = [
     bad("ppl --data two.txt --output m", "--output m is the place of --model"),
     bad("ppl --data two.txt --output .", "--output . contains --model"),
     bad("ppl --data two.txt --output h.yaml/x.json", "h.yaml/x.json: cannot be made"),
+    bad("evaluate --data d.json --edit m", "m: not a whole saved edit", given=holds("d.json", [REQUEST])),
+    bad("evaluate --data d.json --model ./none", "none: no such model folder", given=holds("d.json", [REQUEST])),
     bad("edit --output two.txt", "two.txt: "),
     bad("edit --output two.txt/below", "two.txt/below: "),
 ]
@@ -307,6 +310,9 @@ REQUESTS = rows(
     "edit --request r.json",
     lambda content: holds("r.json", content),
     {
+        "missing": (None, "r.json: no such file"),
+        "empty": (b"", "r.json: not readable as JSON"),
+        "number": (b"5", "must be a JSON object"),
         "cut": (b'{"prompt":', "r.json: not readable as JSON"),
         "no text": (b"\xff\x00", "r.json: not readable as JSON"),
         "deep": (DEEP, "r.json: not readable as JSON"),
@@ -360,6 +366,7 @@ SENTENCES = [
         {
             "missing": (None, "no such file"),
             "blank": (b" \n\n", "no sentences"),
+            "nothing": (b"", "d.txt: no sentences"),
             "one token": (b"First one.\na\n", "sentence 2 has fewer than 2 tokens"),
             "one token behind a gap": (b"First one.\n\na\n", "sentence 2 has fewer than 2 tokens"),
             "nul": (b"abc\0def", "NUL bytes"),
@@ -483,6 +490,20 @@ EARLY = [
         )
     ),
     bad(["stats", "--hparams", "h.yaml", "--corpus", ""], "--corpus"),
+    bad("evaluate", "--data is missing"),
+    bad("evaluate --data none.json", "none.json: no such file"),
+    *(
+        bad(f"evaluate --data d.json {flags}", said, given=holds("d.json", [REQUEST]))
+        for flags, said in (
+            ("--metrics ess", "metric 'ess' is not known; did you mean 'essence'?"),
+            ("--metrics ,", "no metric was asked for"),
+            ("--limit 0", "--limit is 0; allowed: 1 or more"),
+            ("--max-new-tokens 0", "--max-new-tokens is 0; allowed: 1 or more"),
+            ("--edit saved --base-model m", "--edit and --base-model were both given"),
+            ("--output m", "--output m is the place of --model"),
+            ("--output saved", "saved: is there already and not a regular file"),
+        )
+    ),
     bad(["stats", "--hparams", "h.yaml", "--output", ""], "--output"),
     *(
         bad("stats --hparams s.yaml", part or next(iter(changes)), given=typed(**changes), name=f"stats {changes}")
@@ -591,7 +612,7 @@ def test_scripts_pass_on_what_the_embedded_model_says(
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.5, "0 of 48"), (2.0, "48 of 48")])
 def test_a_null_space_without_a_direction_or_with_all_is_refused_and_not_kept(
-    threshold: float, count: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    threshold: float, count: str, tmp_path: Path, script: Any
 ) -> None:
     memit = memit_yaml(five_requests(tmp_path))  # C is the identity
     before = sorted((tmp_path / "stats").rglob("*"))
@@ -599,7 +620,7 @@ def test_a_null_space_without_a_direction_or_with_all_is_refused_and_not_kept(
     values |= {"alg_name": "AlphaEdit", "nullspace_threshold": threshold}
     memit.write_text(yaml.safe_dump(values), encoding="utf-8")
     flags = ["--hparams", memit, "--data", tmp_path / "five.json", "--output", tmp_path / "run", "--mode", "batch"]
-    ran = call(mass_edit, flags, monkeypatch, capsys)
+    ran = script(mass_edit, *flags)
     refusal(ran, f"layer 1: the null space of C below absolute threshold {threshold:g} has {count} directions")
     assert sorted((tmp_path / "stats").rglob("*")) == before
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import build, rome_hparams, tokenizer
 from fake_runs import edit
-from script_runs import call, save_tiny
+from script_runs import save_tiny
 from test_prompting import CHAT, chatty
 
 from easyeditor import BaseEditor, EditRequest, WeightDelta
@@ -79,9 +80,7 @@ def test_what_is_asked(name: str, text: str, chat: bool) -> None:
 def test_exact_match_of_the_whole_text_once_both_are_normalised() -> None:
     one, two = asked("wild_rephrase")
     answers = Answers(settings=Settings(), generated={one: said(" town of  ROME!"), two: said(" Rome, a town")})
-    value = METRICS["wild_rephrase"].value
-    assert value is not None
-    found = value(BRIDGE, answers)
+    found = METRICS["wild_rephrase"].value(BRIDGE, answers)  # type: ignore[misc]
     assert (found.value, found.details["each"]) == (0.5, [1.0, 0.0])
     assert [kept["text"] for kept in found.details["generated"]] == [" town of  ROME!", " Rome, a town"]
 
@@ -209,16 +208,21 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
         made.http.server_close()
 
 
+def named() -> Endpoint:
+    """The judge that the environment names."""
+    judge = judge_named()
+    assert judge is not None
+    return judge
+
+
 def chat(content: Any) -> tuple[int, bytes]:
     return 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode()
 
 
 def test_the_judge_is_asked_once_for_each_answer(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(lambda body: chat("A" if "Answer: Rome" in body["messages"][0]["content"] else '"b".'))
-    judge = judge_named()
-    assert judge is not None
     cases = [("Q?", "Rome", "Rome it is"), ("Q?", "Rome", "Oslo"), ("Q?", "Rome", "Rome it is")]
-    assert verdicts(judge, cases) == {cases[0]: True, cases[1]: False}
+    assert verdicts(named(), cases) == {cases[0]: True, cases[1]: False}
     path, key, body = server.asked[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer secret")
     assert (body["model"], body["temperature"]) == ("gpt-4o-mini", 0.0)
@@ -227,9 +231,7 @@ def test_the_judge_is_asked_once_for_each_answer(serve: Any, monkeypatch: pytest
     monkeypatch.setenv(MODEL, "other")
     monkeypatch.delenv(KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    named = judge_named()
-    assert named is not None
-    assert (named.model, named.key) == ("other", None)
+    assert (named().model, named().key) == ("other", None)
 
 
 @pytest.mark.parametrize(("reply", "wanted"), [("A", 1.0), ("B", 0.0), ("A or B, who knows", None)])
@@ -248,9 +250,7 @@ def test_a_verdict_becomes_a_value(serve: Any, reply: str, wanted: float | None)
 def test_a_busy_judge_is_asked_again(serve: Any) -> None:
     waiting = [503, 429]
     server = serve(lambda _body: (waiting.pop(), b"") if waiting else chat("A"))
-    judge = judge_named()
-    assert judge is not None
-    assert verdicts(judge, [("Q", "a", "a")]) == {("Q", "a", "a"): True}
+    assert verdicts(named(), [("Q", "a", "a")]) == {("Q", "a", "a"): True}
     assert len(server.asked) == 3
 
 
@@ -280,12 +280,10 @@ def test_what_a_judge_may_answer_instead(
     if "within" in said_of_it:
         monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.5)
     server = serve(lambda _body: answer)
-    judge = judge_named()
-    assert judge is not None
     with pytest.raises(EndpointError, match=f"{said_of_it}.*") as refused:
-        verdicts(judge, [("Q", "a", "a")])
+        verdicts(named(), [("Q", "a", "a")])
     assert "\n" not in str(refused.value)
-    assert "secret" not in f"{refused.value}{refused.value.__cause__}{judge}"
+    assert "secret" not in f"{refused.value}{refused.value.__cause__}{named()}"
     assert len(server.asked) == times
 
 
@@ -293,10 +291,8 @@ def test_what_a_judge_may_answer_instead(
 def test_a_redirect_is_not_followed(serve: Any, status: int) -> None:
     other = serve(lambda _body: chat("A"))
     serve(lambda _body: (status, f"{other.url}/chat/completions".encode()))
-    judge = judge_named()
-    assert judge is not None
     with pytest.raises(EndpointError, match=f"HTTP Error {status}, a redirect; none is followed"):
-        judge.ask("Q")
+        named().ask("Q")
     assert not other.asked
 
 
@@ -304,34 +300,16 @@ def test_a_proxy_for_http_sees_nothing(serve: Any, monkeypatch: pytest.MonkeyPat
     proxy = serve(lambda _body: chat("B"))
     monkeypatch.setenv("http_proxy", proxy.url)
     serve(lambda _body: chat("A"))
-    judge = judge_named()
-    assert judge is not None
-    assert judge.ask("Q") == "A"
+    assert named().ask("Q") == "A"
     assert not proxy.asked
 
 
 def test_an_address_that_is_none() -> None:
-    for url in (
-        "file:///etc/passwd",
-        "localhost:80",
-        "ftp://x",
-        "http://",
-        "http://a:80x0/v1",
-        "http://a:99999",
-        "http://a/v 1",
-        "http://[::1",
-        "http://user:secret@a/v1",
-        "http://user%3Asecret%40a/v1",
-        "http://a/v1?key=secret",
-        "http://a/v1#secret",
-        "http://a/v\t1",
-        "http://a/v1\n",
-        "http://a/v\x7f",
-        "http://b\xfccher/v1",
-        "http://a..b/v1",
-        "http://a\\b/v1",
-        "http://a\udcff/v1",
-    ):
+    urls = ["file:///etc/passwd", "localhost:80", "ftp://x", "http://", "http://a:80x0/v1", "http://a:99999"]
+    urls += ["http://a/v 1", "http://[::1", "http://user:secret@a/v1", "http://user%3Asecret%40a/v1"]
+    urls += ["http://a/v1?key=secret", "http://a/v1#secret", "http://a/v\t1", "http://a/v1\n", "http://a/v\x7f"]
+    urls += ["http://b\xfccher/v1", "http://a..b/v1", "http://a\\b/v1", "http://a\udcff/v1"]
+    for url in urls:
         with pytest.raises(ConfigError, match="is no http address; check the flag") as refused:
             Endpoint(url=url, model="m", key=None, named_by="the flag")
         assert "secret" not in str(refused.value)
@@ -352,7 +330,7 @@ def test_a_bad_address_is_refused_before_a_model_is_loaded(monkeypatch: pytest.M
 
 
 def test_the_command_keeps_texts_and_fails_in_one_line(
-    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "m", max_position_embeddings=256)
@@ -360,7 +338,7 @@ def test_the_command_keeps_texts_and_fails_in_one_line(
     (tmp_path / "d.json").write_text(json.dumps([HERE.to_json()]))
     flags = ["--model", "m", "--device", "cpu", "--data", "d.json", "--metrics", "easyedit,wild,wild_chat,wild_judge"]
     server = serve(lambda _body: chat("A"))
-    ran = call(command, [*flags, "--json"], monkeypatch, capsys)
+    ran = script(command, *flags, "--json")
     assert ran.code == 0, ran.err
     row = ran.json["after"]["rows"][0]
     assert row["wild_judge_rewrite"]["value"] == 1
@@ -368,7 +346,7 @@ def test_the_command_keeps_texts_and_fails_in_one_line(
     assert "secret" not in ran.out
     server.http.shutdown()
     server.http.server_close()
-    ran = call(command, flags, monkeypatch, capsys)
+    ran = script(command, *flags)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.splitlines()[-1].startswith(f"error: {server.url}/chat/completions: no answer (")
 
@@ -377,30 +355,21 @@ def test_the_command_keeps_texts_and_fails_in_one_line(
 
 
 def test_teacher_forced_and_wild_stand_side_by_side(tmp_path: Path) -> None:
-    class Run:
+    def run_of(*values: dict[str, float]) -> Any:
         """What the table reads of a run."""
+        lines = []
+        for n, row in enumerate(values):
+            own, line = {name: Value(value=v) for name, v in row.items()}, edit(n, rewrite=(1.0,))
+            record = dataclasses.replace(line.record, metrics={"after": own, "before": own})
+            lines.append(dataclasses.replace(line, record=record))
+        return SimpleNamespace(label="a", edits=lines)
 
-        label = "a"
-
-        def __init__(self, values: list[dict[str, float]]) -> None:
-            lines = [edit(n, rewrite=(1.0,)) for n in range(len(values))]
-            self.edits = [
-                dataclasses.replace(
-                    line, record=dataclasses.replace(line.record, metrics={"after": own, "before": own})
-                )
-                for line, own in (
-                    (line, {name: Value(value=v) for name, v in row.items()})
-                    for line, row in zip(lines, values, strict=True)
-                )
-            ]
-
-    run: Any = Run([{"wild_rewrite": 1.0, "wild_locality": 0.5}, {"wild_rewrite": 0.0, "wild_judge_rewrite": 1.0}])
+    run = run_of({"wild_rewrite": 1.0, "wild_locality": 0.5}, {"wild_rewrite": 0.0, "wild_judge_rewrite": 1.0})
     table = wild_table([run])
     assert [column.title for column in table.columns[3:]] == ["teacher-forced", "WILD", "judged"]
     assert table.rows[0][1:] == ("efficacy", 2, 1.0, 0.5, 1.0)
     assert table.rows[2][1:] == ("locality", 2, 0.75, 0.5, None)
-    none: Any = Run([{"ES": 1.0}])
-    assert wild_table([none]).rows == ()
+    assert wild_table([run_of({"ES": 1.0})]).rows == ()
 
 
 def test_every_column_of_the_table_is_a_group() -> None:
