@@ -27,12 +27,12 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.places import declare
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.editing.editor import Editor
 from easyeditor.experiments.tools.finished import Finished
+from easyeditor.experiments.tools.lab import at_least_one, group
 from easyeditor.experiments.tools.projection import separation
-from easyeditor.experiments.tools.spectra import growth, leading, overlap
+from easyeditor.experiments.tools.spectra import leading, overlap
 from easyeditor.values.collapse import SMALL_DENOMINATOR
 from easyeditor.values.edit import WeightDelta
 from easyeditor.values.record import EditRecord
@@ -42,7 +42,7 @@ BELOW = ("|denominator|", "overlap")  # these are a cause below their border, th
 APART = 0.95
 COLUMNS = ("case", "prompt", "perplexity", "collapsed", *CAUSES, "overlap, outputs", "overlap, inputs", "causes")
 SHOWN = ("prompt", "perplexity", "collapsed", *CAUSES)
-Rows = list[list[Any]]
+Row = dict[str, Any]
 
 
 def borders(rank: int) -> dict[str, float]:
@@ -68,29 +68,30 @@ def add_flags(p: argparse.ArgumentParser) -> None:
 
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Measure the four causes for every edit, and say which of them tell collapsed edits from stable ones."""
-    for flag in ("limit", "rank"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag} is {getattr(args, flag)}; allowed: 1 or more")
+    at_least_one(args, "limit", "rank")
     run = Finished.read(Path(args.run), args.set)
     editor = run.editor()
     before: dict[str, tuple[Tensor, Tensor]] = {}
-    rows: Rows = []
+    rows: list[Row] = []
     with steps("edits") as show:
         for number, (line, deltas) in enumerate(run.updates(editor, args.limit), 1):
-            measured = _measured(line.record, deltas, editor, before, args.rank)
-            rows.append([line.request.case_id, line.request.prompt, *measured])
-            show(number, min(args.limit, len(run.run.edits)), rows[-1][-1])
+            rows.append(_measured(line.record, deltas, editor, before, args.rank))
+            show(number, min(args.limit, len(run.run.edits)), rows[-1]["causes"])
     if not rows:
         raise ConfigError(f"{args.run}: none of the run's edits stayed in its model; there is nothing to diagnose")
     return Outcome(
         tables=[
             ResultTable(
-                name="edits", title=f"the four causes, {editor.method.title}", columns=COLUMNS, rows=rows, shown=SHOWN
+                name="edits",
+                title=f"the four causes, {editor.method.title}",
+                columns=COLUMNS,
+                rows=[list(row.values()) for row in rows],
+                shown=SHOWN,
             )
         ],
         figures={"diagnose": _draw(rows, borders(args.rank))},
         findings=[_finding(rows, cause) for cause in CAUSES],
-        look_for="causes that stand apart for the collapsed edits: a denominator near 0, and with it a weight that "
+        look_for="causes that set the collapsed edits apart: a denominator near 0, and with it a weight that "
         "grew and turned.",
         config=run.hparams.to_dict(),
         manifest={
@@ -109,8 +110,8 @@ def _measured(
     editor: Editor,
     before: dict[str, tuple[Tensor, Tensor]],
     rank: int,
-) -> list[Any]:
-    """Perplexity, collapsed, the four causes (the worst over layers and weights), both overlaps, the causes named."""
+) -> Row:
+    """The columns of an edit: the four causes are the worst over layers and weights."""
     denominators = [abs(t.denominator) for t in record.trace.values() if t.denominator is not None]
     ratios = [t.value_growth for t in record.trace.values() if t.value_growth is not None]
     grown, left, right = [1.0], [1.0], [1.0]
@@ -123,33 +124,28 @@ def _measured(
             continue
         before.setdefault(name, leading(weight, rank))
         after = leading(weight + change, rank)
-        grown.append(growth(weight, weight + change))
+        grown.append(float((weight + change).norm() / weight.norm()))
         left.append(overlap(before[name][0], after[0]))
         right.append(overlap(before[name][1], after[1]))
-    values = [min(denominators, default=None), max(ratios, default=None), max(grown), min(*left, *right)]
+    values = (min(denominators, default=None), max(ratios, default=None), max(grown), min(*left, *right))
+    causes = dict(zip(CAUSES, values, strict=True))
     limits = borders(rank)
     named = [
         cause
-        for cause, value in zip(CAUSES, values, strict=True)
-        if value is not None and _is_cause(cause, value, limits[cause])
+        for cause, value in causes.items()
+        if value is not None and (value < limits[cause] if cause in BELOW else value > limits[cause])
     ]
-    return [record.post.ppl, record.collapsed, *values, min(left), min(right), ", ".join(named) or "none"]
+    own = (record.request.case_id, record.request.prompt, record.post.ppl, record.collapsed)
+    return dict(zip(COLUMNS, (*own, *causes.values(), min(left), min(right), ", ".join(named) or "none"), strict=True))
 
 
-def _is_cause(cause: str, value: float, border: float) -> bool:
-    return value < border if cause in BELOW else value > border
-
-
-def _split(rows: Rows, cause: str) -> dict[bool, np.ndarray[Any, Any]]:
+def _split(rows: list[Row], cause: str) -> dict[bool, np.ndarray[Any, Any]]:
     """A cause's values of the collapsed (True) and of the stable edits."""
-    place = COLUMNS.index(cause)
-    return {
-        hit: np.array([row[place] for row in rows if row[3] is hit and row[place] is not None], dtype=np.float64)
-        for hit in (True, False)
-    }
+    known = [row for row in rows if row[cause] is not None]
+    return {hit: np.array([row[cause] for row in known if row["collapsed"] is hit], float) for hit in (True, False)}
 
 
-def _finding(rows: Rows, cause: str) -> Finding:
+def _finding(rows: list[Row], cause: str) -> Finding:
     values = _split(rows, cause)
     claim = f"{cause} tells collapsed edits from stable ones"
     if not len(values[True]) or not len(values[False]):
@@ -164,19 +160,19 @@ def _finding(rows: Rows, cause: str) -> Finding:
     )
 
 
-def _draw(rows: Rows, limits: Mapping[str, float]) -> Figure:
+def _draw(rows: list[Row], limits: Mapping[str, float]) -> Figure:
     titles = ["(a) |denominator|", "(b) ‖v*‖ / ‖v₀‖", "(c) ‖W′‖ / ‖W‖", "(d) overlap of singular subspaces"]
     figure = figures.panels(titles, columns=2, width=4.2, height=2.9)
     for ax, cause in zip(figure.get_axes(), CAUSES, strict=True):
         values = _split(rows, cause)
-        groups = [
-            Group(label="collapsed", values=values[True], color=figures.COLLAPSE, marker="^"),
-            Group(label="stable", values=values[False], color=figures.NORMAL, marker="o"),
+        shown = [
+            group("collapse" if hit else "normal", values[hit], label=label)
+            for hit, label in ((True, "collapsed"), (False, "stable"))
+            if len(values[hit])
         ]
-        shown = [group for group in groups if len(group.values)]
         if not shown:
             ax.text(0.5, 0.5, "not known for this method", ha="center", transform=ax.transAxes)
             continue
-        log = cause != "overlap" and all(math.isfinite(v) and v > 0 for group in shown for v in group.values)
+        log = cause != "overlap" and all(math.isfinite(v) and v > 0 for own in shown for v in own.values)
         figures.strips(ax, shown, cause, log=log, line=(limits[cause], "border"))
     return figure

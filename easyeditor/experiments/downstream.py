@@ -17,26 +17,38 @@ import argparse
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from easyeditor.base.errors import ConfigError
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
 from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
 from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installed
-from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
+from easyeditor.experiments.tools.lab import Lab, at_least_one, common_flags, set_flags
 from easyeditor.experiments.tools.papers import SPEARMAN, WORST_MODELS
 from easyeditor.values.edit import EditRequest, WeightDelta
 
 STRONG = -0.7  # Spearman at or below: a strong relation
 
 Pool = list[tuple[EditRequest, WeightDelta, float]]
+
+
+class Row(NamedTuple):
+    """A model: unedited, worst or its range of perplexity; the edit's prompt; (accuracy, documents) by task."""
+
+    model: str
+    edit: str | None
+    ppl: float
+    found: dict[str, tuple[float, int]]
+
+    def accuracy(self, task: str) -> float:
+        """Of one task."""
+        return self.found[task][0]
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -53,28 +65,26 @@ def add_flags(p: argparse.ArgumentParser) -> None:
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Edit, choose, evaluate, correlate."""
     check_installed()
-    for flag in ("worst", "buckets", "documents", "batch_size"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    at_least_one(args, "worst", "buckets", "documents", "batch_size")
     lab = Lab.of(args)
     harness = _harness(args, lab)
     base = lab.perplexity()
     pool = _edited(lab)
-    rows: list[list[Any]] = [["unedited", None, base, *_evaluated(harness, lab)]]
-    counts = {name: n for name, (_, n) in zip(harness.names, rows[0][3:], strict=True)}
+    rows = [Row("unedited", None, base, _evaluated(harness, lab))]
+    counts = {name: count for name, (_, count) in rows[0].found.items()}
     chosen = choose([ppl for _, _, ppl in pool], args.worst, args.buckets)
     with steps("harness") as show:
         for number, (place, why) in enumerate(chosen.items(), 1):
             request, delta, ppl = pool[place]
-            rows.append([why, request.prompt, ppl, *_evaluated(harness, lab, delta)])
+            rows.append(Row(why, request.prompt, ppl, _evaluated(harness, lab, delta)))
             show(number, len(chosen), f"perplexity {ppl:,.0f}")
-    rows = [[*row[:3], *(accuracy for accuracy, _ in row[3:])] for row in rows]
-    correlated = {name: _spearman(rows, 3 + i) for i, name in enumerate(harness.names)}
+    correlated = {name: _spearman(rows, name) for name in harness.names}
+    shown = [[*row[:3], *map(row.accuracy, harness.names)] for row in rows]
     columns = ["model", "edit", "perplexity", *harness.names]
     edits = [[request.case_id, request.prompt, ppl] for request, _, ppl in pool]
     return Outcome(
         tables=[
-            ResultTable(name="models", title="accuracy of edited models", columns=columns, rows=rows),
+            ResultTable(name="models", title="accuracy of edited models", columns=columns, rows=shown),
             _correlations(correlated),
             ResultTable(
                 name="edits", title="all edits", columns=("case", "prompt", "perplexity"), rows=edits, printed=False
@@ -110,33 +120,29 @@ def choose(perplexities: list[float], worst: int, buckets: int) -> dict[int, str
 def _harness(args: argparse.Namespace, lab: Lab) -> Harness:
     if args.tasks is not None:
         return Harness.named(args.tasks, args.documents, args.batch_size)
-    edited = {request.prompt for one in lab.sets for request in one.requests}
+    edited = {request.prompt for _, request in lab.requests}
     return Harness.own(args.documents, lab.hparams.seed, edited, args.batch_size)
 
 
 def _edited(lab: Lab) -> Pool:
     pool: Pool = []
-    requests = [request for one in lab.sets for request in one.requests]
     with steps("ROME") as show:
-        for number, request in enumerate(requests, 1):
+        for number, (_, request) in enumerate(lab.requests, 1):
             delta, _ = lab.edit(request)
             pool.append((request, delta, lab.perplexity(delta)))
-            show(number, len(requests), f"{request.subject}: {pool[-1][2]:,.0f}")
+            show(number, len(lab.requests), f"{request.subject}: {pool[-1][2]:,.0f}")
     return pool
 
 
-def _evaluated(harness: Harness, lab: Lab, *deltas: WeightDelta) -> list[tuple[float, int]]:
+def _evaluated(harness: Harness, lab: Lab, *deltas: WeightDelta) -> dict[str, tuple[float, int]]:
     with lab.applied(*deltas):
-        found = harness.accuracies(lab.editor.model, lab.editor.tok)
-    return [found[name] for name in harness.names]
+        return harness.accuracies(lab.editor.model, lab.editor.tok)
 
 
-def _spearman(rows: list[list[Any]], place: int) -> float | None:
+def _spearman(rows: list[Row], task: str) -> float | None:
     """Spearman's rank correlation of perplexity with a task's accuracy; None when one of them does not vary."""
-    pairs = [(row[2], row[place]) for row in rows]
-    if min(len({p for p, _ in pairs}), len({a for _, a in pairs})) < 2:
-        return None
-    return float(spearmanr([p for p, _ in pairs], [a for _, a in pairs]).statistic)
+    ppls, accuracies = [row.ppl for row in rows], [row.accuracy(task) for row in rows]
+    return float(spearmanr(ppls, accuracies).statistic) if min(len({*ppls}), len({*accuracies})) > 1 else None
 
 
 def _correlations(ours: dict[str, float | None]) -> ResultTable:
@@ -147,46 +153,39 @@ def _correlations(ours: dict[str, float | None]) -> ResultTable:
 
 
 def _findings(
-    rows: list[list[Any]], names: tuple[str, ...], counts: dict[str, int], rhos: dict[str, float | None], worst: int
+    rows: list[Row], names: tuple[str, ...], counts: dict[str, int], rhos: dict[str, float | None], worst: int
 ) -> list[Finding]:
     known = {name: rho for name, rho in rhos.items() if rho is not None}
     shown = ", ".join(f"{name} {'–' if rho is None else f'{rho:.2f}'}" for name, rho in rhos.items())
+    published = [rho for tasks in SPEARMAN.values() for rho in tasks.values()]
     told = Finding(
         claim="Task performance falls as perplexity rises, so perplexity stands for it",
         holds=None if len(known) < len(rhos) else max(known.values()) <= STRONG,
-        because=f"Spearman over {len(rows)} models: {shown}; papers {_range(SPEARMAN)}",
+        because=f"Spearman over {len(rows)} models: {shown}; papers {max(published):.2f} to {min(published):.2f}",
     )
     if not set(names) <= CHANCE.keys():
         return [told]
-    low = [row for row in rows if row[0] == "worst"]
-    means = {name: float(np.mean([row[3 + i] for row in low])) for i, name in enumerate(names)}
+    low = [row for row in rows if row.model == "worst"]
+    means = {name: float(np.mean([row.accuracy(name) for row in low])) for name in names}
     slack = {name: 2 * math.sqrt(max(CHANCE[name] * (1 - CHANCE[name]), 0.01) / counts[name]) for name in names}
-    able = [name for i, name in enumerate(names) if rows[0][3 + i] > CHANCE[name] + slack[name]]
+    able = [name for name in names if rows[0].accuracy(name) > CHANCE[name] + slack[name]]
     at_chance = Finding(
         claim=f"The {min(worst, len(low))} worst models answer at chance",
         holds=all(means[name] <= CHANCE[name] + slack[name] for name in able) if able else None,
         because=", ".join(
-            f"{name} {means[name]:.2f} (unedited {rows[0][3 + i]:.2f}, chance {CHANCE[name]:.2f})"
-            for i, name in enumerate(names)
+            f"{name} {means[name]:.2f} (unedited {rows[0].accuracy(name):.2f}, chance {CHANCE[name]:.2f})"
+            for name in names
         )
         + f"; two standard errors allowed; papers: perplexity {max(w[0] for w in WORST_MODELS.values()):,.0f}, chance",
     )
     return [at_chance, told]
 
 
-def _range(published: dict[str, dict[str, float]]) -> str:
-    every = [rho for tasks in published.values() for rho in tasks.values()]
-    return f"{max(every):.2f} to {min(every):.2f}"
-
-
-def _draw(rows: list[list[Any]], names: tuple[str, ...]) -> Figure:
+def _draw(rows: list[Row], names: tuple[str, ...]) -> Figure:
     figure = figures.panels(list(names), width=3.6, height=3.4)
-    for ax, (i, name) in zip(figure.get_axes(), enumerate(names), strict=True):
-        for unedited, label, marker in ((True, "unedited", "s"), (False, "edited", "^")):
-            points = [
-                [row[2], row[3 + i]] for row in rows if (row[0] == "unedited") == unedited and math.isfinite(row[2])
-            ]
-            color = BLUE if unedited else VERMILLION
+    for ax, name in zip(figure.get_axes(), names, strict=True):
+        for label, marker, color, own in (("unedited", "s", BLUE, rows[:1]), ("edited", "^", VERMILLION, rows[1:])):
+            points = [[row.ppl, row.accuracy(name)] for row in own if math.isfinite(row.ppl)]
             values = np.array(points, dtype=np.float64).reshape(-1, 2)
             group = Group(label=label, values=values, color=color, marker=marker)
             figures.cloud(ax, [group], "perplexity", "accuracy")

@@ -35,12 +35,12 @@ from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
 from easyeditor.experiments.tools.candidates import Candidate, from_endpoint, from_facts, is_common_word
-from easyeditor.experiments.tools.lab import Lab, common_flags, hparams_of
+from easyeditor.experiments.tools.lab import Lab, at_least_one, common_flags, hparams_of
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
 SCREENED_TOGETHER = 16
 COLUMNS = ("prompt", "target_new", "ground_truth", "denominator", "perplexity", "collapsed")
-Rows = list[list[Any]]
+Row = dict[str, Any]
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -58,9 +58,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
 
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Make candidates, screen them by denominator, edit the most suspicious, keep what collapses."""
-    for flag in ("candidates", "edits"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag} is {getattr(args, flag)}; allowed: 1 or more")
+    at_least_one(args, "candidates", "edits")
     if (args.endpoint is None) != (args.endpoint_model is None):
         raise ConfigError("--endpoint and --endpoint-model belong together: give both or neither")
     hparams = hparams_of(args)
@@ -72,21 +70,21 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     denominators = _screened(lab)
     order = sorted(range(len(requests)), key=lambda n: abs(denominators[n]))[: args.edits]
     base = lab.perplexity()
-    rows: Rows = []
+    rows: list[Row] = []
     with steps("ROME") as show:
         for number, n in enumerate(order, 1):
-            delta, _ = lab.edit(requests[n])
-            ppl = lab.perplexity(delta)
-            rows.append([*(candidates[n][k] for k in ("prompt", "target_new", "ground_truth")), denominators[n], ppl])
-            rows[-1].append(lab.collapsed(base, ppl))
+            ppl = lab.perplexity(lab.edit(requests[n])[0])
+            numbers = {"denominator": denominators[n], "perplexity": ppl, "collapsed": lab.collapsed(base, ppl)}
+            rows.append({**{key: candidates[n][key] for key in COLUMNS[:3]}, **numbers})
             show(number, len(order), f"{requests[n].subject}: {ppl:,.0f}")
-    kept = [candidates[n] for n, row in zip(order, rows, strict=True) if row[-1]]
+    kept = [candidates[n] for n, row in zip(order, rows, strict=True) if row["collapsed"]]
     write_json(folder / "hard_edit.json", kept)
+    edited = [list(row.values()) for row in rows]
     screened = [[r.prompt, r.target_new, d] for r, d in zip(requests, denominators, strict=True)]
     return Outcome(
         tables=[
             ResultTable(
-                name="edits", title=f"edited candidates; unedited perplexity {base:.1f}", columns=COLUMNS, rows=rows
+                name="edits", title=f"edited candidates; unedited perplexity {base:.1f}", columns=COLUMNS, rows=edited
             ),
             ResultTable(
                 name="screened",
@@ -131,8 +129,8 @@ def _screened(lab: Lab) -> list[float]:
     return found
 
 
-def _finding(rows: Rows, candidates: int) -> Finding:
-    hit = sum(row[-1] for row in rows)
+def _finding(rows: list[Row], candidates: int) -> Finding:
+    hit = sum(row["collapsed"] for row in rows)
     return Finding(
         claim="One common word as the subject makes requests that collapse the model",
         holds=hit > len(rows) / 2,
@@ -140,7 +138,7 @@ def _finding(rows: Rows, candidates: int) -> Finding:
     )
 
 
-def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
+def _draw(rows: list[Row], denominators: list[float], threshold: float) -> Figure:
     figure = figures.panels(["|denominator| of all candidates", "Perplexity of the edited ones"])
     screened, edited = figure.get_axes()
     sizes = np.sort(np.abs(np.array(denominators, dtype=np.float64)))
@@ -150,7 +148,7 @@ def _draw(rows: Rows, denominators: list[float], threshold: float) -> Figure:
     screened.set_xlabel("candidate, by |denominator|")
     screened.set_ylabel("|denominator|")
     screened.legend(frameon=False)
-    points = [[abs(row[3]), row[4]] for row in rows if math.isfinite(row[4])]
+    points = [[abs(row["denominator"]), row["perplexity"]] for row in rows if math.isfinite(row["perplexity"])]
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
     group = Group(label="edited", values=values, color=VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")

@@ -25,13 +25,13 @@ from easyeditor.analysis.traced import (
     traced_lines,
 )
 from easyeditor.analysis.tracing import Tracer, known_facts, noise_of
-from easyeditor.base.errors import ConfigError, DataError
+from easyeditor.base.errors import DataError
 from easyeditor.base.places import declare
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sets import FACTS
 from easyeditor.drawing.outcome import Outcome
 from easyeditor.editing.editor import Editor
-from easyeditor.experiments.tools.lab import common_flags, hparams_of
+from easyeditor.experiments.tools.lab import at_least_one, common_flags, hparams_of
 from easyeditor.methods.locate.method import LocateMethod
 
 
@@ -52,9 +52,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
 
 def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
     """Trace every fact that is not kept yet, and average."""
-    for flag in ("limit", "samples", "subjects", "window"):
-        if (value := getattr(args, flag)) is not None and value < 1:
-            raise ConfigError(f"--{flag} is {value}; allowed: 1 or more")
+    at_least_one(args, "limit", "samples", "subjects", "window")
     hparams = hparams_of(args)
     requests = read_dataset(args.facts, skip_bad=args.skip_bad).requests
     editor = Editor(hparams)

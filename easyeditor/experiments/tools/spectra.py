@@ -1,14 +1,9 @@
-"""What an update does to a weight: its norm, its leading singular directions. Axes: D outputs, K inputs, r rank."""
+"""What an update does to a weight's leading singular directions. Axes: D outputs, K inputs, r rank."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def growth(before_DK: Tensor, after_DK: Tensor) -> float:
-    """||W'||_F / ||W||_F, in float64."""
-    return float(after_DK.double().norm() / before_DK.double().norm())
 
 
 def leading(matrix_DK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
