@@ -282,7 +282,7 @@ def test_only_what_was_measured_is_drawn_and_tabled() -> None:
     traced = [{"effects": {"mlp": {LAST: [0.1, 0.2]}}}]
     safety = [layer(0, 1.0), layer(1, 0.5)]
     assert [len(curves(a, b).get_axes()) for a, b in ((traced, []), ([], safety), (traced, safety))] == [1, 2, 3]
-    assert [len(layer_table(a, b).columns) for a, b in ((traced, []), (traced, safety))] == [2, 1 + len(SAFETY)]
+    assert [len(layer_table(a, b).columns) for a, b in ((traced, []), (traced, safety))] == [2, 2 + len(SAFETY)]
 
 
 def test_candidates_are_the_peak_then_large_effects_by_safety() -> None:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.values.edit import EditRequest
 
 SAFETY = (
-    *("layer", "reach", "most reach", "least reach", "|v0| bare", "|v0| mean"),
+    *("reach", "most reach", "least reach", "|v0| bare", "|v0| mean"),
     *("smallest |denominator|", "median", "largest"),
 )
 
@@ -51,7 +52,7 @@ class LayerSafety:
     def row(self) -> list[Any]:
         """The values of the columns `SAFETY`."""
         ends = [self.reach, self.most_reach, self.least_reach]
-        return [self.layer, *ends, self.bare_v0, self.mean_v0, *self.denominators]
+        return [*ends, self.bare_v0, self.mean_v0, *self.denominators]
 
 
 def first_place(
@@ -61,20 +62,15 @@ def first_place(
     whose token that is edited is the text's first are taken before others."""
     drawn = list({request.subject: request for request in requests if starts_with_one_word(request)}.values())
     random.Random(seed).shuffle(drawn)
-    start = _leading(tok)
+    start = len(encode(tok, "a")) - len(tok("a", add_special_tokens=False)["input_ids"])  # 1 with a BOS
     whole = [request for request in drawn if prompt_row(tok, request, SLOT, fact_token).lookup == start]
     return (whole or drawn)[:limit]
-
-
-def _leading(tok: Any) -> int:
-    """Special tokens before the text's first: 1 with a BOS."""
-    return len(encode(tok, "a")) - len(tok("a", add_special_tokens=False)["input_ids"])
 
 
 @torch.no_grad()
 def safety_of(method: LocateMethod[Any], requests: Sequence[EditRequest]) -> list[LayerSafety]:
     """The numbers of every layer that can be edited, from one pass over the requests in all contexts."""
-    templates = [SLOT, *(text for text in method.contexts)]
+    templates = [SLOT, *method.contexts]
     rows = [prompt_row(method.tok, r, text, method.hparams.fact_token) for r in requests for text in templates]
     keys, values = _all_layers(method, rows)
     made = []
@@ -104,23 +100,19 @@ def _all_layers(method: LocateMethod[Any], rows: Sequence[Row]) -> tuple[list[Te
     token."""
     parts = method.parts
     layers = parts.dense
-    keys: list[list[Tensor]] = [[torch.empty(0)] * len(rows) for _ in layers]
-    values: list[list[Tensor]] = [[torch.empty(0)] * len(rows) for _ in layers]
+    keys, values = ([[torch.empty(0)] * len(rows) for _ in layers] for _ in range(2))
 
     def read(numbers: list[int]) -> None:
         lookup_B = torch.tensor([rows[n].lookup for n in numbers])
 
-        def taker(kept: list[Tensor]) -> Any:
-            def take(states_BTD: Tensor) -> None:
-                for n, state in zip(numbers, picked(states_BTD.detach(), lookup_B).cpu(), strict=True):
-                    kept[n] = state
-
-            return take
+        def take(kept: list[Tensor], states_BTD: Tensor) -> None:
+            for n, state in zip(numbers, picked(states_BTD.detach(), lookup_B).cpu(), strict=True):
+                kept[n] = state
 
         with ExitStack() as stack:
             for n, layer in enumerate(layers):
-                stack.enter_context(tapped(parts.rewrite(layer), on_input=taker(keys[n])))
-                stack.enter_context(tapped(parts.mlp(layer), on_output=taker(values[n])))
+                stack.enter_context(tapped(parts.rewrite(layer), on_input=partial(take, keys[n])))
+                stack.enter_context(tapped(parts.mlp(layer), on_output=partial(take, values[n])))
             inputs = model_inputs([rows[n].ids[: rows[n].lookup + 1] for n in numbers], input_device(parts.model))
             parts.model.base_model(**inputs, use_cache=False)
 

@@ -96,33 +96,31 @@ def kinds_of(lines: Sequence[Line]) -> list[str]:
     return [kind for kind in KINDS if any(kind in line["effects"] for line in lines)]
 
 
+def _averages(lines: Sequence[Line]) -> dict[tuple[str, str], Array]:
+    """`average` of each kind and role that was traced."""
+    every = ((kind, role) for kind in KINDS for role in ROLES)
+    return {key: values for key in every if (values := average(lines, *key)) is not None}
+
+
 def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> ResultTable:
     """By layer: the effects at the subject's last token, and the safety of subjects in first place."""
-    effects = {f"effect of {NAMES[kind]}": average(lines, kind, LAST) for kind in kinds_of(lines)}
-    effects = {name: values for name, values in effects.items() if values is not None}
-    count = max((len(values) for values in effects.values() if values is not None), default=0)
+    effects = {kind: values for (kind, role), values in _averages(lines).items() if role == LAST}
     rows = [
-        [
-            layer,
-            *(None if values is None else float(values[layer]) for values in effects.values()),
-            *(safety[n].row()[1:] if safety else []),
-        ]
-        for n, layer in enumerate([one.layer for one in safety] or range(count))
+        [layer, *(float(values[layer]) for values in effects.values()), *(safety[n].row() if safety else ())]
+        for n, layer in enumerate([one.layer for one in safety] or range(max(map(len, effects.values()), default=0)))
     ]
     title = f"average indirect effect at the subject's last token ({len(lines)} facts)"
     title += ", and subjects in first place: reach |k^u.u|/|kbar.u|" if safety else ""
-    columns = ["layer", *effects, *(SAFETY[1:] if safety else ())]
+    columns = ["layer", *(f"effect of {NAMES[kind]}" for kind in effects), *(SAFETY if safety else ())]
     return ResultTable(name="layers", title=title, columns=columns, rows=rows)
 
 
 def role_table(lines: Sequence[Line]) -> ResultTable:
     """By kind and role: the greatest average effect, and the layer it is at."""
-    rows = []
-    for kind in kinds_of(lines):
-        for role in ROLES:
-            values = average(lines, kind, role)
-            if values is not None:
-                rows.append([NAMES[kind], role, float(values.max()), int(values.argmax()), float(values.mean())])
+    rows = [
+        [NAMES[kind], role, float(values.max()), int(values.argmax()), float(values.mean())]
+        for (kind, role), values in _averages(lines).items()
+    ]
     columns = ["put back", "token", "greatest effect", "at layer", "mean over layers"]
     return ResultTable(name="roles", title="average indirect effect by token", columns=columns, rows=rows)
 
@@ -156,22 +154,24 @@ def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
     figure = figures.panels(titles, width=4.8)
     for kind in kinds_of(lines):
         if (values := average(lines, kind, LAST)) is not None:
-            group = _group(NAMES[kind], [values], *LOOKS[kind])
-            effect_ax = figure.get_axes()[0]
-            figures.bands(effect_ax, range(len(values)), [group], "layer", "average indirect effect", every=True)
+            color, marker, line = LOOKS[kind]
+            group = Group(label=NAMES[kind], values=values[None], color=color, marker=marker, line=line)
+            figures.bands(
+                figure.get_axes()[0], range(len(values)), [group], "layer", "average indirect effect", every=True
+            )
     layers = [one.layer for one in safety]
     if safety:
         reach_ax, value_ax = figure.get_axes()[-2:]
-        ends = [[one.least_reach, one.reach, one.most_reach] for one in safety]
-        ordered = np.array(ends).T
-        reach_ax.fill_between(layers, ordered[0], ordered[2], color=VERMILLION, alpha=0.15, linewidth=0)
-        reach_ax.plot(layers, ordered[1], "-o", color=VERMILLION, ms=5, label="median, least to most")
+        least, median, most = np.array([[one.least_reach, one.reach, one.most_reach] for one in safety]).T
+        reach_ax.fill_between(layers, least, most, color=VERMILLION, alpha=0.15, linewidth=0)
+        reach_ax.plot(layers, median, "-o", color=VERMILLION, ms=5, label="median, least to most")
         reach_ax.axhline(1, color=GREY, linestyle=":", linewidth=1)
         reach_ax.set_xlabel("layer")
         reach_ax.set_ylabel("reach")
+        bare, mean = np.array([[one.bare_v0, one.mean_v0] for one in safety]).T[:, None]
         groups = [
-            _group("bare prompt", [[one.bare_v0 for one in safety]], VERMILLION, "o", "-"),
-            _group("mean over contexts", [[one.mean_v0 for one in safety]], GREEN, "D", "--"),
+            Group(label="bare prompt", values=bare, color=VERMILLION),
+            Group(label="mean over contexts", values=mean, color=GREEN, marker="D", line="--"),
         ]
         figures.bands(value_ax, layers, groups, "layer", "‖v₀‖, median", every=True)
         for ax in (reach_ax, value_ax):
@@ -182,14 +182,12 @@ def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
     return figure
 
 
-def _group(label: str, values: Sequence[Any], color: str, marker: str, line: str) -> Group:
-    return Group(label=label, values=np.array(values), color=color, marker=marker, line=line)
-
-
 def findings(lines: Sequence[Line]) -> list[Finding]:
     """The paper's three claims about where effects are."""
-    kinds = kinds_of(lines)
-    early, late = _peak(lines, "state", LAST), _peak(lines, "state", ROLES[-1])
+    peaks = {key: (int(values.argmax()), float(values.max())) for key, values in _averages(lines).items()}
+    early, late = peaks.get(("state", LAST)), peaks.get(("state", ROLES[-1]))
+    mlp, other = peaks.get(("mlp", LAST)), peaks.get(("attention", LAST))
+    places = {role: peak for (kind, role), peak in peaks.items() if kind == "mlp"}
     made = []
     if early is not None and late is not None:
         made.append(
@@ -200,7 +198,6 @@ def findings(lines: Sequence[Line]) -> list[Finding]:
                 f"{late[1]:.3f} at layer {late[0]} of the last token",
             )
         )
-    mlp, other = _peak(lines, "mlp", LAST), _peak(lines, "attention", LAST)
     if mlp is not None and other is not None:
         made.append(
             Finding(
@@ -209,20 +206,13 @@ def findings(lines: Sequence[Line]) -> list[Finding]:
                 because=f"MLPs {mlp[1]:.3f} (layer {mlp[0]}), attentions {other[1]:.3f} (layer {other[0]})",
             )
         )
-    outside = {role: peak for role in ROLES if (peak := _peak(lines, "mlp", role)) is not None}
-    if mlp is not None and len(outside) > 1:
-        best = max(outside, key=lambda role: outside[role][1])
+    if mlp is not None and len(places) > 1:
+        best = max(places, key=lambda role: places[role][1])
         made.append(
             Finding(
                 claim="Of all tokens, MLPs matter most at the subject's last",
                 holds=best == LAST,
-                because=f"greatest at the {best}: {outside[best][1]:.3f}; at the subject's last {mlp[1]:.3f}",
+                because=f"greatest at the {best}: {places[best][1]:.3f}; at the subject's last {mlp[1]:.3f}",
             )
         )
-    assert kinds
     return made
-
-
-def _peak(lines: Sequence[Line], kind: str, role: str) -> tuple[int, float] | None:
-    values = average(lines, kind, role)
-    return None if values is None else (int(values.argmax()), float(values.max()))

@@ -6,9 +6,10 @@ Axes: S noise samples, P restored places, B rows (S x P), T tokens, L layers, D 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,10 @@ class Fact:
     @property
     def places(self) -> dict[int, str]:
         """The tokens that can have an effect, from the subject on, with their role (paper, figure 1)."""
-        roles = {}
-        for at in range(self.first, len(self.ids)):
-            if at <= self.last:
-                roles[at] = LAST if at == self.last else ROLES[0] if at == self.first else ROLES[1]
-            else:
-                last = at == len(self.ids) - 1
-                roles[at] = ROLES[5] if last else ROLES[3] if at == self.last + 1 else ROLES[4]
-        return roles
+        last = len(self.ids) - 1
+        roles = {at: ROLES[1] if at > self.first else ROLES[0] for at in range(self.first, self.last)}
+        roles |= {self.last: LAST, **dict.fromkeys(range(self.last + 1, last), ROLES[4])}
+        return roles | ({self.last + 1: ROLES[3], last: ROLES[5]} if last > self.last else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +140,8 @@ class Tracer:
             return self._parts.blocks
         if kind == "mlp":
             return [self._parts.mlp(layer) for layer in layers]
-        found = [attention_of(self._parts, layer) for layer in layers]
-        return [module for module in found if module is not None] if None not in found else []
+        found = [module for layer in layers if (module := attention_of(self._parts, layer)) is not None]
+        return found if len(found) == len(layers) else []
 
     def layers(self, kind: str, layer: int) -> range:
         """The layers restored for `layer`: itself, or the window around it (cut at the ends)."""
@@ -217,7 +214,7 @@ class Tracer:
             place_B = torch.tensor([rows[n][1] for n in numbers])
             with ExitStack() as stack:
                 for module, clean_TD in put_back.items():
-                    stack.enter_context(tapped(module, on_output=_putter(place_B, clean_TD)))
+                    stack.enter_context(tapped(module, on_output=partial(_put, place_B, clean_TD)))
                 if self._replay:
                     hidden = passages[first].hidden_BTD
                     own = Passage(hidden[sample_B.to(hidden.device)], passages[first].tuple_output)
@@ -246,16 +243,12 @@ class Tracer:
         return logits_1BV[0].double().softmax(1)[:, fact.answer].tolist()
 
 
-def _putter(place_B: Tensor, clean_TD: Tensor) -> Callable[[Tensor], Tensor]:
-    """A tap that puts the clean output at one place of each row."""
-
-    def put(output_BTD: Tensor) -> Tensor:
-        device = output_BTD.device
-        changed, at_B = output_BTD.clone(), place_B.to(device)
-        changed[torch.arange(len(at_B), device=device), at_B] = clean_TD.to(output_BTD)[at_B]
-        return changed
-
-    return put
+def _put(place_B: Tensor, clean_TD: Tensor, output_BTD: Tensor) -> Tensor:
+    """A module's output with the clean one at one place of each row."""
+    device = output_BTD.device
+    changed, at_B = output_BTD.clone(), place_B.to(device)
+    changed[torch.arange(len(at_B), device=device), at_B] = clean_TD.to(output_BTD)[at_B]
+    return changed
 
 
 def by_role(fact_places: Mapping[int, str], gained: np.ndarray[Any, Any]) -> dict[str, list[float]]:
