@@ -7,6 +7,7 @@ import http.server
 import json
 import math
 import multiprocessing
+import random
 import shutil
 import sys
 import threading
@@ -394,28 +395,19 @@ def test_leading_directions_are_those_of_the_decomposition(shape: tuple[int, int
     assert torch.allclose(right.T @ right, torch.eye(2, dtype=torch.float64), atol=1e-9)
 
 
-def test_growth_by_hand() -> None:
-    before = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    assert growth(before, before + torch.tensor([[0.0, 12.0], [0.0, 0.0]])) == pytest.approx(13 / 5)
-
-
-def test_pca_finds_the_direction_of_a_line() -> None:
+def test_pca_finds_the_direction_of_a_line_and_tsne_is_repeatable() -> None:
     points = np.array([[0.0, 0, 1], [3, 4, 1], [6, 8, 1], [9, 12, 1]])
     plane, shares = pca_plane(points)
     assert np.abs(np.diff(plane[:, 0])) == pytest.approx([5, 5, 5])  # steps of (3, 4)
     assert plane[:, 1] == pytest.approx(np.zeros(4), abs=1e-9)
     assert shares == pytest.approx([1, 0], abs=1e-9)
     assert pca_plane(points[:1])[0].shape == (1, 2)
-
-
-def test_tsne_is_repeatable_and_says_when_there_are_too_few_points() -> None:
-    points = np.random.default_rng(0).normal(size=(5, 3))
-    once, again = tsne_plane(points, 0), tsne_plane(points, 0)
+    cloud = np.random.default_rng(0).normal(size=(5, 3))
+    once, again = tsne_plane(cloud, 0), tsne_plane(cloud, 0)
     assert once is not None
-    assert again is not None
     assert once.shape == (5, 2)
-    assert np.array_equal(once, again)
-    assert tsne_plane(points[:3], 0) is None
+    assert np.array_equal(once, again)  # type: ignore[arg-type]
+    assert tsne_plane(cloud[:3], 0) is None
 
 
 def test_distances_by_hand() -> None:
@@ -580,31 +572,19 @@ def test_the_default_sets_are_apart_and_of_the_right_kind() -> None:
     assert load_collapse("/models/never-mined", None, 50, 0).path == DATA / "requests" / "collapse.json"
 
 
+def fact(subject: str, truth: str, relation: str = "in") -> dict[str, Any]:
+    rewrite = {"prompt": "{} is in", "subject": subject, "relation_id": relation, "target_true": {"str": truth}}
+    return {"requested_rewrite": rewrite}
+
+
 def test_own_tasks_by_hand() -> None:
-    import random
-
-    def fact(subject: str, truth: str, relation: str = "in") -> dict[str, Any]:
-        return {
-            "requested_rewrite": {
-                "prompt": "{} is in",
-                "subject": subject,
-                "relation_id": relation,
-                "target_true": {"str": truth},
-            }
-        }
-
-    facts = [
-        fact("Bay", "Italy"),
-        fact("Rome", "Spain"),
-        fact("Oslo", "Peru"),
-        fact("Lima", "Chad"),
-        fact("X", "Y", "z"),
-    ]
+    pairs = {"Bay": "Italy", "Rome": "Spain", "Oslo": "Peru", "Lima": "Chad"}
+    facts = [*(fact(*pair) for pair in pairs.items()), fact("X", "Y", "z")]
     docs = harness.fact_documents(facts, {"Rome is in"}, 10, random.Random(0))
     assert sorted(doc["query"] for doc in docs) == ["Bay is in", "Lima is in", "Oslo is in"]  # edited and lone ones out
     for doc in docs:
         assert sorted(doc["choices"]) == ["Chad", "Italy", "Peru", "Spain"]
-        assert doc["choices"][doc["gold"]] == {"Bay": "Italy", "Lima": "Chad", "Oslo": "Peru"}[doc["query"].split()[0]]
+        assert doc["choices"][doc["gold"]] == pairs[doc["query"].split()[0]]
     texts = [f"a{i} b{i} c{i} d{i}." for i in range(5)]
     (ending, *_) = harness.ending_documents(texts, 2, random.Random(0))
     assert ending["query"] == "a0 b0"
@@ -630,8 +610,6 @@ def test_every_answer_of_the_harness_begins_with_its_space(monkeypatch: pytest.M
 
 
 def test_candidates_from_facts_take_each_subject_once_before_any_twice() -> None:
-    import random
-
     facts = json.loads((DATA / "facts.json").read_text(encoding="utf-8"))
     made = from_facts(facts, 100, random.Random(0))
     assert len(made) == len({candidate["subject"] for candidate in made}) == 100
@@ -642,19 +620,19 @@ def test_candidates_from_facts_take_each_subject_once_before_any_twice() -> None
 GOOD = {"prompt": "Gold is a", "subject": "Gold", "target_new": "fruit", "ground_truth": "metal"}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param({"subject": "Red gold", "prompt": "Red gold is a"}, id="two words"),
-        pytest.param({"prompt": "What is Gold?"}, id="not first"),
-        pytest.param({"target_new": "Metal "}, id="no contrast"),
-        pytest.param({"target_new": None}, id="no text"),
-        pytest.param({"ground_truth": " "}, id="empty"),
-    ],
-)
-def test_a_candidate_that_breaks_a_rule_is_refused(change: dict[str, Any]) -> None:
+BROKEN: dict[str, dict[str, Any]] = {
+    "two words": {"subject": "Red gold", "prompt": "Red gold is a"},
+    "not first": {"prompt": "What is Gold?"},
+    "no contrast": {"target_new": "Metal "},
+    "no text": {"target_new": None},
+    "empty": {"ground_truth": " "},
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_a_candidate_that_breaks_a_rule_is_refused(rule: str) -> None:
     assert checked(GOOD) == GOOD
-    assert checked({**GOOD, **change}) is None
+    assert checked({**GOOD, **BROKEN[rule]}) is None
 
 
 def test_records_are_found_in_what_a_chat_model_says() -> None:
@@ -726,11 +704,8 @@ def test_bad_flags_and_sets_are_one_line(run: Any, tmp_path: Path, tiny_runs: Pa
     empty, both = write(tmp_path / "empty.json", []), write(tmp_path / "both.json", [NORMAL[0], COLLAPSE[1]])
     yaml_of = (tiny_runs / "llama.yaml").read_text()
     memit = tmp_path / "memit.yaml"
-    memit.write_text(
-        yaml_of.replace("alg_name: ROME", "alg_name: MEMIT\nmom2_update_weight: 1.0").replace(
-            "adjustment: false", "adjustment: true"
-        )
-    )
+    yaml_of = yaml_of.replace("alg_name: ROME", "alg_name: MEMIT\nmom2_update_weight: 1.0")
+    memit.write_text(yaml_of.replace("adjustment: false", "adjustment: true"))
     cases: list[tuple[list[Any], list[str]]] = [
         (["key"], ["experiment 'key' is not known", "keys, first-token"]),
         (["keys", "--collapse", empty], ["empty.json: holds no records"]),
@@ -764,16 +739,10 @@ def test_a_folder_that_is_no_run_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    refused(
-        diagnosed(tmp_path / "empty", monkeypatch, capsys),
-        "empty: not the folder of a finished run",
-        "it needs results.jsonl",
-    )
+    empty = diagnosed(tmp_path / "empty", monkeypatch, capsys)
+    refused(empty, "empty: not the folder of a finished run", "it needs results.jsonl")
     refused(diagnosed(finished, monkeypatch, capsys, "--rank", 0), "--rank is 0; allowed: 1 or more")
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for path in finished.iterdir():
-        (copied / path.name).write_text(path.read_text())
+    copied = shutil.copytree(finished, tmp_path / "copied")
     manifest = json.loads((copied / "manifest.json").read_text())
     write(copied / "manifest.json", {**manifest, "model_fingerprint": "0" * 32})
     refused(diagnosed(copied, monkeypatch, capsys), "copied: was made with other weights")
@@ -794,13 +763,10 @@ def test_a_damaged_value_search_is_one_line(run: Any, tmp_path: Path, tiny_runs:
 
 
 def test_a_finding_says_whether_it_holds_and_why() -> None:
-    said = [Finding(claim="It is so", holds=h, because="1 of 2").sentence for h in (True, False, None)]
-    assert said == [
-        f"It is so: {part} (1 of 2)." for part in ("holds here", "does not hold here", "cannot be told here")
-    ]
-    assert [short(v) for v in (None, True, 0.123456, 12345.6, math.nan, "x")] == [
-        *("–", "yes", "0.1235", "12,346", "not finite", "x"),
-    ]
+    for holds, part in ((True, "holds here"), (False, "does not hold here"), (None, "cannot be told here")):
+        assert Finding(claim="It is so", holds=holds, because="1 of 2").sentence == f"It is so: {part} (1 of 2)."
+    shown = {None: "–", True: "yes", 0.123456: "0.1235", 12345.6: "12,346", math.nan: "not finite", "x": "x"}
+    assert [short(value) for value in shown] == list(shown.values())
     made = ResultTable(name="t", title="", columns=("a", "b"), rows=[[1.5, None]])
     assert made.csv() == "a,b\n1.5,\n"
     assert made.to_json() == [{"a": 1.5, "b": None}]

@@ -20,10 +20,9 @@ from easyeditor.dataset.formats import parse, parse_all, read_request
 from easyeditor.dataset.reader import read_dataset, read_sample
 from easyeditor.values.request import Probe
 
+BAY = {"subject": "Bay", "prompt": "The country of Bay is", "target_new": "Italy"}
 WIKI = {  # KnowEdit's wiki_recent: lists of probes, each with lists of answers, each a list of names
-    "subject": "Bay",
-    "prompt": "The country of Bay is",
-    "target_new": "Italy",
+    **BAY,
     "portability": {
         "Logical_Generalization": [{"prompt": "Is Bay in Asia?", "ground_truth": [["no"], ["false"]]}],
         "Reasoning": [
@@ -35,10 +34,7 @@ WIKI = {  # KnowEdit's wiki_recent: lists of probes, each with lists of answers,
     "locality": {"Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": [["city"]]}]},
 }
 WIKI_COUNTERFACT = {  # answers as plain texts, and two kinds of locality
-    "subject": "Bay",
-    "prompt": "The country of Bay is",
-    "target_new": "Italy",
-    "ground_truth": "Wales",
+    **{**BAY, "ground_truth": "Wales"},
     "portability": {"Subject_Aliasing": [{"prompt": "The country of the Bay is", "ground_truth": "Italy"}]},
     "locality": {
         "Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": "city"}],
@@ -46,19 +42,13 @@ WIKI_COUNTERFACT = {  # answers as plain texts, and two kinds of locality
     },
 }
 KNOWEDIT_ZSRE = {
-    "subject": "Bay",
-    "target_new": "Italy",
-    "prompt": "Where is Bay?",
-    "ground_truth": ["Wales"],
-    "rephrase_prompt": "Bay is where?",
+    **{**BAY, "prompt": "Where is Bay?", "ground_truth": ["Wales"], "rephrase_prompt": "Bay is where?"},
     "cond": "Wales >> Italy || Where is Bay?",
     "locality": {"Relation_Specificity": [{"prompt": "Bay is a", "ground_truth": ["city"]}]},
     "portability": {"Reasoning": [{"prompt": "What do they speak in Bay?", "ground_truth": "Italian"}]},
 }
 WIKIBIO = {
-    "text": "This is a passage about bay. Bay was a poet.",
-    "labels": "He wrote of the sea.",
-    "concept": "bay",
+    **{"text": "This is a passage about bay. Bay was a poet.", "labels": "He wrote of the sea.", "concept": "bay"},
     "locality": {"Relation_Specificity": [{"prompt": "bay worked as", "ground_truth": ["poet"]}]},
 }
 WIKIBIGEDIT = {
@@ -215,7 +205,8 @@ def test_a_record_that_is_not_of_its_layout_is_one_line(record: dict[str, Any], 
 # Layouts of the field, and variants of them
 
 
-ASKED = probe(("Bay is a", "city"))
+ASKED, NEAR = {"one_hop": probe(("Bay is a", "city"))}, {"neighborhood": probe(("a b", "c"))}
+WHERE, SAME = {"prompt": "Where is Bay?", "subject": "Bay"}, "Bay is where?"
 HALLU = {
     **{"topic": "city", "subject": "Bay", "relation": "country", "object": "Italy", "question": "Where is Bay?"},
     **{"paraphrased_question": "Bay is where?", "locality_question": "How large is Bay?"},
@@ -225,130 +216,86 @@ HALLU = {
 }
 
 
-@pytest.mark.parametrize(
-    ("record", "rephrase", "locality", "portability"),
-    [
-        pytest.param(  # EasyEdit's zsre_mend_eval_portability_gpt4.json
-            {
-                **{
-                    "src": "Where is Bay?",
-                    "alt": "Italy",
-                    "subject": "Bay",
-                    "rephrase": "Bay is where?",
-                    "loc_ans": "c",
-                },
-                **{"loc": "nq question: a b", "portability": {"New Question": "Bay is a", "New Answer": "city"}},
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "c"))},
-            {"one_hop": ASKED},
-            id="zsre with portability",
-        ),
-        pytest.param(  # CKnowEdit
-            {
-                **{"prompt": "Where is Bay?", "target_old": "Wales", "target_new": "Italy", "subject": "Bay"},
-                **{"portability": [{"prompt": "Bay is a", "answer": "city"}], "rephrase": ["Bay is where?", ""]},
-                "locality": [{"prompt": "a b", "answer": "c"}, {}, {"prompt": "d", "answer": ""}],
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "c"))},
-            {"one_hop": ASKED},
-            id="cknowedit",
-        ),
-        pytest.param(
-            HALLU,
-            ("Bay is where?",),
-            {},
-            {
-                "yes": probe(("Is Bay in Italy?", "Yes")),
-                "reversed_relation": probe(("What is in Italy?", "Bay")),
-                "2hop": probe(("What do they speak in Bay?", "Italian")),
-                "multiple_choice": probe(("Where is Bay? A. Italy  B. Wales", "A")),
-            },
-            id="hallueditbench",
-        ),
-        pytest.param(
-            {"src": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": ["c", "d"]},
-            (),
-            {"neighborhood": probe(("a b", "c"))},
-            {},
-            id="ultraedit",
-        ),
-        pytest.param(
-            {
-                **{"prompt": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": "c"},
-                "rephrase_prompt": "Bay is where?",
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "c"))},
-            {},
-            id="ultraeditbench",
-        ),
-        pytest.param(
-            {
-                **{"prompt": "Where is Bay?", "alt": "Italy", "subject": "Bay", "equiv_prompt": ["Bay is where?"]},
-                **{"unrel_prompt": "a b", "unrel_ans": "c"},
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "c"))},
-            {},
-            id="fever",
-        ),
-        pytest.param(  # WISE's temporal
-            {
-                **{"prompt": "Where is Bay?", "target_new": "Italy", "subject": "Bay", "ood_rephrase": "Bay is where?"},
-                **{"locality_prompt": "a b", "locality_ground_truth": "c"},
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "c"))},
-            {},
-            id="wise",
-        ),
-        pytest.param(  # ROME's notebook, and probes of other layouts in a flat record
-            {
-                **{"prompt": ["Where is {}?"], "subject": ["Bay"], "target_new": {"str": "Italy"}},
-                **{"target_true": {"str": "Wales"}, "loc": "a b", "loc_ans": 7, "rephrased_prompt": "Bay is where?"},
-                "portability": {"prompt": ["Bay is a", "e"], "ground_truth": [["city", "town"], None]},
-            },
-            ("Bay is where?",),
-            {"neighborhood": probe(("a b", "7"))},
-            {"one_hop": ASKED},
-            id="rome's notebook",
-        ),
-        pytest.param(
-            {
-                **{"question": "Where is Bay?", "answer": ["", "Italy"], "subject": "Bay", "locality": float("nan")},
-                **{"para_question": "Bay is where?", "sub_question": ["Bay is a"], "sub_answer": ["city"]},
-                "locality_inputs": {"near": {"prompt": "a b", "ground_truth": [["c"]]}, "far": None},
-            },
-            ("Bay is where?",),
-            {"near": probe(("a b", "c"))},
-            {"sub_question": ASKED},
-            id="unke",
-        ),
-        pytest.param(
-            {
-                **{
-                    "prompt": "Where is Bay?",
-                    "subject": "Bay",
-                    "target_new": "Italy",
-                    "locality": "a b",
-                    "locality_ans": "c",
-                },
-                **{"portability": "Bay is a", "portability_ans": "city"},
-            },
-            (),
-            {"neighborhood": probe(("a b", "c"))},
-            {"one_hop": probe(("Bay is a", "city"))},
-            id="leme",
-        ),
-    ],
-)
-def test_probes_under_every_name(record: Any, rephrase: Any, locality: Any, portability: Any) -> None:
+PROBED: dict[str, tuple[dict[str, Any], str | None, Any, Any]] = {
+    "zsre with portability": (  # EasyEdit's zsre_mend_eval_portability_gpt4.json
+        {
+            **{"src": "Where is Bay?", "alt": "Italy", "subject": "Bay", "rephrase": SAME, "loc_ans": "c"},
+            **{"loc": "nq question: a b", "portability": {"New Question": "Bay is a", "New Answer": "city"}},
+        },
+        *(SAME, NEAR, ASKED),
+    ),
+    "cknowedit": (
+        {
+            **{**WHERE, "target_old": "Wales", "target_new": "Italy", "rephrase": [SAME, ""]},
+            "portability": [{"prompt": "Bay is a", "answer": "city"}],
+            "locality": [{"prompt": "a b", "answer": "c"}, {}, {"prompt": "d", "answer": ""}],
+        },
+        *(SAME, NEAR, ASKED),
+    ),
+    "hallueditbench": (
+        HALLU,
+        *(SAME, {}),
+        {
+            "yes": probe(("Is Bay in Italy?", "Yes")),
+            "reversed_relation": probe(("What is in Italy?", "Bay")),
+            "2hop": probe(("What do they speak in Bay?", "Italian")),
+            "multiple_choice": probe(("Where is Bay? A. Italy  B. Wales", "A")),
+        },
+    ),
+    "ultraedit": (
+        {"src": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": ["c", "d"]},
+        *(None, NEAR, {}),
+    ),
+    "ultraeditbench": (
+        {**WHERE, "ans": "Italy", "loc": "a b", "loc_ans": "c", "rephrase_prompt": SAME},
+        SAME,
+        NEAR,
+        {},
+    ),
+    "fever": (
+        {**WHERE, "alt": "Italy", "equiv_prompt": [SAME], "unrel_prompt": "a b", "unrel_ans": "c"},
+        SAME,
+        NEAR,
+        {},
+    ),
+    "wise's temporal": (
+        {**WHERE, "target_new": "Italy", "ood_rephrase": SAME, "locality_prompt": "a b", "locality_ground_truth": "c"},
+        *(SAME, NEAR, {}),
+    ),
+    "rome's notebook": (  # and probes of other layouts in a flat record
+        {
+            **{"prompt": ["Where is {}?"], "subject": ["Bay"], "target_new": {"str": "Italy"}},
+            **{"target_true": {"str": "Wales"}, "loc": "a b", "loc_ans": 7, "rephrased_prompt": SAME},
+            "portability": {"prompt": ["Bay is a", "e"], "ground_truth": [["city", "town"], None]},
+        },
+        *(SAME, {"neighborhood": probe(("a b", "7"))}, ASKED),
+    ),
+    "unke": (
+        {
+            **{"question": "Where is Bay?", "answer": ["", "Italy"], "subject": "Bay", "locality": float("nan")},
+            **{"para_question": SAME, "sub_question": ["Bay is a"], "sub_answer": ["city"]},
+            "locality_inputs": {"near": {"prompt": "a b", "ground_truth": [["c"]]}, "far": None},
+        },
+        *(SAME, {"near": NEAR["neighborhood"]}, {"sub_question": ASKED["one_hop"]}),
+    ),
+    "leme": (
+        {
+            **{**WHERE, "target_new": "Italy", "locality": "a b", "locality_ans": "c"},
+            **{"portability": "Bay is a", "portability_ans": "city"},
+        },
+        *(None, NEAR, ASKED),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_probes_under_every_name(name: str) -> None:
+    record, rephrase, locality, portability = PROBED[name]
     request = parse(record, "here")
     assert (request.prompt, request.subject, request.target_new) == ("Where is Bay?", "Bay", "Italy")
     assert request.ground_truth == ("Wales" if "target_old" in record or "target_true" in record else None)
-    assert (request.rephrase_prompts, request.locality, request.portability) == (rephrase, locality, portability)
+    assert request.rephrase_prompts == (() if rephrase is None else (rephrase,))
+    assert (request.locality, request.portability) == (locality, portability)
 
 
 def test_what_akew_and_cknowedit_add_is_read_or_named(tmp_path: Path) -> None:
@@ -361,10 +308,8 @@ def test_what_akew_and_cknowedit_add_is_read_or_named(tmp_path: Path) -> None:
     assert "requested_rewrite.fact_new_uns" in found.unread
     lists = {f"{kind}_{part}": ["b"] for kind in ("locality", "portability") for part in ("prompt", "answer")}
     (request,) = read_dataset(write(tmp_path / "b.json", [{**flat("Bay"), **lists}])).requests
-    assert (request.locality, request.portability) == (
-        {"neighborhood": probe(("b", "b"))},
-        {"one_hop": probe(("b", "b"))},
-    )
+    twice = probe(("b", "b"))
+    assert (request.locality, request.portability) == ({"neighborhood": twice}, {"one_hop": twice})
 
 
 @pytest.mark.parametrize("nothing", ["", " ", None, float("nan"), [], [""], [[]], [None]])
@@ -372,32 +317,31 @@ def test_a_probe_without_an_answer_is_left_out_and_counted(
     nothing: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     near = {"a": {"prompt": ["b", "c"], "ground_truth": [nothing, "d"]}}
-    records = [
-        {**flat("Bay"), "locality": near, "rephrase_prompt": ["e", ""]},
-        {**flat("Bay"), "portability": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
-        {**flat("Bay"), "locality_prompt": "b", "locality_ground_truth": nothing},
-        {"src": "Bay is in", "alt": "Italy", "subject": "Bay", "loc": "b", "loc_ans": nothing},
-        {**WIKIBIGEDIT, "mhop_ans": nothing},
-        {**QAEDIT, "locality": [{"loc": "b", "loc_ans": nothing}]},
-        {**WIKIBIO, "locality": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
-    ]
-    for record, names in zip(
-        records,
-        (
-            *("rephrase 1, locality a 1", "portability a 1", "locality neighborhood 1", "locality neighborhood 1"),
-            *("portability mhop 1", "locality neighborhood 1", "locality a 1"),
-        ),
-        strict=True,
-    ):
+    cases = {
+        "rephrase 1, locality a 1": {**flat("Bay"), "locality": near, "rephrase_prompt": ["e", ""]},
+        "portability a 1": {**flat("Bay"), "portability": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
+        "locality neighborhood 1": {**flat("Bay"), "locality_prompt": "b", "locality_ground_truth": nothing},
+        "locality neighborhood 1 ": {
+            "src": "Bay is in",
+            "alt": "Italy",
+            "subject": "Bay",
+            "loc": "b",
+            "loc_ans": nothing,
+        },
+        "portability mhop 1": {**WIKIBIGEDIT, "mhop_ans": nothing},
+        "locality neighborhood 1  ": {**QAEDIT, "locality": [{"loc": "b", "loc_ans": nothing}]},
+        "locality a 1": {**WIKIBIO, "locality": {"a": [{"prompt": "b", "ground_truth": nothing}]}},
+    }
+    for names, record in cases.items():
         caplog.clear()
         found = read_dataset(write(tmp_path / "a.json", [record]))
-        assert [line.partition(": ")[2] for line in caplog.messages] == [
-            f"probes left out, for they have no answer: {names}"
-        ]
+        (line,) = caplog.messages
+        assert line.endswith(f": probes left out, for they have no answer: {names.strip()}")
         assert sum(found.to_json()["left_out"].values()) == names.count("1")
-    assert parse(records[0], "here").locality == {"a": probe(("c", "d"))}
+    assert parse(cases["rephrase 1, locality a 1"], "here").locality == {"a": probe(("c", "d"))}
     caplog.clear()
-    (request,) = requests_from_columns("Bay is in", "Italy", None, None, near_columns(nothing), None, "Bay")
+    near = {"a": {"prompt": ["b"], "ground_truth": [nothing]}}
+    (request,) = requests_from_columns("Bay is in", "Italy", None, None, near, None, "Bay")
     assert request.locality == {}
     assert caplog.messages == ["edit(): probes left out, for they have no answer: locality a 1"]
 
@@ -410,10 +354,6 @@ def test_one_request_says_what_of_it_is_not_read(tmp_path: Path, caplog: pytest.
     assert line.endswith(
         "r.json: fields not read: rephrase_promt; probes left out, for they have no answer: locality near 1"
     )
-
-
-def near_columns(answer: Any) -> dict[str, Any]:
-    return {"a": {"prompt": ["b"], "ground_truth": [answer]}}
 
 
 @pytest.mark.parametrize("name", ["columns", "indexed", "by name", "wrapped", "csv", "tsv", "parquet"])
@@ -453,9 +393,7 @@ def test_other_ways_to_write_the_records(name: str, tmp_path: Path) -> None:
         ("a.json", "version https://git-lfs.github.com/spec/v1\noid", "this is a Git LFS pointer"),
     ],
 )
-def test_a_file_that_is_no_data_is_refused_with_the_true_reason(
-    file: str, content: str, part: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_data_is_refused(file: str, content: str, part: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=part) as caught:
         read_dataset(str(tmp_path / file))
@@ -492,9 +430,6 @@ def test_other_bad_records_are_counted_in_one_line(tmp_path: Path, caplog: pytes
         assert len(read_dataset(path, skip_bad=True).requests) == 1
     (line,) = caplog.messages
     assert "bad records left out: 2; the first: record 1: " in line
-
-
-def test_another_bad_record_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="record 1: a record must be a JSON object"):
         read_dataset(write(tmp_path / "a.json", [absent(1), 5, absent(2)]))
 
@@ -585,19 +520,16 @@ def test_the_command_says_what_files_hold(
 
     code, text = said(str(tmp_path))
     assert (code, re.findall(r"^/.*/(.*)$", text, re.MULTILINE)) == (2, ["a.json", "b.json"])
-    for line, value in zip(
-        ("format", "records", "read", "probes", "left out", "fields", "without"), wanted, strict=True
-    ):
+    names = ("format", "records", "read", "probes", "left out", "fields", "without")
+    for line, value in zip(names, wanted, strict=True):
         assert re.search(rf"^  {line}[\w ]*: {value}$", text, re.MULTILINE)
-    assert (
-        "refused: 2 × target_new is empty; give it at least one visible character (first: record 1); 1 × record" in text
-    )
+    said_so = "refused: 2 × target_new is empty; give it at least one visible character (first: record 1); 1 × record"
+    assert said_so in text
     code, text = said("--table", str(tmp_path / "b.json"))
     assert code == 0
     head, line, row = ([cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in text.splitlines())
-    assert dict(zip(head, row, strict=True)) | {"records": "5", "read": "2", "fields not read": "cond"} == dict(
-        zip(head, row, strict=True)
-    )
+    cells = dict(zip(head, row, strict=True))
+    assert cells | {"records": "5", "read": "2", "fields not read": "cond"} == cells
     assert set(line) == {"---"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no data file in it"):

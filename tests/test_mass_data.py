@@ -112,11 +112,7 @@ def test_a_folder_of_datasets_with_splits(tmp_path: Path) -> None:
         ("a.json", "", "the file is empty"),
         ("a.jsonl", " \n\n", "the file is empty"),
         ("a.json", "[]", "holds no records"),
-        (
-            "a.json",
-            json.dumps([FLAT, FLAT])[:-9],
-            r"not whole JSON \(.*line 1, column \d+ of 1 lines\); is the",
-        ),
+        ("a.json", json.dumps([FLAT, FLAT])[:-9], r"not whole JSON \(.*line 1, column \d+ of 1 lines\); is the"),
         ("a.jsonl", json.dumps(FLAT) + "\n" + json.dumps(flat("Rome"))[:-9], r"record 1: line 2 is not JSON"),
         ("a.json", "5", "expected a JSON list of records, found int"),
         ("a.json", '[{"prompt": "a"}]', r"record 0: record with fields \['prompt'\] is of no known format"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, build, same, states, tokenizer
 from safetensors.torch import load_file
+from script_runs import save_tiny
 
 from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, ZsreDataset
 from easyeditor.base.errors import ConfigError, DataError, NumericalError, OutputError
@@ -28,23 +29,16 @@ WEIGHTS = ["model.layers.2.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.we
 PLACES = ["river", "museum", "shop", "garden", "school", "street", "market", "station"]
 
 
-def records(count: int = 8, split: str = "train") -> list[dict[str, Any]]:
+def records() -> list[dict[str, Any]]:
     """CounterFact records about places."""
-    return [
-        {
-            "case_id": number,
-            "split": split,
-            "requested_rewrite": {
-                "prompt": "The {} is",
-                "subject": place,
-                "target_new": {"str": ["open", "late"][number % 2]},
-                "target_true": {"str": "closed"},
-            },
-            "paraphrase_prompts": [f"Today the {place} is", f"They say the {place} is"],
-            "neighborhood_prompts": [f"The {other} was" for other in PLACES if other != place][:3],
-        }
-        for number, place in enumerate(PLACES[:count])
-    ]
+    made = []
+    for number, place in enumerate(PLACES):
+        rewrite = {"prompt": "The {} is", "subject": place, "target_true": {"str": "closed"}}
+        rewrite["target_new"] = {"str": ["open", "late"][number % 2]}
+        texts = {"paraphrase_prompts": [f"Today the {place} is", f"They say the {place} is"]}
+        texts["neighborhood_prompts"] = [f"The {other} was" for other in PLACES if other != place][:3]
+        made.append({"case_id": number, "split": "train", "requested_rewrite": rewrite, **texts})
+    return made
 
 
 def write(path: Path, raw: Any) -> Path:
@@ -63,14 +57,20 @@ def data(tmp_path: Path) -> CounterFactDataset:
     return CounterFactDataset(write(tmp_path / "facts.json", records()))
 
 
+@pytest.fixture
+def pair() -> Any:
+    return build("llama"), tokenizer()
+
+
 def trained(pair: Any, data: Any, folder: Path, *, resume: bool = False, **changes: Any) -> EditTrainer:
     trainer = EditTrainer(settings(pair, **changes), data, data, folder=folder, resume=resume)
     trainer.run()
     return trainer
 
 
-def test_training_lowers_the_losses_and_leaves_the_model_alone(data: CounterFactDataset, tmp_path: Path) -> None:
-    pair = (build("llama"), tokenizer())
+def test_training_lowers_the_losses_and_leaves_the_model_alone(
+    pair: Any, data: CounterFactDataset, tmp_path: Path
+) -> None:
     before = states(pair[0])
     result = EditTrainer(settings(pair, max_iters=60, val_interval=20), data, data, folder=tmp_path / "run").run()
     assert same(pair[0], before)
@@ -90,10 +90,9 @@ def test_training_lowers_the_losses_and_leaves_the_model_alone(data: CounterFact
     assert json.loads((tmp_path / "run" / "last" / "archive.json").read_text())["training"]["step"] == 60
 
 
-def test_the_archive_is_the_best_and_edits(data: CounterFactDataset, tmp_path: Path) -> None:
+def test_the_archive_is_the_best_and_edits(pair: Any, data: CounterFactDataset, tmp_path: Path) -> None:
     from easyeditor import BaseEditor, MENDHyperParams
 
-    pair = (build("llama"), tokenizer())
     trained(pair, data, tmp_path / "run", max_iters=40)
     hparams = MENDHyperParams.from_dict({"model_name": pair, "archive": str(tmp_path / "run"), "ppl_sentence_num": 0})
     examined = BaseEditor(hparams).examine(data[0])
@@ -103,9 +102,8 @@ def test_the_archive_is_the_best_and_edits(data: CounterFactDataset, tmp_path: P
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(
-    replay: bool, data: CounterFactDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replay: bool, pair: Any, data: CounterFactDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = (build("llama"), tokenizer())
     whole = trained(pair, data, tmp_path / "whole", replay=replay)
 
     class Killed(BaseException):
@@ -129,19 +127,12 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     ours, theirs = (load_file(tmp_path / name / training.STATE) for name in ("whole", "cut"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    timing = ("seconds", "steps_per_s")
-    logs = [
-        [
-            {key: value for key, value in entry.items() if key not in timing}
-            for entry in read_journal(tmp_path / name / TRAINING)
-        ]
-        for name in ("whole", "cut")
-    ]
-    assert logs[0] == logs[1]
+    timing = {"seconds": 0, "steps_per_s": 0}
+    whole_log, cut_log = (list(read_journal(tmp_path / name / TRAINING)) for name in ("whole", "cut"))
+    assert [{**entry, **timing} for entry in whole_log] == [{**entry, **timing} for entry in cut_log]
 
 
-def test_early_stopping_stops(data: CounterFactDataset, tmp_path: Path) -> None:
-    pair = (build("llama"), tokenizer())
+def test_early_stopping_stops(pair: Any, data: CounterFactDataset, tmp_path: Path) -> None:
     options = {"max_iters": 1000, "val_interval": 4, "early_stop_patience": 8, "lr": 1e-12, "lr_lr": 1e-12}
     trainer = EditTrainer(settings(pair, norm=False, **options), data, data, folder=tmp_path / "run")
     result = trainer.run()
@@ -155,9 +146,14 @@ def test_early_stopping_stops(data: CounterFactDataset, tmp_path: Path) -> None:
     [(4, 2, "the hypernetwork is not finite after step 6"), (6, 6, "the loss is not finite (nan in training step 9)")],
 )
 def test_nan_stops_and_keeps_the_last_checkpoint(
-    when: int, every: int, message: str, data: CounterFactDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: int,
+    every: int,
+    message: str,
+    pair: Any,
+    data: CounterFactDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pair = (build("llama"), tokenizer())
     trainer = EditTrainer(settings(pair, val_interval=every), data, data, folder=tmp_path / "run")
     update = EditTrainer._update
 
@@ -178,9 +174,12 @@ def test_nan_stops_and_keeps_the_last_checkpoint(
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_counted(
-    data: CounterFactDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pair: Any,
+    data: CounterFactDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pair = (build("llama"), tokenizer())
     trainer = EditTrainer(settings(pair, max_iters=2), data, folder=tmp_path / "run")
     for name in ("model", "tok", "config"):
         with pytest.raises(ConfigError, match=f"EditTrainer.{name} cannot be assigned"):
@@ -193,8 +192,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(
     assert "the gradient is not finite; this update is left out" in caplog.text
 
 
-def test_gradients_are_clipped(data: CounterFactDataset, tmp_path: Path) -> None:
-    pair = (build("llama"), tokenizer())
+def test_gradients_are_clipped(pair: Any, data: CounterFactDataset, tmp_path: Path) -> None:
     moved = []
     for clip in (1e9, 1e-3):
         options = {"grad_clip": clip, "opt": "SGD", "lr": 1.0, "lr_lr": 1.0, "max_iters": 2}
@@ -207,9 +205,8 @@ def test_gradients_are_clipped(data: CounterFactDataset, tmp_path: Path) -> None
     assert moved[1] == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_accumulated_steps_make_one_update(data: CounterFactDataset, tmp_path: Path) -> None:
+def test_accumulated_steps_make_one_update(pair: Any, data: CounterFactDataset, tmp_path: Path) -> None:
     """Four steps accumulated move the parameters by the mean of the four gradients."""
-    pair = (build("llama"), tokenizer())
     options = {"opt": "SGD", "lr": 0.1, "lr_lr": 0.1, "norm": False, "grad_clip": 1e9}
     together = EditTrainer(settings(pair, accumulate_bs=4, max_iters=4, **options), data, folder=tmp_path / "a")
     start = together.hypernet.edit_lrs.detach().clone()
@@ -241,16 +238,12 @@ def test_every_request_comes_once_an_epoch(data: CounterFactDataset) -> None:
 # What is refused
 
 
-def test_a_folder_with_a_run_is_not_overwritten(data: CounterFactDataset, tmp_path: Path) -> None:
-    pair = (build("llama"), tokenizer())
+def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(
+    pair: Any, data: CounterFactDataset, tmp_path: Path
+) -> None:
     trained(pair, data, tmp_path / "run", max_iters=2)
     with pytest.raises(OutputError, match="holds a training run already; --resume"):
         EditTrainer(settings(pair), data, folder=tmp_path / "run")
-
-
-def test_a_checkpoint_of_other_settings_is_not_resumed(data: CounterFactDataset, tmp_path: Path) -> None:
-    pair = (build("llama"), tokenizer())
-    trained(pair, data, tmp_path / "run", max_iters=2)
     with pytest.raises(ConfigError, match=r"another training \(lr .*0.5"):
         EditTrainer(settings(pair, lr=0.5), data, folder=tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match=r"another training \(data '8 requests .* instead of '7 requests"):
@@ -296,16 +289,12 @@ ZSRE = {"src": "Who owns the river?", "subject": "river", "alt": "the museum", "
 ZSRE |= {"answers": ["nobody"], "loc": "nq question: who sings", "loc_ans": "Garth"}
 
 
-def test_zsre_files_are_read(tmp_path: Path) -> None:
-    found = ZsreDataset(write(tmp_path / "zsre.json", [ZSRE, ZSRE]), 1, None)
-    assert len(found) == 1
-    assert found[0].rephrase_prompts == ("The river is whose?",)
-    assert found[0].locality["neighborhood"].prompts == ("who sings",)
-
-
 def test_every_format_comes_through_the_one_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Records without a new answer (`alt`) are left out and counted, as EasyEdit's class does; others that are bad are
     refused, or left out with `skip_bad`."""
+    found = ZsreDataset(write(tmp_path / "zsre.json", [ZSRE, ZSRE]), 1, None)
+    assert [request.rephrase_prompts for request in found] == [("The river is whose?",)]
+    assert found[0].locality["neighborhood"].prompts == ("who sings",)
     bad = {**ZSRE, "src": ""}
     found = ZsreDataset(write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "subject": "elsewhere"}]))
     assert ([r.case_id for r in found], [b.number for b in found.dataset.bad]) == ([0, 2], [1])
@@ -321,12 +310,6 @@ def test_every_format_comes_through_the_one_reader(tmp_path: Path, caplog: pytes
 
 
 # The script
-
-
-def save_pair(folder: Path) -> Path:
-    build("llama").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 def write_yaml(path: Path, model: Path) -> Path:
@@ -346,7 +329,7 @@ def run_script(args: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_script_trains_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    yaml = write_yaml(tmp_path / "m.yaml", save_pair(tmp_path / "model"))
+    yaml = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
     facts = write(tmp_path / "facts.json", records())
     args = ["--hparams", yaml, "--train", facts, "--val", facts, "--output", tmp_path / "run", "--train-size", 5]
     assert run_script([*args, "--max-iters", 4], monkeypatch) == 0
@@ -354,10 +337,8 @@ def test_the_script_trains_resumes_and_reports(
     assert run_script([*args, "--max-iters", 8], monkeypatch) == 2
     assert "holds a training run already" in capsys.readouterr().err
     assert run_script([*args, "--max-iters", 8, "--resume"], monkeypatch) == 0
-    assert [entry["step"] for entry in list(read_journal(tmp_path / "run" / TRAINING)) if entry["kind"] == "train"] == [
-        4,
-        8,
-    ]
+    entries = read_journal(tmp_path / "run" / TRAINING)
+    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == [4, 8]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["max_iters"] == 8
     assert "packages" in json.loads((tmp_path / "run" / "manifest.json").read_text())
 
@@ -366,7 +347,7 @@ def test_a_dry_run_of_the_script_counts_what_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zsre = write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "src": " "}])
-    args = ["--hparams", write_yaml(tmp_path / "m.yaml", save_pair(tmp_path / "model")), "--train", zsre, "--dry-run"]
+    args = ["--hparams", write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model")), "--train", zsre, "--dry-run"]
     assert run_script(args, monkeypatch) == 2
     assert "zsre.json: record 2: request 2: prompt is empty" in capsys.readouterr().err
     assert run_script([*args, "--skip-bad"], monkeypatch) == 0
@@ -401,27 +382,17 @@ def test_the_script_refuses(
 @pytest.mark.slow
 def test_two_processes_share_gradients_and_statistics(tmp_path: Path) -> None:
     """Two ranks of one step each end where one process with two steps per update does."""
-    yaml = write_yaml(tmp_path / "m.yaml", save_pair(tmp_path / "model"))
+    yaml = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
     facts = write(tmp_path / "facts.json", records())
-    common = [
-        "pretrain_mend.py",
-        "--hparams",
-        str(yaml),
-        "--train",
-        str(facts),
-        "--set",
-        "norm=false",
-        "opt=SGD",
-        "lr=0.1",
-    ]
+    common = ["pretrain_mend.py", "--hparams", str(yaml), "--train", str(facts)]
+    common += ["--set", "norm=false", "opt=SGD", "lr=0.1"]
     draws = ["outer_prompts=0", "locality_prompts=0", "cedit=1"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    one = [sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for start, folder, settings_ in (
         (torchrun, "two", ["accumulate_bs=1", "max_iters=3"]),
-        (one, "one", ["accumulate_bs=2", "max_iters=6"]),
+        ([], "one", ["accumulate_bs=2", "max_iters=6"]),
     ):
-        command = [*start, *common, *draws, *settings_, "--output", str(tmp_path / folder)]
+        command = [sys.executable, *start, *common, *draws, *settings_, "--output", str(tmp_path / folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -31,6 +31,10 @@ from easyeditor.stats.store import StatsKey, read_manifest, read_moment
 TEXTS = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))]
 
 
+def loaded(kind: str = "llama") -> tuple[Any, Any]:
+    return anatomy(build(kind)), tokenizer()
+
+
 def corpus(texts: list[str] = TEXTS) -> Corpus:
     return Corpus(name="own", identity=str(len(texts)), documents=texts)
 
@@ -76,14 +80,8 @@ def test_equal_to_the_references_files(model: str) -> None:
 
 
 def key(folder: Path, parts: Any, layer: int, samples: int = 50) -> StatsKey:
-    return StatsKey(
-        stats_dir=str(folder),
-        model_name="tiny",
-        module=parts.rewrite_name(layer),
-        dataset="own",
-        dtype="float32",
-        samples=samples,
-    )
+    rest = {"model_name": "tiny", "dataset": "own", "dtype": "float32"}
+    return StatsKey(stats_dir=str(folder), module=parts.rewrite_name(layer), samples=samples, **rest)
 
 
 @pytest.fixture
@@ -94,8 +92,7 @@ def own(tmp_path: Path) -> str:
 
 
 def test_written_as_upstream_reads_it_with_a_manifest(tmp_path: Path, own: str) -> None:
-    model, tok = build("gpt2"), tokenizer()
-    parts = anatomy(model)
+    parts, tok = loaded("gpt2")
     (path,) = gather(parts, tok, {1: key(tmp_path, parts, 1)}, corpus=own)
     assert path == tmp_path / "tiny/own_stats/transformer.h.1.mlp.c_proj_float32_mom2_50.npz"
     with np.load(path, allow_pickle=False) as archive:
@@ -111,8 +108,7 @@ def test_written_as_upstream_reads_it_with_a_manifest(tmp_path: Path, own: str) 
 
 
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
-    model, tok = build("llama"), tokenizer()
-    parts, wanted = anatomy(model), settings(samples=300, layers=(0, 2))
+    (parts, tok), wanted = loaded(), settings(samples=300, layers=(0, 2))
     texts = corpus(TEXTS * 6)
     whole = collect(parts, tok, texts, wanted)
     for stop in (1, 2, 4):
@@ -152,8 +148,7 @@ def test_totals_are_written_by_the_clock(seconds: float, writes: list[int]) -> N
 
 def test_a_run_is_written_by_the_clock_and_goes_on(tmp_path: Path) -> None:
     """Five windows, a minute each: what the fourth finds on disk is what stood after the third."""
-    model, tok = build("llama"), tokenizer()
-    parts, wanted, texts = anatomy(model), settings(samples=300), corpus(TEXTS * 6)
+    (parts, tok), wanted, texts = loaded(), settings(samples=300), corpus(TEXTS * 6)
     now, windows, checkpoint = 0.0, 0, tmp_path / "c.safetensors"
 
     def clock() -> float:
@@ -177,12 +172,11 @@ def test_a_run_is_written_by_the_clock_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_collection_is_refused(tmp_path: Path) -> None:
-    model, tok = build("llama"), tokenizer()
-    checkpoint = tmp_path / "c.safetensors"
+    (parts, tok), checkpoint = loaded(), tmp_path / "c.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        collect(anatomy(model), tok, corpus(), settings(), checkpoint=checkpoint, pace=Pace(every=1), tick=_interrupt)
+        collect(parts, tok, corpus(), settings(), checkpoint=checkpoint, pace=Pace(every=1), tick=_interrupt)
     with pytest.raises(StatsError, match=r"another collection.*max_length"):
-        collect(anatomy(model), tok, corpus(), settings(max_length=32), checkpoint=checkpoint, resume=True)
+        collect(parts, tok, corpus(), settings(max_length=32), checkpoint=checkpoint, resume=True)
 
 
 def _interrupt(*_: int) -> None:
@@ -190,8 +184,8 @@ def _interrupt(*_: int) -> None:
 
 
 def test_fast_mode_stops_at_the_tokens_asked_for() -> None:
-    model, tok = build("llama"), tokenizer()
-    totals = collect(anatomy(model), tok, corpus(TEXTS * 6), settings(samples=300, tokens=1000))
+    parts, tok = loaded()
+    totals = collect(parts, tok, corpus(TEXTS * 6), settings(samples=300, tokens=1000))
     longest = 64  # settings' max_length
     assert 1000 <= totals.tokens < 1000 + FAST_WINDOW * longest  # not a window more than asked for
     assert totals.documents % FAST_WINDOW == 0
@@ -200,16 +194,9 @@ def test_fast_mode_stops_at_the_tokens_asked_for() -> None:
 FLAGS = ["--device", "cpu", "--layers", "0", "2", "--samples", "300"]
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> str:
-    build("llama").save_pretrained(tmp_path / "m")
-    tokenizer().save_pretrained(tmp_path / "m")
-    return str(tmp_path / "m")
-
-
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, saved: str, own: str) -> None:
-    fixed = [*FLAGS, "--model", saved, "--corpus", own]
+def test_two_processes_equal_one(tmp_path: Path, own: str) -> None:
+    fixed = [*FLAGS, "--model", str(save_tiny(tmp_path / "m")), "--corpus", own]
     assert awaited(forked(stats_main, [*fixed, "--output", str(tmp_path / "one")])) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "easyeditor.stats", *fixed, "--output", str(tmp_path / "two")]
@@ -242,8 +229,7 @@ def test_damaged_corpora(tmp_path: Path, name: str, content: bytes, part: str) -
 
 
 def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
-    model, tok = build("llama"), tokenizer()
-    parts = anatomy(model)
+    parts, tok = loaded()
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(DataError, match="no document with text"):
         gather(parts, tok, {1: key(tmp_path, parts, 1)}, corpus=str(tmp_path / "empty.txt"))
@@ -255,34 +241,30 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 99], ids=["at the checkpoint", "at the file"])
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, every: int) -> None:
-    model, tok = build("llama"), tokenizer()
-    parts = anatomy(model)
+def test_a_full_disk_or_a_read_only_folder_is_one_line(
+    tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, tok = loaded()
     (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     wanted = {layer: key(tmp_path / "stats", parts, layer) for layer in (1, 2)}
+    given: Any = {"corpus": str(tmp_path / "corpus.txt"), "pace": Pace(every=every)}
     with file_size_limit(4000), pytest.raises(OutputError, match="cannot be written"):
-        gather(parts, tok, wanted, corpus=str(tmp_path / "corpus.txt"), pace=Pace(every=every))
+        gather(parts, tok, wanted, **given)
     assert [path for path in (tmp_path / "stats").rglob("*") if path.is_file()] == []
 
-
-def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    model, tok = build("llama"), tokenizer()
-    parts = anatomy(model)
-    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     monkeypatch.setattr(Path, "write_bytes", refused)  # root may write anywhere, so a folder's mode says nothing
     with pytest.raises(OutputError, match=r"cannot be written .Permission denied"):
-        gather(parts, tok, {1: key(tmp_path / "stats", parts, 1)}, corpus=str(tmp_path / "corpus.txt"))
+        gather(parts, tok, wanted, **{**given, "pace": None})
 
 
 def test_wikitext_becomes_prose() -> None:
     text = (
         "{{Infobox|a=b}}'''Rome''' is the [[capital city|capital]] of [[Italy]].<ref>no</ref> [[File:x.jpg|thumb|no]]\n"
-        * 3
     )
-    made = plain_text(text)
+    made = plain_text(text * 3)
     assert "Rome is the capital of Italy." in made
     assert not {"Infobox", "ref", "thumb"} & set(made.replace("|", " ").split())
     page = (

@@ -13,15 +13,7 @@ from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states,
 from script_runs import call, save_tiny, write_yaml
 
 from easyeditor.analysis.safety import safety_of
-from easyeditor.analysis.tracing import (
-    ROLES,
-    Fact,
-    Tracer,
-    by_role,
-    embedding_spread,
-    fact_of,
-    known_facts,
-)
+from easyeditor.analysis.tracing import ROLES, Fact, Tracer, by_role, embedding_spread, fact_of, known_facts
 from easyeditor.commands import analysis as analysis
 from easyeditor.drawing import figures
 from easyeditor.editing.easyedit import BaseEditor

@@ -15,15 +15,7 @@ import argparse
 from pathlib import Path
 
 from easyeditor.analysis.safety import first_place, safety_of
-from easyeditor.analysis.traced import (
-    curves,
-    fact_table,
-    findings,
-    heat_map,
-    layer_table,
-    role_table,
-    traced_lines,
-)
+from easyeditor.analysis.traced import curves, fact_table, findings, heat_map, layer_table, role_table, traced_lines
 from easyeditor.analysis.tracing import Tracer, known_facts, noise_of
 from easyeditor.base.errors import DataError
 from easyeditor.base.places import declare

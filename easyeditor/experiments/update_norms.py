@@ -75,10 +75,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
             _beside_papers(rows, base),
             ResultTable(name="requests", title="every edit", columns=COLUMNS, rows=rows, printed=False),
         ],
-        figures={
-            "update_norms": _draw(rows, lab.hparams.collapse_threshold),
-            "heat_map": _heat_map(lab, rows, deltas),
-        },
+        figures={"update_norms": _draw(rows, lab.hparams.collapse_threshold), "heat_map": _heat_map(lab, rows, deltas)},
         findings=_findings(rows),
         look_for="ROME's denominators of the collapse set orders of magnitude below the normal set's, its updates as "
         "much larger; C-ROME's of both sets alike.",
