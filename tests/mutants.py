@@ -172,8 +172,8 @@ MUTANTS = [
     ),
     Mutant(
         "CounterFact: success reversed",
-        "> answers.scored[(prompt, other)].mean_log_probability",
-        "< answers.scored[(prompt, other)].mean_log_probability",
+        "wanted.mean_log_probability > other",
+        "wanted.mean_log_probability < other",
         "test_metrics.py::test_teacher_forced_metrics_by_hand",
     ),
     Mutant(

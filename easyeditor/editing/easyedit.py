@@ -1,4 +1,4 @@
-"""EasyEdit's door: BaseEditor, its calls, arguments and return values, on top of the editor."""
+"""BaseEditor: EasyEdit's calls, arguments and return values, on top of the editor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ UNUSED = ("train_ds", "target_neg", "loc_prompts", "pre_file", "pre_edit")
 """Arguments of EasyEdit's that are accepted and not used; a warning names those that ask for something."""
 SAME_METRIC = ("exact match", "token em", "token_em")
 """Values of `eval_metric` that name what is measured anyway: the share of tokens that are right."""
-ROOMS = ("locality", "portability", "fluency")
+PARTS = ("locality", "portability", "fluency")
+"""Parts of a record's `pre` and `post` that hold numbers by key."""
 FLUENCY = "GE"
 """The metric that EasyEdit calls `fluency.ngram_entropy`."""
 
@@ -81,15 +82,8 @@ class BaseEditor(Editor):
             DataError: lists of unequal length or a bad request (found before anything is edited).
             TypeError: an argument that is neither ours nor EasyEdit's.
         """
-        _check_others("edit", others)
-        requests = requests_from_columns(
-            *(prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject),
-            needs_subject=self.method.needs_subject,
-        )
-        restore = _restores(keep_original_weight, sequential_edit)
-        if restore is None and len(requests) > 1:
-            _warn(f"edit(): {len(requests)} requests", "every edit is kept in the model", "sequential_edit=False")
-        return self._edited([[request] for request in requests], bool(restore), verbose, others)
+        columns = (prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject)
+        return self._columns("edit", columns, keep_original_weight, sequential_edit, verbose, others)
 
     def batch_edit(
         self,
@@ -112,17 +106,42 @@ class BaseEditor(Editor):
         Each batch is taken back before the next, as upstream; `sequential_edit=True` (or `keep_original_weight=False`)
         keeps them.
         """
-        _check_others("batch_edit", others)
-        requests = requests_from_columns(
-            *(prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject),
-            needs_subject=self.method.needs_subject,
-        )
-        restore = _restores(keep_original_weight, sequential_edit)
-        if restore is None and len(requests) > 1:
-            _warn(f"batch_edit(): {len(requests)} requests", "every batch is taken back", "sequential_edit=True")
-        size = getattr(self.method.hparams, "batch_size", None) or len(requests)
+        columns = (prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject)
+        return self._columns("batch_edit", columns, keep_original_weight, sequential_edit, verbose, others)
+
+    def _columns(
+        self,
+        call: str,
+        columns: tuple[Any, ...],
+        restored: bool | None,
+        sequential: bool | None,
+        verbose: bool,
+        others: Mapping[str, Any],
+    ) -> tuple[list[dict[str, Any]], PreTrainedModel, dict[str, torch.Tensor]]:
+        """What `edit` and `batch_edit` do: they differ in how many requests are one edit, and in what they do with it
+        where neither flag says."""
+        _check_others(call, others)
+        requests = requests_from_columns(*columns, needs_subject=self.method.needs_subject)
+        size, unasked, mode, other = 1, False, "every edit is kept in the model", "sequential_edit=False"
+        if call == "batch_edit":
+            size = getattr(self.method.hparams, "batch_size", None) or len(requests)
+            unasked, mode, other = True, "every batch is taken back", "sequential_edit=True"
+        if sequential is not None and restored == sequential:
+            LOG.warning(
+                "keep_original_weight=%s and sequential_edit=%s contradict each other; sequential_edit decides, as in "
+                "EasyEdit: edits are %s",
+                *(restored, sequential, "kept" if sequential else "taken back one by one"),
+            )
+        if sequential is not None:
+            restored = not sequential
+        if restored is None and len(requests) > 1:
+            LOG.warning(
+                "%s(): %d requests and neither sequential_edit nor keep_original_weight given: %s; %s for the other "
+                "mode (EasyEdit takes back, the papers' edit() keeps)",
+                *(call, len(requests), mode, other),
+            )
         chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
-        return self._edited(chunks, restore is not False, verbose, others)
+        return self._edited(chunks, unasked if restored is None else restored, verbose, others)
 
     def edit_requests(
         self,
@@ -200,8 +219,8 @@ def summary_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for state in ("pre", "post"):
         records = [record[state] for record in metrics]
-        rooms = {room: [record[room] for record in records if room in record] for room in ROOMS}
-        found[state] = {**_means(records), **{room: _means(of) for room, of in rooms.items() if of}}
+        parts = {part: [record[part] for record in records if part in record] for part in PARTS}
+        found[state] = {**_means(records), **{part: _means(of) for part, of in parts.items() if of}}
     LOG.info("means over %d records: %s", len(metrics), to_json(found))
     return found
 
@@ -232,25 +251,3 @@ def _check_others(call: str, others: Mapping[str, Any]) -> None:
             "(docs/metrics.md)",
             *(call, ", ".join(asked)),
         )
-
-
-def _restores(keep_original_weight: bool | None, sequential_edit: bool | None) -> bool | None:
-    """Is each edit taken back after it is measured? None: the caller did not say."""
-    if keep_original_weight is not None and sequential_edit is not None and keep_original_weight == sequential_edit:
-        LOG.warning(
-            "keep_original_weight=%s and sequential_edit=%s contradict each other; sequential_edit decides, as in "
-            "EasyEdit: edits are %s",
-            *(keep_original_weight, sequential_edit, "kept" if sequential_edit else "taken back one by one"),
-        )
-    if sequential_edit is not None:
-        return not sequential_edit
-    return keep_original_weight
-
-
-def _warn(what: str, mode: str, flag: str) -> None:
-    """Say which mode is used where the call does not say, and the flag for the other."""
-    LOG.warning(
-        "%s and neither sequential_edit nor keep_original_weight given: %s; %s for the other mode (EasyEdit takes "
-        "back, the papers' edit() keeps)",
-        *(what, mode, flag),
-    )

@@ -17,7 +17,6 @@ from easyeditor.base.hparams import HyperParams
 from easyeditor.base.progress import Progress, Stopwatch, progress_bar
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.probes import Reading
-from easyeditor.dataset.sentences import Sentences
 from easyeditor.editing.measuring import Measuring
 from easyeditor.evaluate.accuracy import record_pairs
 from easyeditor.evaluate.examined import Examined as Examined
@@ -52,13 +51,6 @@ class Editor(Measuring):
     def from_hparams(cls, hparams: HyperParams) -> Self:
         """Load the model the hyper-parameters name (or take the pair they hold)."""
         return cls(hparams)
-
-    def __init__(
-        self, hparams: HyperParams, *, sentences: Sentences | None = None, metrics: Sequence[str] = ()
-    ) -> None:
-        """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses; `metrics` of the registry are
-        measured around every edit beside EasyEdit's."""
-        super().__init__(hparams, sentences, metrics)
 
     # -- edits as values ------------------------------------------------------------------------------------------
 

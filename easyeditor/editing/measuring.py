@@ -51,7 +51,11 @@ class Measuring:
     tok: PreTrainedTokenizerBase
     hparams: HyperParams
 
-    def __init__(self, hparams: HyperParams, sentences: Sentences | None, metrics: Sequence[str]) -> None:
+    def __init__(
+        self, hparams: HyperParams, *, sentences: Sentences | None = None, metrics: Sequence[str] = ()
+    ) -> None:
+        """`sentences` replaces the perplexity set that `ppl_sentence_num` chooses; `metrics` of the registry are
+        measured around every edit besides EasyEdit's."""
         if not isinstance(hparams, HyperParams):
             raise ConfigError(
                 f"{type(self).__name__} needs hyper-parameters such as ROMEHyperParams, found {type(hparams).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
+from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of
 from easyeditor.values.edit import EditRequest, Probe
 from easyeditor.values.record import Side, agreement
 
@@ -14,6 +14,11 @@ NEAR = "neighborhood"  # the locality key of CounterFact's and ZsRE's own prompt
 def lacks_rephrase(request: EditRequest) -> str | None:
     """Why a paraphrase metric cannot be had."""
     return None if request.rephrase_prompts else "the record has no paraphrases"
+
+
+def lacks_locality(request: EditRequest) -> str | None:
+    """Why a locality metric cannot be had."""
+    return None if request.locality else "the record has no locality prompts"
 
 
 def lacks_neighbourhood(request: EditRequest) -> str | None:
@@ -72,9 +77,7 @@ def _by_key(probes: Mapping[str, Probe], share: Callable[[Pair], float]) -> Valu
 
 
 def _locality(request: EditRequest, answers: Answers) -> Value:
-    if answers.before is None:
-        return missing("needs the outputs of the unedited model (--base-model)")
-    old, new = answers.before.scored, answers.scored
+    old, new = answers.unedited.scored, answers.scored
     return _by_key(request.locality, lambda pair: agreement(old[pair].said, new[pair].said))
 
 
@@ -121,7 +124,7 @@ EASYEDIT = (
         source="EasyEdit",
         column="Loc. / Locality (EasyEdit, Fall of ROME)",
         blind_to="whether the answer was right before; changes below the first choice",
-        lacks=lambda r: None if r.locality else "the record has no locality prompts",
+        lacks=lacks_locality,
         pairs=lambda r, _s: _probe_pairs(r.locality),
         value=_locality,
         needs_before=True,

@@ -6,9 +6,11 @@ P(o | x) is the per-token geometric mean, exp((1/n) Σ log p(o_i | x, o_<i)) (Me
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from easyeditor.evaluate.accuracy import NEAR, lacks_neighbourhood, lacks_rephrase
 from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of
+from easyeditor.evaluate.scoring import Scored
 from easyeditor.values.edit import EditRequest
 
 Contest = tuple[str, str, str]
@@ -52,43 +54,27 @@ def _lacks_attribute(request: EditRequest) -> str | None:
     return _lacks_truth(request) or (None if request.attribute_prompts else "the record has no attribute_prompts")
 
 
-def _pairs(contests: Contests) -> Callable[[EditRequest, Settings], list[Pair]]:
-    def pairs(request: EditRequest, settings: Settings) -> list[Pair]:
-        listed = contests(request, settings)
-        return [(prompt, answer) for prompt, wanted, other in listed for answer in (wanted, other)]
-
-    return pairs
+def _pairs(contests: Contests, request: EditRequest, settings: Settings) -> list[Pair]:
+    listed = contests(request, settings)
+    return [(prompt, answer) for prompt, wanted, other in listed for answer in (wanted, other)]
 
 
-def _margins(request: EditRequest, answers: Answers, contests: Contests) -> list[tuple[float, float]]:
-    """(P(wanted), P(other)) of every prompt."""
-    return [
-        (answers.scored[(prompt, wanted)].probability, answers.scored[(prompt, other)].probability)
-        for prompt, wanted, other in contests(request, answers.settings)
-    ]
+def _both(contests: Contests, request: EditRequest, answers: Answers) -> list[tuple[Scored, Scored]]:
+    """(wanted, other) of every prompt."""
+    listed = contests(request, answers.settings)
+    return [(answers.scored[prompt, wanted], answers.scored[prompt, other]) for prompt, wanted, other in listed]
 
 
-def _success(contests: Contests) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        """Compared as log-probabilities, which tell apart what underflows as probabilities."""
-        wins = [
-            float(
-                answers.scored[(prompt, wanted)].mean_log_probability
-                > answers.scored[(prompt, other)].mean_log_probability
-            )
-            for prompt, wanted, other in contests(request, answers.settings)
-        ]
-        return mean_of(wins, each=wins)
-
-    return value
+def _success(contests: Contests, request: EditRequest, answers: Answers) -> Value:
+    """Compared as log-probabilities, which tell apart what underflows as probabilities."""
+    both = _both(contests, request, answers)
+    wins = [float(wanted.mean_log_probability > other.mean_log_probability) for wanted, other in both]
+    return mean_of(wins, each=wins)
 
 
-def _magnitude(contests: Contests) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        both = _margins(request, answers, contests)
-        return mean_of([wanted - other for wanted, other in both], probabilities=[list(pair) for pair in both])
-
-    return value
+def _magnitude(contests: Contests, request: EditRequest, answers: Answers) -> Value:
+    both = [[wanted.probability, other.probability] for wanted, other in _both(contests, request, answers)]
+    return mean_of([wanted - other for wanted, other in both], probabilities=both)
 
 
 def _family(
@@ -102,8 +88,8 @@ def _family(
         column=f"{letter}S (ROME, MEMIT); AlphaEdit's CounterFact columns",
         blind_to="all answers but these two: the model may prefer a third",
         lacks=lacks,
-        pairs=_pairs(contests),
-        value=_success(contests),
+        pairs=partial(_pairs, contests),
+        value=partial(_success, contests),
     )
     magnitude = Metric(
         name=f"{letter}M",
@@ -113,8 +99,8 @@ def _family(
         column=f"{letter}M (ROME)",
         blind_to="small probabilities: a win of 0.001 over 0.0001 counts for nothing",
         lacks=lacks,
-        pairs=_pairs(contests),
-        value=_magnitude(contests),
+        pairs=partial(_pairs, contests),
+        value=partial(_magnitude, contests),
     )
     return success, magnitude
 
@@ -138,8 +124,8 @@ _A = Metric(
     column="none",
     blind_to="as ES",
     lacks=_lacks_attribute,
-    pairs=_pairs(_attribute),
-    value=_success(_attribute),
+    pairs=partial(_pairs, _attribute),
+    value=partial(_success, _attribute),
 )
 _S = Metric(
     name="S",

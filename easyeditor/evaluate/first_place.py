@@ -10,7 +10,7 @@ from functools import cache
 
 from easyeditor.base.files import read_json
 from easyeditor.base.paths import SHIPPED
-from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of, missing
+from easyeditor.evaluate.metric import Answers, Metric, Pair, Settings, Value, mean_of
 from easyeditor.values.edit import EditRequest
 
 PROMPTS = SHIPPED / "data" / "requests" / "first_place.json"
@@ -27,9 +27,7 @@ def _pairs(request: EditRequest, _settings: Settings) -> list[Pair]:
 
 
 def _value(request: EditRequest, answers: Answers) -> Value:
-    if answers.before is None:
-        return missing("needs the outputs of the unedited model (--base-model)")
-    old, new = answers.before.scored, answers.scored
+    old, new = answers.unedited.scored, answers.scored
     each = [float(old[pair].said[0] == new[pair].said[0]) for pair in _pairs(request, answers.settings)]
     return mean_of(each)
 

@@ -7,10 +7,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from easyeditor.evaluate.accuracy import lacks_rephrase
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of
-from easyeditor.lm.generate import Decoding
+from easyeditor.lm.generate import Decoding, Generated
 from easyeditor.values.edit import EditRequest
 
 FLUENCY_TOKENS, FLUENCY_TOP_K = 100, 5  # ROME's: 100 tokens, the prompt's among them, drawn among the five likeliest
@@ -52,37 +54,35 @@ def _entropy(words: Sequence[str], n: int) -> float:
     return -math.fsum(c / total * math.log2(c / total) for c in counts.values())
 
 
-def _rewrite(request: EditRequest) -> Sequence[str]:
+def the_prompt(request: EditRequest) -> Sequence[str]:
+    """The rewrite prompt alone."""
     return [request.prompt]
 
 
-def _paraphrases(request: EditRequest) -> Sequence[str]:
+def paraphrases(request: EditRequest) -> Sequence[str]:
+    """The rephrase prompts."""
     return request.rephrase_prompts
 
 
-def _natural(prompts: Prompts) -> Callable[[EditRequest, Settings], list[Ask]]:
-    return lambda request, settings: [(prompt, settings.natural) for prompt in prompts(request)]
+def text_of(prompt: str, made: Generated) -> dict[str, Any]:
+    """What is kept of a text that was written."""
+    return {"prompt": prompt, "text": made.text, "stop": made.stop, "tokens": made.tokens}
 
 
-def _matched(prompts: Prompts, matches: Callable[[str, str], bool]) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        texts, hits = [], []
-        for prompt in prompts(request):
-            made = answers.generated[(prompt, answers.settings.natural)]
-            accuracy = answers.scored[(prompt, request.target_new)].accuracy
-            hits.append(float(matches(made.text, request.target_new)))
-            texts.append(
-                {"prompt": prompt, "text": made.text, "stop": made.stop, "tokens": made.tokens, "token_acc": accuracy}
-            )
-        return mean_of(hits, each=hits, generated=texts)
-
-    return value
+def _matched(prompts: Prompts, matches: Callable[[str, str], bool], request: EditRequest, answers: Answers) -> Value:
+    texts, hits = [], []
+    for prompt in prompts(request):
+        made = answers.generated[(prompt, answers.settings.natural)]
+        accuracy = answers.scored[(prompt, request.target_new)].accuracy
+        hits.append(float(matches(made.text, request.target_new)))
+        texts.append({**text_of(prompt, made), "token_acc": accuracy})
+    return mean_of(hits, each=hits, generated=texts)
 
 
 def _natural_metric(
     name: str, formula: str, matches: Callable[[str, str], bool], prompts: Prompts, blind_to: str
 ) -> Metric:
-    paraphrase = prompts is _paraphrases
+    paraphrase = prompts is paraphrases
     return Metric(
         name=name,
         formula=f"{formula}; mean over {'paraphrases' if paraphrase else 'the prompt'}; greedy, up to a newline, "
@@ -93,8 +93,8 @@ def _natural_metric(
         blind_to=blind_to,
         lacks=lacks_rephrase if paraphrase else lambda _request: None,
         pairs=lambda request, _settings: [(prompt, request.target_new) for prompt in prompts(request)],
-        asks=_natural(prompts),
-        value=_matched(prompts, matches),
+        asks=lambda request, settings: [(prompt, settings.natural) for prompt in prompts(request)],
+        value=partial(_matched, prompts, matches),
     )
 
 
@@ -148,13 +148,13 @@ _LONG = "right answers in other words; says no when the answer is followed by mo
 _IN = "what surrounds the answer: 'not Rome' contains Rome"
 GENERATION = (
     _natural_metric(
-        "gen_rewrite_em", "1 if the text is the target once both are normalised", is_match, _rewrite, _LONG
+        "gen_rewrite_em", "1 if the text is the target once both are normalised", is_match, the_prompt, _LONG
     ),
     _natural_metric(
-        "gen_rewrite_contains", "1 if the normalised text contains the target's words", contains, _rewrite, _IN
+        "gen_rewrite_contains", "1 if the normalised text contains the target's words", contains, the_prompt, _IN
     ),
-    _natural_metric("gen_rephrase_em", "as gen_rewrite_em", is_match, _paraphrases, _LONG),
-    _natural_metric("gen_rephrase_contains", "as gen_rewrite_contains", contains, _paraphrases, _IN),
+    _natural_metric("gen_rephrase_em", "as gen_rewrite_em", is_match, paraphrases, _LONG),
+    _natural_metric("gen_rephrase_contains", "as gen_rewrite_contains", contains, paraphrases, _IN),
 )
 TEXTS = (
     Metric(

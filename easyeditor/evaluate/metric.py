@@ -73,6 +73,12 @@ class Answers:
     before: Answers | None = None
 
     @property
+    def unedited(self) -> Answers:
+        """What the unedited model said; only for a metric that `needs_before`."""
+        assert self.before is not None
+        return self.before
+
+    @property
     def tfidf(self) -> Any:
         """TF-IDF weights of the reference texts (scikit-learn's defaults, as ROME's)."""
         return _tfidf(self.settings.idf_texts or ())
@@ -100,9 +106,9 @@ class Metric:
     """One row of the registry.
 
     `value` makes a request's value of the answers to `pairs`, `asks` and `texts`; it is called only when the request
-    has what `lacks` looks for. `judged` says which of the texts written a judge is shown; `chat` that the metric's own
-    questions go through the chat template. A metric with `harmonic` has no value of its own: its summary is the
-    harmonic mean of those metrics' means.
+    has what `lacks` looks for, and where it `needs_before`, only when the unedited model was asked too. `judged` says
+    which of the texts written a judge is shown; `chat` that the metric's own questions go through the chat template.
+    A metric with `harmonic` has no value of its own: its summary is the harmonic mean of those metrics' means.
     """
 
     name: str

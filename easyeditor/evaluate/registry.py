@@ -259,6 +259,8 @@ def _value(metric: Metric, request: EditRequest, answers: Answers) -> Value:
     lacking = metric.lacks(request)
     if lacking is not None:
         return missing(lacking)
+    if metric.needs_before and answers.before is None:
+        return missing("needs the outputs of the unedited model (--base-model)")
     value = metric.value(request, answers)
     if value.value is not None and not math.isfinite(value.value):
         return Value(value=None, reason="not finite: the model gives no numbers here", details=value.details)

@@ -8,20 +8,20 @@ Locality is whether the model generates the same tokens as before the edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from easyeditor.evaluate.accuracy import lacks_rephrase
-from easyeditor.evaluate.generation import is_match
+from easyeditor.evaluate.accuracy import lacks_locality, lacks_rephrase
+from easyeditor.evaluate.generation import Prompts, is_match, paraphrases, text_of, the_prompt
 from easyeditor.evaluate.judge import Judged
-from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of, missing
+from easyeditor.evaluate.metric import Answers, Ask, Metric, Settings, Value, mean_of
 from easyeditor.lm.generate import Decoding
 from easyeditor.values.edit import EditRequest
 
 TOKENS = 50
 SOURCE = "Mirage of Model Editing (2502.11177)"
 INSTRUCTION = "Please answer the question:\n\nQ: {}\nA:"
-Prompts = Callable[[EditRequest], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -47,75 +47,50 @@ CONTEXTS = (
 )
 
 
-def _rewrite(request: EditRequest) -> Sequence[str]:
-    return [request.prompt]
-
-
-def _paraphrases(request: EditRequest) -> Sequence[str]:
-    return request.rephrase_prompts
-
-
 def _near(request: EditRequest) -> Sequence[str]:
     return [prompt for probe in request.locality.values() for prompt in probe.prompts]
 
 
-def _asks(context: Context, prompts: Prompts) -> Callable[[EditRequest, Settings], list[Ask]]:
-    return lambda request, settings: [context.ask(prompt, settings) for prompt in prompts(request)]
+def _asks(context: Context, prompts: Prompts, request: EditRequest, settings: Settings) -> list[Ask]:
+    return [context.ask(prompt, settings) for prompt in prompts(request)]
 
 
-def _matched(context: Context, prompts: Prompts) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        hits, texts = [], []
-        for prompt in prompts(request):
-            made = answers.generated[context.ask(prompt, answers.settings)]
-            hits.append(float(is_match(made.text, request.target_new)))
-            texts.append({"prompt": prompt, "text": made.text, "stop": made.stop, "tokens": made.tokens})
-        return mean_of(hits, each=hits, generated=texts)
-
-    return value
+def _matched(context: Context, prompts: Prompts, request: EditRequest, answers: Answers) -> Value:
+    made = [(prompt, answers.generated[context.ask(prompt, answers.settings)]) for prompt in prompts(request)]
+    hits = [float(is_match(text.text, request.target_new)) for _, text in made]
+    return mean_of(hits, each=hits, generated=[text_of(prompt, text) for prompt, text in made])
 
 
-def _cases(context: Context, prompts: Prompts) -> Callable[[EditRequest, Answers], list[Judged]]:
-    return lambda request, answers: [
-        (prompt, request.target_new, answers.generated[context.ask(prompt, answers.settings)].text)
-        for prompt in prompts(request)
+def _cases(context: Context, prompts: Prompts, request: EditRequest, answers: Answers) -> list[Judged]:
+    asks = ((prompt, context.ask(prompt, answers.settings)) for prompt in prompts(request))
+    return [(prompt, request.target_new, answers.generated[ask].text) for prompt, ask in asks]
+
+
+def _judged(context: Context, prompts: Prompts, request: EditRequest, answers: Answers) -> Value:
+    cases = _cases(context, prompts, request, answers)
+    found = [answers.verdicts[case] for case in cases]
+    texts = [
+        {"prompt": prompt, "text": text, "right": right} for (prompt, _, text), right in zip(cases, found, strict=True)
     ]
+    by = None if answers.settings.judge is None else answers.settings.judge.model
+    known = [float(right) for right in found if right is not None]
+    if len(known) < len(found):
+        return Value(value=None, reason="the judge said neither A nor B", details={"generated": texts, "judge": by})
+    return mean_of(known, each=known, generated=texts, judge=by)
 
 
-def _judged(context: Context, prompts: Prompts) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        cases = _cases(context, prompts)(request, answers)
-        found = [answers.verdicts[case] for case in cases]
-        texts = [
-            {"prompt": prompt, "text": text, "right": right}
-            for (prompt, _, text), right in zip(cases, found, strict=True)
-        ]
-        by = None if answers.settings.judge is None else answers.settings.judge.model
-        known = [float(right) for right in found if right is not None]
-        if len(known) < len(found):
-            return Value(value=None, reason="the judge said neither A nor B", details={"generated": texts, "judge": by})
-        return mean_of(known, each=known, generated=texts, judge=by)
-
-    return value
-
-
-def _same(context: Context) -> Callable[[EditRequest, Answers], Value]:
-    def value(request: EditRequest, answers: Answers) -> Value:
-        if answers.before is None:
-            return missing("needs the outputs of the unedited model (--base-model)")
-        hits, texts = [], []
-        for prompt in _near(request):
-            ask = context.ask(prompt, answers.settings)
-            old, new = answers.before.generated[ask], answers.generated[ask]
-            hits.append(float((old.ids, old.stop) == (new.ids, new.stop)))
-            texts.append({"prompt": prompt, "before": old.text, "text": new.text, "stop": new.stop})
-        return mean_of(hits, each=hits, generated=texts)
-
-    return value
+def _same(context: Context, request: EditRequest, answers: Answers) -> Value:
+    hits, texts = [], []
+    for prompt in _near(request):
+        ask = context.ask(prompt, answers.settings)
+        old, new = answers.unedited.generated[ask], answers.generated[ask]
+        hits.append(float((old.ids, old.stop) == (new.ids, new.stop)))
+        texts.append({"prompt": prompt, "before": old.text, "text": new.text, "stop": new.stop})
+    return mean_of(hits, each=hits, generated=texts)
 
 
 def _answered(context: Context, prompts: Prompts, *, judge: bool) -> Metric:
-    paraphrase = prompts is _paraphrases
+    paraphrase = prompts is paraphrases
     by = "a language model (docs/metrics.md)" if judge else "equal to the target once both are normalised"
     kind = f"wild_{'judge_' if judge else ''}{context.mark}{'rephrase' if paraphrase else 'rewrite'}"
     return Metric(
@@ -129,9 +104,9 @@ def _answered(context: Context, prompts: Prompts, *, judge: bool) -> Metric:
         column=f"{'Generalization' if paraphrase else 'Reliability'} (WILD)",
         blind_to="the judge's own mistakes" if judge else "right answers in other words or with more words around them",
         lacks=lacks_rephrase if paraphrase else lambda _request: None,
-        asks=_asks(context, prompts),
-        value=_judged(context, prompts) if judge else _matched(context, prompts),
-        judged=_cases(context, prompts) if judge else None,
+        asks=partial(_asks, context, prompts),
+        value=partial(_judged, context, prompts) if judge else partial(_matched, context, prompts),
+        judged=partial(_cases, context, prompts) if judge else None,
         chat=context.chat,
     )
 
@@ -144,9 +119,9 @@ def _local(context: Context) -> Metric:
         source=SOURCE,
         column="Locality (WILD)",
         blind_to="whether the answer was right before; other words of the same meaning count as a change",
-        lacks=lambda r: None if r.locality else "the record has no locality prompts",
-        asks=_asks(context, _near),
-        value=_same(context),
+        lacks=lacks_locality,
+        asks=partial(_asks, context, _near),
+        value=partial(_same, context),
         needs_before=True,
         chat=context.chat,
     )
@@ -156,9 +131,9 @@ def _groups() -> dict[str, tuple[Metric, ...]]:
     made: dict[str, tuple[Metric, ...]] = {}
     for context in CONTEXTS:
         end = f"_{context.mark}".rstrip("_")
-        own = [_answered(context, prompts, judge=False) for prompts in (_rewrite, _paraphrases)]
+        own = [_answered(context, prompts, judge=False) for prompts in (the_prompt, paraphrases)]
         made[f"wild{end}"] = (*own, _local(context))
-        made[f"wild_judge{end}"] = tuple(_answered(context, p, judge=True) for p in (_rewrite, _paraphrases))
+        made[f"wild_judge{end}"] = tuple(_answered(context, p, judge=True) for p in (the_prompt, paraphrases))
     return made
 
 
