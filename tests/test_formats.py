@@ -54,11 +54,11 @@ WIKIBIO = {
 WIKIBIGEDIT = {
     **{"tag": "new", "subject": "Bay", "update": "Where is Bay?", "ans": "Italy", "rephrase": "Bay is where?"},
     **{"personas": "Ahoy, where be Bay?", "mhop": "What do they speak in Bay?", "mhop_ans": "Italian"},
-    **{"loc": "Where is Cork?", "loc_ans": "Ireland"},
+    **{"loc": "a b", "loc_ans": "c"},
 }
 QAEDIT = {
-    **{"id": 1104, "source": "NQ", "prompt": "where is bay?", "target": "Italy", "subject": "bay"},
-    **{"rephrase": "In which country is Bay?", "locality": [{"loc": "who sings", "loc_ans": "Roland"}]},
+    **{"id": 1104, "source": "NQ", "prompt": "Where is Bay?", "target": "Italy", "subject": "Bay"},
+    **{"rephrase": "Bay is where?", "locality": [{"loc": "a b", "loc_ans": "c"}]},
 }
 EDIT = {
     **{"prompt": "{} is a citizen of", "subject": "Bay", "relation_id": "P27", "question": "Whose citizen is Bay?"},
@@ -99,7 +99,7 @@ def test_knowedit_s_lists_become_probes_with_the_first_of_their_answers() -> Non
     assert (request.ground_truth, request.rephrase_prompts) == (None, ())
 
 
-def test_knowedit_s_other_layouts() -> None:
+def test_knowedit_s_other_layouts(tmp_path: Path) -> None:
     counterfact, zsre, bio = (parse(record, "here") for record in (WIKI_COUNTERFACT, KNOWEDIT_ZSRE, WIKIBIO))
     assert set(counterfact.locality) == {"Relation_Specificity", "Forgetfulness"}
     assert counterfact.portability == {"Subject_Aliasing": probe(("The country of the Bay is", "Italy"))}
@@ -108,34 +108,9 @@ def test_knowedit_s_other_layouts() -> None:
     assert (bio.prompt, bio.subject, bio.target_new) == (WIKIBIO["text"], "bay", WIKIBIO["labels"])
     assert bio.subject_start == WIKIBIO["text"].index("bay.")
     assert bio.locality == {"Relation_Specificity": probe(("bay worked as", "poet"))}
-
-
-def test_knowedit_s_tasks_are_read_from_files(tmp_path: Path) -> None:
     for name, record in (("flat", WIKI), ("flat", KNOWEDIT_ZSRE), ("wikibio", WIKIBIO)):
         found = read_dataset(write(tmp_path / "a.json", [record, record]))
         assert (found.format, [r.case_id for r in found.requests]) == (name, [0, 1])
-
-
-def test_wikibigedit() -> None:
-    request = parse(WIKIBIGEDIT, "here", 9)
-    assert (request.prompt, request.target_new, request.case_id) == ("Where is Bay?", "Italy", 9)
-    assert request.rephrase_prompts == ("Bay is where?",)
-    assert request.locality == {"neighborhood": probe(("Where is Cork?", "Ireland"))}
-    assert request.portability == {
-        "personas": probe(("Ahoy, where be Bay?", "Italy")),
-        "mhop": probe(("What do they speak in Bay?", "Italian")),
-    }
-    nothing = {"mhop": None, "loc": "", "personas": float("nan"), "rephrase": float("nan")}  # as pandas writes it
-    bare = parse({key: WIKIBIGEDIT[key] for key in ("subject", "update", "ans")} | nothing, "here")
-    assert (bare.locality, bare.portability, bare.rephrase_prompts) == ({}, {}, ())
-
-
-def test_qaedit() -> None:
-    request = parse(QAEDIT, "here")
-    assert (request.case_id, request.prompt, request.target_new) == (1104, "where is bay?", "Italy")
-    assert request.locality == {"neighborhood": probe(("who sings", "Roland"))}
-    assert request.rephrase_prompts == ("In which country is Bay?",)
-    assert parse({**QAEDIT, "rephrase": ""}, "here").rephrase_prompts == ()
 
 
 @pytest.mark.parametrize("layout", [lambda edit: edit, remastered], ids=["original", "remastered"])
@@ -159,26 +134,6 @@ def test_mquake_with_several_edits_asks_after_the_last(tmp_path: Path) -> None:
     assert (found.format, [r.case_id for r in found.requests]) == ("mquake", ["5-1", "5-2", 6])
     with pytest.raises(DataError, match="record 0: requested_rewrite is empty"):
         read_dataset(write(tmp_path / "a.json", [{**MQUAKE, "requested_rewrite": []}]))
-
-
-def test_multi_counterfact_has_counterfact_s_layout(tmp_path: Path) -> None:
-    record = {
-        **{"case_id": 18998, "pararel_idx": 20, "requested_rewrite": EDIT, "attribute_prompts": ["Rome is in"]},
-        **{"paraphrase_prompts": ["Bay holds a passport of"], "neighborhood_prompts": ["Cardiff lies in"]},
-    }
-    found = read_dataset(write(tmp_path / "multi_counterfact.json", [record]))
-    assert (found.format, found.requests[0].case_id) == ("counterfact", 18998)
-
-
-def test_zsre_of_mend_s_split(tmp_path: Path) -> None:
-    record = {
-        **{"subject": "Bay", "src": "Where is Bay?", "pred": "", "rephrase": "Bay is where?", "alt": "Italy"},
-        **{"answers": ["Wales"], "loc": "nq question: who sings", "loc_ans": "Roland"},
-        "cond": "Wales >> Italy || Where is Bay?",
-    }
-    (request,) = read_dataset(write(tmp_path / "zsre_mend_eval.json", [record])).requests
-    assert request.locality == {"neighborhood": probe(("who sings", "Roland"))}
-    assert (request.ground_truth, request.rephrase_prompts) == ("Wales", ("Bay is where?",))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +175,7 @@ PROBED: dict[str, tuple[dict[str, Any], str | None, Any, Any]] = {
     "zsre with portability": (  # EasyEdit's zsre_mend_eval_portability_gpt4.json
         {
             **{"src": "Where is Bay?", "alt": "Italy", "subject": "Bay", "rephrase": SAME, "loc_ans": "c"},
+            **{"pred": "", "answers": ["Wales"], "cond": "Wales >> Italy || Where is Bay?"},
             **{"loc": "nq question: a b", "portability": {"New Question": "Bay is a", "New Answer": "city"}},
         },
         *(SAME, NEAR, ASKED),
@@ -242,6 +198,23 @@ PROBED: dict[str, tuple[dict[str, Any], str | None, Any, Any]] = {
             "multiple_choice": probe(("Where is Bay? A. Italy  B. Wales", "A")),
         },
     ),
+    "wikibigedit": (
+        WIKIBIGEDIT,
+        *(SAME, NEAR),
+        {
+            "personas": probe(("Ahoy, where be Bay?", "Italy")),
+            "mhop": probe(("What do they speak in Bay?", "Italian")),
+        },
+    ),
+    "wikibigedit, as pandas writes it": (
+        {
+            **{"subject": "Bay", "update": "Where is Bay?", "ans": "Italy", "mhop": None, "loc": ""},
+            **{"personas": float("nan"), "rephrase": float("nan")},
+        },
+        *(None, {}, {}),
+    ),
+    "qaedit": (QAEDIT, SAME, NEAR, {}),
+    "qaedit, not rephrased": ({**QAEDIT, "rephrase": ""}, None, NEAR, {}),
     "ultraedit": (
         {"src": "Where is Bay?", "ans": "Italy", "subject": "Bay", "loc": "a b", "loc_ans": ["c", "d"]},
         *(None, NEAR, {}),
@@ -291,9 +264,10 @@ PROBED: dict[str, tuple[dict[str, Any], str | None, Any, Any]] = {
 @pytest.mark.parametrize("name", PROBED)
 def test_probes_under_every_name(name: str) -> None:
     record, rephrase, locality, portability = PROBED[name]
-    request = parse(record, "here")
+    request = parse(record, "here", 9)
     assert (request.prompt, request.subject, request.target_new) == ("Where is Bay?", "Bay", "Italy")
-    assert request.ground_truth == ("Wales" if "target_old" in record or "target_true" in record else None)
+    truth = "Wales" if {"target_old", "target_true", "answers"} & record.keys() else None
+    assert (request.case_id, request.ground_truth) == (record.get("id", 9), truth)
     assert request.rephrase_prompts == (() if rephrase is None else (rephrase,))
     assert (request.locality, request.portability) == (locality, portability)
 
