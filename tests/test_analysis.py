@@ -35,9 +35,9 @@ from easyeditor.experiments.tools import harness
 from easyeditor.experiments.tools.candidates import checked, from_facts, records_in
 from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
 from easyeditor.experiments.tools.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
-from easyeditor.experiments.tools.spectra import leading, overlap
 from easyeditor.lm.architectures import encoder_projections
 from easyeditor.lm.hooks import second_position_first
+from easyeditor.lm.spectrum import leading, overlap
 from easyeditor.lm.tokens import model_inputs
 from easyeditor.methods.locate.key_files import FOLDERS, dump_keys, numbers
 from easyeditor.methods.rome.method import ROME

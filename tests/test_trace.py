@@ -13,7 +13,7 @@ from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states,
 from script_runs import call, save_tiny, write_yaml
 
 from easyeditor.analysis.safety import safety_of
-from easyeditor.analysis.tracing import ROLES, Fact, Tracer, by_role, embedding_spread, fact_of, known_facts
+from easyeditor.analysis.tracing import ROLES, Fact, Tracer, by_role, fact_of, known_facts, noise_of
 from easyeditor.commands import analysis as analysis
 from easyeditor.drawing import figures
 from easyeditor.editing.easyedit import BaseEditor
@@ -157,7 +157,8 @@ def test_the_noise_is_measured_on_subjects() -> None:
     model, tok = build("gpt2"), tokenizer()
     ids = tok("Bay", add_special_tokens=False)["input_ids"] + tok("the house", add_special_tokens=False)["input_ids"]
     expected = model.get_input_embeddings().weight[ids].detach().double().std()
-    assert embedding_spread(anatomy(model), tok, ["Bay", "the house"]) == pytest.approx(float(expected), rel=1e-6)
+    asked = [EditRequest.make(text, subject=subject, target_new="a") for text, subject in (PROMPTS[0], PROMPTS[2])]
+    assert noise_of(anatomy(model), tok, asked) == pytest.approx(3 * float(expected), rel=1e-6)
 
 
 def test_safety_is_that_of_single_look_ups() -> None:

@@ -16,7 +16,6 @@ from easyeditor.analysis.tracing import KINDS, LAST, ROLES, Fact, Tracer, by_rol
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, ResultTable
 from easyeditor.drawing.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from easyeditor.results.journal import Journal, read_journal
@@ -155,7 +154,7 @@ def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
     for kind in kinds_of(lines):
         if (values := average(lines, kind, LAST)) is not None:
             color, marker, line = LOOKS[kind]
-            group = Group(label=NAMES[kind], values=values[None], color=color, marker=marker, line=line)
+            group = figures.Group(label=NAMES[kind], values=values[None], color=color, marker=marker, line=line)
             figures.bands(
                 figure.get_axes()[0], range(len(values)), [group], "layer", "average indirect effect", every=True
             )
@@ -170,8 +169,8 @@ def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
         reach_ax.set_ylabel("reach")
         bare, mean = np.array([[one.bare_v0, one.mean_v0] for one in safety]).T[:, None]
         groups = [
-            Group(label="bare prompt", values=bare, color=VERMILLION),
-            Group(label="mean over contexts", values=mean, color=GREEN, marker="D", line="--"),
+            figures.Group(label="bare prompt", values=bare, color=VERMILLION),
+            figures.Group(label="mean over contexts", values=mean, color=GREEN, marker="D", line="--"),
         ]
         figures.bands(value_ax, layers, groups, "layer", "‖v₀‖, median", every=True)
         for ax in (reach_ax, value_ax):

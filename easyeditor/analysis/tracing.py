@@ -99,17 +99,12 @@ def known_facts(
 
 
 @torch.no_grad()
-def embedding_spread(parts: Anatomy, tok: Any, subjects: Sequence[str]) -> float:
-    """Standard deviation of all numbers in the embeddings of subjects' tokens."""
-    embedding, device = parts.model.get_input_embeddings(), input_device(parts.model)
-    ids = [i for subject in subjects for i in tok(subject, add_special_tokens=False)["input_ids"]]
-    return float(embedding(torch.tensor([ids], device=device)).double().std())
-
-
 def noise_of(parts: Anatomy, tok: Any, requests: Sequence[EditRequest]) -> float:
-    """The paper's noise: three standard deviations of the embeddings of all the requests' subjects."""
+    """The paper's noise: three standard deviations of all numbers in the embeddings of the requests' subjects."""
     subjects = dict.fromkeys(request.subject for request in requests if request.subject)
-    return SIGMAS * embedding_spread(parts, tok, list(subjects))
+    ids = [i for subject in subjects for i in tok(subject, add_special_tokens=False)["input_ids"]]
+    embedding = parts.model.get_input_embeddings()
+    return SIGMAS * float(embedding(torch.tensor([ids], device=input_device(parts.model))).double().std())
 
 
 class Tracer:

@@ -32,7 +32,7 @@ from easyeditor.editing.editor import Editor
 from easyeditor.experiments.tools.finished import Finished
 from easyeditor.experiments.tools.lab import at_least_one, group
 from easyeditor.experiments.tools.projection import separation
-from easyeditor.experiments.tools.spectra import leading, overlap
+from easyeditor.lm.spectrum import leading, overlap
 from easyeditor.values.collapse import SMALL_DENOMINATOR
 from easyeditor.values.edit import WeightDelta
 from easyeditor.values.record import EditRecord

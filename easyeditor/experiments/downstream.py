@@ -25,7 +25,6 @@ from scipy.stats import spearmanr
 
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
 from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installed
@@ -187,7 +186,7 @@ def _draw(rows: list[Row], names: tuple[str, ...]) -> Figure:
         for label, marker, color, own in (("unedited", "s", BLUE, rows[:1]), ("edited", "^", VERMILLION, rows[1:])):
             points = [[row.ppl, row.accuracy(name)] for row in own if math.isfinite(row.ppl)]
             values = np.array(points, dtype=np.float64).reshape(-1, 2)
-            group = Group(label=label, values=values, color=color, marker=marker)
+            group = figures.Group(label=label, values=values, color=color, marker=marker)
             figures.cloud(ax, [group], "perplexity", "accuracy")
         figures.log_scale(ax, "x")
         ax.set_ylim(-0.05, 1.05)

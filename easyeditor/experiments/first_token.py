@@ -23,7 +23,6 @@ from easyeditor.base.errors import DataError
 from easyeditor.base.places import declare
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
 from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
@@ -215,8 +214,8 @@ def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
     norm_ax, distance_ax, *planes = figure.get_axes()
     depth = range(clouds["first"].shape[1])
 
-    def groups(values: dict[str, Array]) -> list[Group]:
-        return [Group(values=values[kind], **LOOK[kind]) for kind in clouds]
+    def groups(values: dict[str, Array]) -> list[figures.Group]:
+        return [figures.Group(values=values[kind], **LOOK[kind]) for kind in clouds]
 
     figures.bands(norm_ax, depth, groups(_norms(clouds)), "layer", "key norm (mean, min to max)")
     figures.log_scale(norm_ax, "y")

@@ -31,10 +31,9 @@ from easyeditor.base.progress import steps
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sets import FACTS, RequestSet, load_collapse
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
-from easyeditor.experiments.tools.candidates import Candidate, from_endpoint, from_facts, is_common_word
+from easyeditor.experiments.tools.candidates import Candidate, from_endpoint, from_facts
 from easyeditor.experiments.tools.lab import Lab, at_least_one, common_flags, hparams_of
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
@@ -110,7 +109,7 @@ def _candidates(args: argparse.Namespace, hparams: ROMEHyperParams) -> tuple[lis
         made, refused = from_facts(facts, args.candidates, draw), 0
     else:
         seeds = load_collapse(str(hparams.model_name), None, 5, hparams.seed).requests
-        words = sorted({s for record in facts if is_common_word(s := record["requested_rewrite"]["subject"])})
+        words = sorted({s for record in facts if (s := record["requested_rewrite"]["subject"]).isalpha()})
         subjects = draw.sample(words, min(40, len(words)))
         key = os.environ.get("OPENAI_API_KEY")
         made, refused = from_endpoint(args.endpoint, args.endpoint_model, key, args.candidates, seeds, subjects)
@@ -150,7 +149,7 @@ def _draw(rows: list[Row], denominators: list[float], threshold: float) -> Figur
     screened.legend(frameon=False)
     points = [[abs(row["denominator"]), row["perplexity"]] for row in rows if math.isfinite(row["perplexity"])]
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
-    group = Group(label="edited", values=values, color=VERMILLION, marker="^")
+    group = figures.Group(label="edited", values=values, color=VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
     edited.axhline(threshold, color=GREY, linestyle=":", linewidth=1, label="collapse threshold")
     edited.legend(frameon=False)

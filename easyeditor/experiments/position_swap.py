@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, VERMILLION
 from easyeditor.experiments.tools.lab import Lab, column, common_flags, set_flags
@@ -110,8 +109,8 @@ def _draw(rows: list[Row], threshold: float) -> Figure:
     for ax, (field, label, line) in zip(figure.get_axes(), shown, strict=True):
         plain, swapped = (np.abs(column(rows, name)) for name in (field, f"{field}_swapped"))
         groups = [
-            Group(label="as it is", values=plain, color=VERMILLION, marker="^"),
-            Group(label="positions swapped", values=swapped, color=BLUE, marker="o"),
+            figures.Group(label="as it is", values=plain, color=VERMILLION, marker="^"),
+            figures.Group(label="positions swapped", values=swapped, color=BLUE, marker="o"),
         ]
         figures.strips(ax, groups, label, line=line, paired=True)
     return figure

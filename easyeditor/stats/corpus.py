@@ -19,7 +19,7 @@ from easyeditor.base.fetch import WheelFile, file_sha256, hub, obtain
 from easyeditor.base.files import parse_json, write_text
 from easyeditor.base.locks import locked
 from easyeditor.base.paths import cache_folder
-from easyeditor.base.progress import progress_bar
+from easyeditor.base.progress import steps
 from easyeditor.base.reading import check_file
 
 LOG = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ def open_corpus(name: str) -> Corpus:
     check_corpus(name)
     if name == EXCERPT:
         return _file(_excerpt(), EXCERPT)
-    return _wikipedia() if name == WIKIPEDIA else _file(Path(name), Path(name).stem)
+    if name == WIKIPEDIA:
+        return Corpus(name=name, identity=f"wikimedia/wikipedia {_Articles.snapshot}", documents=_Articles())
+    return _file(Path(name), Path(name).stem)
 
 
 def check_corpus(name: str) -> None:
@@ -81,91 +83,90 @@ def check_corpus(name: str) -> None:
         raise DataError(f"corpus {name!r}: cannot be read ({error})") from error
 
 
+@dataclass(frozen=True)
 class _Lines:
     """Documents of a text or JSONL file, read again at every iteration."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    path: Path
 
     def __iter__(self) -> Iterator[str]:
         number = 0
         try:
-            with open(self._path, encoding="utf-8") as source:
+            with open(self.path, encoding="utf-8") as source:
                 for number, line in enumerate(iter(lambda: source.readline(LONGEST_LINE + 1), ""), 1):
                     if len(line) > LONGEST_LINE:
-                        raise DataError(f"{self._path}: line {number} has more than {LONGEST_LINE:,} characters")
+                        raise DataError(f"{self.path}: line {number} has more than {LONGEST_LINE:,} characters")
                     if "\0" in line:
-                        raise DataError(f"{self._path}: line {number} holds a NUL byte; not a text file")
+                        raise DataError(f"{self.path}: line {number} holds a NUL byte; not a text file")
                     if line.strip():
                         yield self._document(line, number)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._path}: not UTF-8 after line {number} ({error})") from error
+            raise DataError(f"{self.path}: not UTF-8 after line {number} ({error})") from error
 
     def _document(self, line: str, number: int) -> str:
-        if self._path.suffix == ".txt":
+        if self.path.suffix == ".txt":
             return line.rstrip("\n")
         try:
             item = parse_json(line)
             text = item if isinstance(item, str) else item["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{self._path}: line {number} is not JSON with a "text" ({error})') from error
+            raise DataError(f'{self.path}: line {number} is not JSON with a "text" ({error})') from error
         if not isinstance(text, str):
-            raise DataError(f'{self._path}: line {number}: "text" is {type(text).__name__}, not a text')
+            raise DataError(f'{self.path}: line {number}: "text" is {type(text).__name__}, not a text')
         return text
 
 
+@dataclass(frozen=True)
 class _Table:
     """The `text` column of a Parquet or Arrow file, through `datasets`."""
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        from datasets import load_dataset
+
+        kind = self.path.suffix.removeprefix(".")
+        try:
+            table: Any = load_dataset(kind, data_files=str(self.path), split="train", streaming=True)
+            for row in table:
+                if not isinstance(row["text"], str):
+                    raise DataError(f"{self.path}: a 'text' is {type(row['text']).__name__}, not a text")
+                yield row["text"]
+        except DataError:
+            raise
+        except KeyError as error:
+            raise DataError(f"{self.path}: has no column 'text'") from error
+        except Exception as error:  # datasets and pyarrow raise many kinds
+            raise DataError(f"{self.path}: not readable as {kind} ({type(error).__name__}: {error})") from error
+
+
+class _Articles:
+    """English Wikipedia, through `datasets`."""
+
+    snapshot = "20231101.en"
 
     def __iter__(self) -> Iterator[str]:
         from datasets import load_dataset
 
         try:
-            table: Any = load_dataset(self._kind, data_files=str(self._path), split="train", streaming=True)
-            for row in table:
-                if not isinstance(row["text"], str):
-                    raise DataError(f"{self._path}: a 'text' is {type(row['text']).__name__}, not a text")
-                yield row["text"]
-        except DataError:
-            raise
-        except KeyError as error:
-            raise DataError(f"{self._path}: has no column 'text'") from error
-        except Exception as error:  # datasets and pyarrow raise many kinds
-            raise DataError(f"{self._path}: not readable as {self._kind} ({type(error).__name__}: {error})") from error
+            with hub():
+                for row in load_dataset("wikimedia/wikipedia", self.snapshot, split="train", streaming=True):
+                    yield row["text"]
+        except Exception as error:  # no network, no hub, no such snapshot
+            raise DataError(
+                f"Wikipedia cannot be read through `datasets` ({type(error).__name__}: {error}); use --corpus "
+                f"{EXCERPT}, or a file"
+            ) from error
 
 
 def _file(path: Path, name: str) -> Corpus:
-    kinds = {".parquet": "parquet", ".arrow": "arrow"}
-    if path.suffix in kinds:
-        return Corpus(name=name, identity=file_sha256(path), documents=_Table(path, kinds[path.suffix]))
+    if path.suffix in (".parquet", ".arrow"):
+        return Corpus(name=name, identity=file_sha256(path), documents=_Table(path))
     if path.suffix in (".txt", ".jsonl", ".json"):
         lines = _Lines(path)
         next(iter(lines), None)  # what is no text is refused before all of it is read for its hash
         return Corpus(name=name, identity=file_sha256(path), documents=lines)
     raise DataError(f"{path}: unknown kind of corpus; give .txt (a document a line), .jsonl, .parquet or .arrow")
-
-
-def _wikipedia() -> Corpus:
-    from datasets import load_dataset
-
-    snapshot = "20231101.en"
-
-    class Articles:
-        def __iter__(self) -> Iterator[str]:
-            try:
-                with hub():
-                    for row in load_dataset("wikimedia/wikipedia", snapshot, split="train", streaming=True):
-                        yield row["text"]
-            except Exception as error:  # no network, no hub, no such snapshot
-                raise DataError(
-                    f"Wikipedia cannot be read through `datasets` ({type(error).__name__}: {error}); use --corpus "
-                    f"{EXCERPT}, or a file"
-                ) from error
-
-    return Corpus(name=WIKIPEDIA, identity=f"wikimedia/wikipedia {snapshot}", documents=Articles())
 
 
 def _excerpt() -> Path:
@@ -188,11 +189,10 @@ def _excerpt() -> Path:
 def _cleaned(articles: list[str]) -> str:
     """The articles' passages as JSON lines."""
     documents: list[str] = []
-    with progress_bar("cleaning Wikipedia articles", True) as show:
+    with steps("cleaning Wikipedia articles") as show:
         for number, article in enumerate(articles, 1):
             documents += passages(plain_text(article))
-            if show is not None:
-                show(number, len(articles), "")
+            show(number, len(articles), "")
     return "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
 
 

@@ -32,14 +32,11 @@ def from_facts(facts: Any, most: int, draw: random.Random) -> list[Candidate]:
         answers = sorted(set(found["truths"].values()))
         for subject, truth in found["truths"].items():
             others = [answer for answer in answers if not same_word(answer, truth)]
-            if not is_common_word(subject) or not others:
+            if not subject.isalpha() or not others:
                 continue
             for template in found["templates"]:
-                prompt = template.replace("{}", subject)
-                target = draw.choice(others)
-                made.setdefault(subject, []).append(
-                    {"prompt": prompt, "subject": subject, "target_new": target, "ground_truth": truth}
-                )
+                texts = (template.replace("{}", subject), subject, draw.choice(others), truth)
+                made.setdefault(subject, []).append(dict(zip(FIELDS, texts, strict=True)))
     queues = [draw.sample(own, len(own)) for own in made.values()]
     draw.shuffle(queues)
     rounds = max((len(queue) for queue in queues), default=0)
@@ -107,12 +104,7 @@ def checked(raw: Any) -> Candidate | None:
     made = {field: raw[field].strip() for field in FIELDS}
     starts = made["prompt"].startswith(made["subject"] + " ")
     differ = not same_word(made["target_new"], made["ground_truth"])
-    return made if is_common_word(made["subject"]) and starts and differ else None
-
-
-def is_common_word(text: str) -> bool:
-    """Exactly one word of letters."""
-    return text.isalpha()
+    return made if made["subject"].isalpha() and starts and differ else None
 
 
 def same_word(one: str, other: str) -> bool:

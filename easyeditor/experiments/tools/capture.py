@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from easyeditor.lm.architectures import Anatomy, encoder_projections
-from easyeditor.lm.hooks import tapped
+from easyeditor.lm.hooks import captured
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.tokens import model_inputs, pad
 from easyeditor.lm.weights import frozen
@@ -38,13 +38,7 @@ def encoder_keys(model: PreTrainedModel, ids: Sequence[int]) -> Array:
 def _captured(
     model: PreTrainedModel, modules: Sequence[nn.Module], inputs: dict[str, Any], forward: nn.Module
 ) -> Array:
-    seen: list[Tensor] = []
-
-    def take(states_1TK: Tensor) -> None:
-        seen.append(states_1TK[0].detach().float().cpu())
-
     with frozen(model), ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(tapped(module, on_input=take))
+        seen = [stack.enter_context(captured(module)) for module in modules]
         forward(**inputs)
-    return np.stack([states_TK.numpy() for states_TK in seen])
+    return np.stack([own.given[0].float().cpu().numpy() for own in seen])

@@ -53,7 +53,7 @@ class Finished:
 
         Saved ones are read; others are computed again, which the run's contexts and seed make possible.
         """
-        standing: list[WeightDelta] = []
+        kept: list[WeightDelta] = []
         read: set[int] = set()
         for line in self.run.edits[:limit]:
             if line.mode == "single":
@@ -64,8 +64,8 @@ class Finished:
             if line.stands and saved.exists():
                 if first not in read:
                     read.add(first)
-                    standing += saved_edit(self.run.folder, first, [line]).deltas
-                yield line, standing
+                    kept += saved_edit(self.run.folder, first, [line]).deltas
+                yield line, kept
 
     def editor(self) -> Editor:
         """An editor of the run's model with its contexts. Raises DataError: the model has other weights now."""

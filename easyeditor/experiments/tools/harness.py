@@ -60,10 +60,11 @@ class Harness:
         from lm_eval.tasks import TaskManager
 
         draw = random.Random(seed)
+        texts = [item["Text"].strip() for item in read_json(SENTENCES)]
         made = {
             "own_facts": fact_documents(read_json(FACTS), edited, documents, draw),
-            "own_endings": ending_documents(_texts(), documents, draw),
-            "own_last_word": last_word_documents(_texts(), documents),
+            "own_endings": ending_documents(texts, documents, draw),
+            "own_last_word": last_word_documents(texts, documents),
         }
         tasks = [_task(name, docs) for name, docs in made.items()]
         return cls(tasks, tuple(made), TaskManager(include_defaults=False), None, batch_size)
@@ -114,7 +115,7 @@ class Harness:
 
 @contextmanager
 def _only_errors(name: str) -> Iterator[None]:
-    """Inside, a library's logger says errors only."""
+    """Inside, a library's logger reports errors only."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -126,16 +127,14 @@ def _only_errors(name: str) -> Iterator[None]:
 
 def fact_documents(facts: Any, edited: set[str], most: int, draw: random.Random) -> list[Doc]:
     """Questions with four answers from CounterFact records that carry a `relation_id`."""
+    rewrites = [record["requested_rewrite"] for record in facts]
     answers: dict[str, dict[str, None]] = {}
-    for record in facts:
-        rewrite = record["requested_rewrite"]
+    for rewrite in rewrites:
         answers.setdefault(rewrite["relation_id"], {})[rewrite["target_true"]["str"]] = None
-    usable = []
-    for record in facts:
-        rewrite = record["requested_rewrite"]
-        query = rewrite["prompt"].replace("{}", rewrite["subject"])
-        if query not in edited and len(answers[rewrite["relation_id"]]) >= CHOICES:
-            usable.append((query, rewrite["target_true"]["str"], rewrite["relation_id"]))
+    asked = (
+        (one["prompt"].replace("{}", one["subject"]), one["target_true"]["str"], one["relation_id"]) for one in rewrites
+    )
+    usable = [one for one in asked if one[0] not in edited and len(answers[one[2]]) >= CHOICES]
     chosen = draw.sample(usable, min(most, len(usable)))
     return [
         _question(query, truth, [a for a in answers[relation] if a != truth], draw) for query, truth, relation in chosen
@@ -144,24 +143,18 @@ def fact_documents(facts: Any, edited: set[str], most: int, draw: random.Random)
 
 def ending_documents(texts: Sequence[str], most: int, draw: random.Random) -> list[Doc]:
     """Sentences cut in the middle, with their own second half and three of other sentences."""
-    halves = []
-    for text in texts:
-        words = text.split()
-        halves.append((" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])))
-    endings = [ending for _, ending in halves]
+    cut = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, texts)]
+    halves = [(" ".join(start), " ".join(ending)) for start, ending in cut]
     return [
-        _question(start, ending, [other for other in endings if other != ending], draw)
+        _question(start, ending, [other for _, other in halves if other != ending], draw)
         for start, ending in halves[:most]
     ]
 
 
 def last_word_documents(texts: Sequence[str], most: int) -> list[Doc]:
     """Sentences without their last word, and that word without the full stop."""
-    made = []
-    for text in texts[:most]:
-        start, _, word = text.strip().rstrip('.!?"”').rpartition(" ")
-        made.append({"query": start, "answer": word})
-    return made
+    cut = (text.strip().rstrip('.!?"”').rpartition(" ") for text in texts[:most])
+    return [{"query": start, "answer": word} for start, _, word in cut]
 
 
 def _question(query: str, truth: str, others: Sequence[str], draw: random.Random) -> Doc:
@@ -170,29 +163,21 @@ def _question(query: str, truth: str, others: Sequence[str], draw: random.Random
     return {"query": query, "choices": choices, "gold": choices.index(truth)}
 
 
-def _texts() -> list[str]:
-    return [item["Text"].strip() for item in read_json(SENTENCES)]
-
-
 def _task(name: str, documents: list[Doc]) -> dict[str, Any]:
     from datasets import Dataset
 
     if not documents:
         raise DataError(f"task {name}: no documents left")
     data = {"test": Dataset.from_list(documents)}
-
-    def dataset(**_metadata: Any) -> Any:
-        return data
-
     choose = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    say = {"output_type": "loglikelihood", "doc_to_target": "{{' ' + answer}}"}  # no delimiter is put there
+    continue_ = {"output_type": "loglikelihood", "doc_to_target": "{{' ' + answer}}"}  # no delimiter is put there
     return {
         "task": name,
-        "custom_dataset": dataset,
+        "custom_dataset": lambda **_metadata: data,
         "test_split": "test",
         "doc_to_text": "{{query}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        **(choose if "choices" in documents[0] else say),
+        **(choose if "choices" in documents[0] else continue_),
     }
 
 

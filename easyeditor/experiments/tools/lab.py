@@ -114,7 +114,13 @@ class Lab:
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
         self.requests = [(one.name, request) for one in self.sets for request in one.requests]
-        self.editor = Editor(_bare(hparams) if bare else hparams)
+        if bare:
+            device, dtype, fp16 = hparams.device, hparams.dtype, hparams.fp16
+            model, tok = load(
+                hparams.model_name, device=device, dtype=dtype, fp16=fp16, model_parallel=hparams.model_parallel
+            )
+            hparams = dataclasses.replace(hparams, model_name=(model, without_bos(tok)))
+        self.editor = Editor(hparams)
         assert isinstance(self.editor.method, ROME)
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]
@@ -202,17 +208,6 @@ class Lab:
             "sentences": None if sentences is None else sentences.to_json(),
             "sets": {one.name: one.to_json() for one in self.sets},
         }
-
-
-def _bare(hparams: ROMEHyperParams) -> ROMEHyperParams:
-    model, tok = load(
-        hparams.model_name,
-        device=hparams.device,
-        dtype=hparams.dtype,
-        fp16=hparams.fp16,
-        model_parallel=hparams.model_parallel,
-    )
-    return dataclasses.replace(hparams, model_name=(model, without_bos(tok)))
 
 
 def oriented(matrix: torch.Tensor, method: ROME, layer: int) -> torch.Tensor:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import DATA, load_collapse
 from easyeditor.drawing import figures
-from easyeditor.drawing.figures import Group
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLACK, BLUE, GREY, ORANGE, VERMILLION
 from easyeditor.evaluate.scoring import score
@@ -154,7 +153,7 @@ def _draw(rows: Sequence[Row], base: float, threshold: float) -> Figure:
     for ax, field, label, first in ((ppl_ax, "ppl", "perplexity", 0), (start_ax, "start", "‖v₀‖", 1)):
         by_way = {way: _of(rows, way, field) for way in WAYS[first:]}
         groups = [
-            Group(label=way, values=np.stack(list(own.values()), axis=1), color=color, marker=marker, line=line)
+            figures.Group(label=way, values=np.stack(list(own.values()), axis=1), color=color, marker=marker, line=line)
             for (way, own), (color, marker, line) in zip(by_way.items(), LOOKS[first:], strict=True)
         ]
         figures.bands(ax, list(by_way[WAYS[1]]), groups, "layer", label, every=True)
