@@ -394,7 +394,7 @@ def test_ft_on_the_last_token_has_no_place_for_an_eos() -> None:
 def test_the_papers_experiments_take_prompts_as_they_stand(tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "h.yaml", "m", chat_template=True)
     args = argparse.Namespace(hparams=str(path), set=[], values=None, device=None)
-    with pytest.raises(ConfigError, match="on prompts as they stand"):
+    with pytest.raises(ConfigError, match="on prompts as they are"):
         hparams_of(args)
 
 

@@ -56,7 +56,7 @@ def parse(raw: Any, where: str, case_id: int | str = 0, reading: Reading | None 
 
 
 def parse_all(raw: Any, where: str, case_id: int | str = 0, reading: Reading | None = None) -> list[EditRequest]:
-    """The edits of one record, nearly always one; `reading` says how, and is told what was left unread.
+    """The edits of one record, nearly always one; `reading` says how, and counts what was left unread.
 
     Raises DataError that starts with `where`.
     """

@@ -1,4 +1,4 @@
-"""Records as a file has them: JSON, JSON lines, CSV, Parquet; nothing is said of their fields here."""
+"""Records as a file has them: JSON, JSON lines, CSV, Parquet; their fields are read in formats.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easyeditor.base.reading import read_bytes
 from easyeditor.dataset.formats import FORMATS
 
 Raw = tuple[Any, str | None]
-"""One record as it stands in the source, or None and what is wrong with it."""
+"""One record as it is in the source, or None and what is wrong with it."""
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 FILES = (".json", *LINES, *TABLES, ".parquet")

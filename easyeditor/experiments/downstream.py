@@ -8,7 +8,7 @@
 Every request of both sets is edited with ROME and its perplexity measured; then the unedited model, the --worst edited
 models, and one model from each of --buckets perplexity ranges (evenly spaced in log) go through the tasks.
 Butterfly Effect, section 4: the worst models answer at chance, and perplexity rank-correlates with task performance
-(Spearman -0.85 to -1.00), so that perplexity stands for all tasks.
+(Spearman -0.85 to -1.00), so that perplexity speaks for all tasks.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _findings(
     shown = ", ".join(f"{name} {'–' if rho is None else f'{rho:.2f}'}" for name, rho in rhos.items())
     published = [rho for tasks in SPEARMAN.values() for rho in tasks.values()]
     told = Finding(
-        claim="Task performance falls as perplexity rises, so perplexity stands for it",
+        claim="Task performance falls as perplexity rises, so perplexity speaks for it",
         holds=None if len(known) < len(rhos) else max(known.values()) <= STRONG,
         because=f"Spearman over {len(rows)} models: {shown}; papers {max(published):.2f} to {min(published):.2f}",
     )

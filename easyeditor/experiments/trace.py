@@ -1,4 +1,4 @@
-"""Causal tracing (ROME, section 2), and beside it how far each layer is from the collapse of subjects in first place.
+"""Causal tracing (ROME, section 2), and how far each layer is from the collapse of subjects in first place.
 
   python -m easyeditor.analysis trace --kept trace.jsonl             20 facts the model knows, 10 samples of noise
   python -m easyeditor.analysis trace --kept trace.jsonl --samples 3 --limit 50

@@ -1,4 +1,4 @@
-"""Numerator, denominator, size and perplexity of ROME's and C-ROME's updates on both sets, beside the papers'.
+"""Numerator, denominator, size and perplexity of ROME's and C-ROME's updates on both sets, next to the papers'.
 
   python -m easyeditor.analysis update-norms               about five minutes on two CPU cores: one search a request
   python -m easyeditor.analysis update-norms --both-moments --set stats_dir=data/stats mom2_dataset=wikipedia-excerpt

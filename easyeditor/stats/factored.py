@@ -9,7 +9,7 @@ from easyeditor.base.errors import NumericalError
 
 
 class Factored:
-    """A matrix (K, K) in float64 and its Cholesky factor, in the memory of one: above the diagonal stands the matrix
+    """A matrix (K, K) in float64 and its Cholesky factor, in the memory of one: above the diagonal is the matrix
     (its upper triangle is the one that counts), on and below it the factor.
 
     A matrix that is not positive definite to rounding keeps no factor, and every solve eliminates anew.

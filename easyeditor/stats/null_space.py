@@ -1,5 +1,5 @@
 """The null space of a second moment: P = U0 U0^T, U0 the singular vectors of C whose singular values lie below a
-threshold (AlphaEdit, section 3.1). Kept beside the statistics, under the identity of the moment and the threshold.
+threshold (AlphaEdit, section 3.1). Kept next to the statistics, under the identity of the moment and the threshold.
 
 Axes: K key width.
 """
@@ -32,7 +32,7 @@ class NullSpace:
 
 
 def null_space(moment_KK: Tensor, threshold: float, scale: str, key: StatsKey) -> NullSpace:
-    """P of a moment, read from beside its statistics or computed and kept there; one that keeps no direction, or all,
+    """P of a moment, read from next to its statistics or computed and kept there; one that keeps no direction, or all,
     is of no use to anyone and is not kept.
 
     Raises:
@@ -68,8 +68,8 @@ def _place(moment_KK: Tensor, threshold: float, scale: str, key: StatsKey) -> Pa
 def _read(path: Path, width: int) -> NullSpace:
     try:
         with open_tensors(path) as opened:
-            said, projection_KK = opened.metadata() or {}, opened.get_tensor("projection")
-            made = NullSpace(projection_KK.double(), int(said["rank"]), float(said["lowest"]), float(said["highest"]))
+            kept, projection_KK = opened.metadata() or {}, opened.get_tensor("projection")
+            made = NullSpace(projection_KK.double(), int(kept["rank"]), float(kept["lowest"]), float(kept["highest"]))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StatsError(f"{path}: not a readable null space ({error}); delete it") from error
     if projection_KK.shape != (width, width) or not bool(torch.isfinite(projection_KK).all()):

@@ -1,7 +1,7 @@
 """Second moments C = E[k k^T] on disk, in upstream's `.npz` form (kmeng01/rome): read, checked, written; no pickle.
 
 Keys: `mom2.constructor` (text), `mom2.count` (tokens), `mom2.mom2` (K, K; the *sum* of k k^T), `sample_size`
-(documents). Beside a file of ours stands a manifest, `<file>.json`; upstream's files have none and are checked by
+(documents). Next to a file of ours is a manifest, `<file>.json`; upstream's files have none and are checked by
 shape.
 """
 

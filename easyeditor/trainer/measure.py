@@ -36,7 +36,7 @@ def numbers(
 
 
 def add(totals: dict[str, float], found: Mapping[str, float]) -> None:
-    """Add a step's numbers to sums; how many were added stands under `n/…`."""
+    """Add a step's numbers to sums; how many were added is under `n/…`."""
     for key, value in found.items():
         totals[key] = totals.get(key, 0.0) + value
         totals[f"n/{key}"] = totals.get(f"n/{key}", 0.0) + 1

@@ -1,4 +1,4 @@
-"""Everything a training run needs to go on: one safetensors file, numbers as tensors, the rest as JSON beside them."""
+"""Everything a training run needs to go on: one safetensors file, numbers as tensors, the rest as JSON."""
 
 from __future__ import annotations
 
@@ -51,10 +51,8 @@ def check_place(folder: Path, resume: bool) -> None:
 def _begun(folder: Path) -> bool:
     """Does the folder hold a training run that was cut short before its first state?"""
     manifest = folder / MANIFEST
-    if (folder / TRAINING).exists():
-        return True
     found = read_json(manifest) if manifest.is_file() else None
-    return isinstance(found, dict) and "train" in found
+    return (folder / TRAINING).exists() or (isinstance(found, dict) and "train" in found)
 
 
 @dataclass

@@ -76,15 +76,13 @@ class Tasks:
         """A request's pool, and how many of its lines (the first ones) must give the new answer."""
         if number not in self._pools:
             request = self._requests[number]
-            drawable = request.rephrase_prompts if self._outer != 1 else ()  # with 1, the prompt itself stands alone
+            drawable = request.rephrase_prompts if self._outer != 1 else ()  # with 1, the prompt itself is the only one
             outer = [(text, request.target_new) for text in (request.prompt, *drawable)]
-            near = [
-                pair for probe in request.locality.values() for pair in zip(probe.prompts, probe.answers, strict=True)
-            ]
-            lines = tuple(line(self._tok, prompt, answer, self._prompting) for prompt, answer in (*outer, *near))
-            check_length(
-                [made.ids for made in lines], self._longest, lambda i: answered([request], (*outer, *near)[i][0])
-            )
+            probes = request.locality.values()
+            near = [pair for probe in probes for pair in zip(probe.prompts, probe.answers, strict=True)]
+            pairs = (*outer, *near)
+            lines = tuple(line(self._tok, prompt, answer, self._prompting) for prompt, answer in pairs)
+            check_length([made.ids for made in lines], self._longest, lambda i: answered([request], pairs[i][0]))
             self._pools[number] = (Pool((self._name, number), lines), len(outer))
         return self._pools[number]
 

@@ -82,8 +82,7 @@ def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
         raise ConfigError(f"layers is {hparams.layers}; the experiments look at one layer, e.g. --set layers=[5]")
     if hparams.chat_template or hparams.target_eos or hparams.target_space != "auto":
         raise ConfigError(
-            "chat_template, target_eos or target_space is set; the experiments are the papers', "
-            "on prompts as they stand"
+            "chat_template, target_eos or target_space is set; the experiments are the papers', on prompts as they are"
         )
     return hparams
 

@@ -1,4 +1,4 @@
-"""The papers' numbers, to stand beside ours: Fall of ROME (arXiv 2406.11263), Butterfly Effect (arXiv 2402.09656)."""
+"""The papers' numbers, printed next to ours: Fall of ROME (arXiv 2406.11263), Butterfly Effect (arXiv 2402.09656)."""
 
 from __future__ import annotations
 
