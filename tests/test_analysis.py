@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import math
 import multiprocessing
@@ -11,7 +10,7 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 import torch
 from conftest import build, relative, rome_hparams, same, states, tokenizer
 from script_runs import Ran, call, save_tiny, strict, write_yaml
+from test_wild import Server, chat
 from transformers import T5Config, T5ForConditionalGeneration
 
 from easyeditor import BaseEditor, EditRequest
@@ -640,47 +640,22 @@ def test_records_are_found_in_what_a_chat_model_says() -> None:
     assert records_in("[broken") == records_in("no list") == records_in("[1, }]") == []
 
 
-class _Chat(http.server.BaseHTTPRequestHandler):
-    """An endpoint that always answers with the same good and a bad record."""
-
-    asked: list[Any] = []  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Authorization"], body))
-        said = {"choices": [{"message": {"content": json.dumps([GOOD, {**GOOD, "subject": "It"}])}}]}
-        answer = json.dumps(said if body["model"] == "good" else {"error": "no"}).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def test_hard_edit_from_an_endpoint(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, wrong = chat(json.dumps([GOOD, {**GOOD, "subject": "It"}])), (200, b'{"error": "no"}')
+    server = Server(lambda body: both if body["model"] == "good" else wrong)
+    threading.Thread(target=server.http.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    _Chat.asked.clear()
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Chat)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-
-
-def test_hard_edit_from_an_endpoint(run: Any, tmp_path: Path, endpoint: str) -> None:
-    flags = ["--candidates", 3, "--edits", 1, "--endpoint", endpoint, "--endpoint-model"]
+    flags = ["--candidates", 3, "--edits", 1, "--endpoint", server.url, "--endpoint-model"]
     result = whole(run("hard-edit", *flags, "good", sets=()), tmp_path / "run")
     assert json.loads((tmp_path / "run/candidates.json").read_text()) == [GOOD]
     assert result["refused_by_rule"] == 3  # one a call: the first, and two that bring nothing new
-    path, key, body = _Chat.asked[0]
+    path, key, body = server.asked[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer secret")
     assert "exactly one common English word" in body["messages"][0]["content"]
-    assert "Do not use these subjects: Gold" in _Chat.asked[1][2]["messages"][0]["content"]
+    assert "Do not use these subjects: Gold" in server.asked[1][2]["messages"][0]["content"]
     assert "secret" not in (tmp_path / "run/manifest.json").read_text()
     refused(run("hard-edit", *flags, "bad", "--output", "other", sets=()), "the answer is no chat completion")
+    server.http.shutdown()
 
 
 # Bad input: one line, exit 2
