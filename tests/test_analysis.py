@@ -31,9 +31,9 @@ from easyeditor.dataset.sets import DATA, load_collapse, load_normal, starts_wit
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, ResultTable, short
 from easyeditor.experiments.downstream import choose
+from easyeditor.experiments.first_token import decoder_keys, encoder_keys
 from easyeditor.experiments.tools import harness
 from easyeditor.experiments.tools.candidates import checked, from_facts, records_in
-from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
 from easyeditor.experiments.tools.projection import cosine_distances, pca_plane, separation, silhouette, tsne_plane
 from easyeditor.lm.architectures import encoder_projections
 from easyeditor.lm.hooks import second_position_first

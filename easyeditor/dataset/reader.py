@@ -99,7 +99,7 @@ def read_dataset(
     path, (name, _, part) = Path(source), source.rpartition(":")
     if os.path.exists(source) and not path.is_dir():
         raw, sha256 = from_file(path)
-    elif _is_folder(source) or not (_looks_like_file(source) or _looks_like_file(part)):
+    elif path.is_dir() or Path(name or "nowhere").is_dir() or not (_looks_like_file(source) or _looks_like_file(part)):
         raw, sha256 = _from_datasets(source)
     elif name and not _looks_like_file(name):
         raw, sha256 = from_file(_hub_file(source, name, part))
@@ -212,11 +212,6 @@ def _requests(
     if others:
         LOG.warning("%s: bad records left out: %d; the first: %s", source, len(others), others[0])
     return requests, bad, name
-
-
-def _is_folder(source: str) -> bool:
-    """A folder, or a folder with a split behind a colon."""
-    return Path(source).is_dir() or Path(source.rpartition(":")[0] or "nowhere").is_dir()
 
 
 def _looks_like_file(source: str) -> bool:

@@ -66,7 +66,11 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     check_installed()
     at_least_one(args, "worst", "buckets", "documents", "batch_size")
     lab = Lab.of(args)
-    harness = _harness(args, lab)
+    if args.tasks is not None:
+        harness = Harness.named(args.tasks, args.documents, args.batch_size)
+    else:
+        edited = {request.prompt for _, request in lab.requests}
+        harness = Harness.own(args.documents, lab.hparams.seed, edited, args.batch_size)
     base = lab.perplexity()
     pool = _edited(lab)
     rows = [Row("unedited", None, base, _evaluated(harness, lab))]
@@ -114,13 +118,6 @@ def choose(perplexities: list[float], worst: int, buckets: int) -> dict[int, str
             nearest = min(inside, key=lambda i: abs(sizes[i] - (low + high) / 2))
             chosen[nearest] = f"{math.exp(low):,.0f} to {math.exp(high):,.0f}"
     return chosen
-
-
-def _harness(args: argparse.Namespace, lab: Lab) -> Harness:
-    if args.tasks is not None:
-        return Harness.named(args.tasks, args.documents, args.batch_size)
-    edited = {request.prompt for _, request in lab.requests}
-    return Harness.own(args.documents, lab.hparams.seed, edited, args.batch_size)
 
 
 def _edited(lab: Lab) -> Pool:

@@ -13,11 +13,16 @@ sees, a BOS where the tokenizer adds one.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import nn
+from transformers import PreTrainedModel
 
 from easyeditor.base.errors import DataError
 from easyeditor.base.places import declare
@@ -25,11 +30,13 @@ from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
-from easyeditor.experiments.tools.capture import decoder_keys, encoder_keys
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.projection import cosine_distances, draw_planes, silhouette
-from easyeditor.lm.loading import load_encoder_decoder
-from easyeditor.lm.tokens import SLOT, encode
+from easyeditor.lm.architectures import Anatomy, encoder_projections
+from easyeditor.lm.hooks import captured
+from easyeditor.lm.loading import input_device, load_encoder_decoder
+from easyeditor.lm.tokens import SLOT, encode, model_inputs, pad
+from easyeditor.lm.weights import frozen
 from easyeditor.methods.locate.rows import prompt_row
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -225,3 +232,27 @@ def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
     draw_planes(planes, groups(_at(clouds, layer)), seed)
     figures.legend_below(figure, norm_ax, len(clouds))
     return figure
+
+
+def decoder_keys(parts: Anatomy, ids: Sequence[int]) -> Array:
+    """Inputs (L, T, K) of every block's edited projection for one text."""
+    modules = [parts.rewrite(layer) for layer in range(len(parts.blocks))]
+    inputs = model_inputs([ids], input_device(parts.model))
+    return _captured(parts.model, modules, {**inputs, "use_cache": False}, parts.model)
+
+
+def encoder_keys(model: PreTrainedModel, ids: Sequence[int]) -> Array:
+    """Inputs (L, T, K) of the encoder's MLP output projections for one text."""
+    ids_1T, mask_1T = pad([ids], input_device(model))
+    inputs = {"input_ids": ids_1T, "attention_mask": mask_1T}
+    return _captured(model, encoder_projections(model), inputs, model.get_encoder())
+
+
+@torch.no_grad()
+def _captured(
+    model: PreTrainedModel, modules: Sequence[nn.Module], inputs: dict[str, Any], forward: nn.Module
+) -> Array:
+    with frozen(model), ExitStack() as stack:
+        seen = [stack.enter_context(captured(module)) for module in modules]
+        forward(**inputs)
+    return np.stack([own.given[0].float().cpu().numpy() for own in seen])

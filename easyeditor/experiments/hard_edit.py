@@ -94,7 +94,14 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
             ),
         ],
         figures={"hard_edit": _draw(rows, denominators, lab.hparams.collapse_threshold)},
-        findings=[_finding(rows, len(candidates))],
+        findings=[
+            Finding(
+                claim="One common word as the subject makes requests that collapse the model",
+                holds=len(kept) > len(rows) / 2,
+                because=f"{len(kept)} of {len(rows)} edited candidates collapse, the smallest denominators of "
+                f"{len(candidates)}",
+            )
+        ],
         look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; whether their "
         "denominators are far below 1.",
         config=lab.config(),
@@ -126,15 +133,6 @@ def _screened(lab: Lab) -> list[float]:
             found += lab.method.screen(requests[start : start + SCREENED_TOGETHER])
             show(len(found), len(requests), "")
     return found
-
-
-def _finding(rows: list[Row], candidates: int) -> Finding:
-    hit = sum(row["collapsed"] for row in rows)
-    return Finding(
-        claim="One common word as the subject makes requests that collapse the model",
-        holds=hit > len(rows) / 2,
-        because=f"{hit} of {len(rows)} edited candidates collapse, the smallest denominators of {candidates}",
-    )
 
 
 def _draw(rows: list[Row], denominators: list[float], threshold: float) -> Figure:

@@ -59,14 +59,21 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         for request, (down, ppl), (down_swapped, ppl_swapped) in cases
     ]
     were = [lab.collapsed(base, row.ppl) for row in rows]
-    still = [lab.collapsed(base_swapped, row.ppl_swapped) for row in rows]
+    still = [lab.collapsed(base_swapped, row.ppl_swapped) for row, before in zip(rows, were, strict=True) if before]
     return Outcome(
         tables=[
             _summary(rows, base, base_swapped),
             ResultTable(name="requests", title="every case", columns=COLUMNS, rows=rows),
         ],
         figures={"position_swap": _draw(rows, lab.hparams.collapse_threshold)},
-        findings=[_finding(were, still)],
+        findings=[
+            Finding(
+                claim="The position of the first token is not the main reason of the collapse",
+                holds=sum(still) > sum(were) / 2 if any(were) else None,
+                because=f"{sum(were)} of {len(rows)} cases collapse, {sum(still)} of these also with the second "
+                "token's position",
+            )
+        ],
         look_for="perplexity of the collapse cases as high with swapped positions as without.",
         config=lab.config(),
         manifest=lab.manifest("position-swap"),
@@ -92,15 +99,6 @@ def _summary(rows: list[Row], base: float, base_swapped: float) -> ResultTable:
     kinds = [f"{what}{swapped}" for swapped in ("", " swapped") for what in ("min", "mean", "max")]
     title = "perplexity of the collapse cases after ROME"
     return ResultTable(name="summary", title=title, columns=["", "unedited", "unedited swapped", *kinds], rows=made)
-
-
-def _finding(before: list[bool], after: list[bool]) -> Finding:
-    were, still = sum(before), sum(a for a, b in zip(after, before, strict=True) if b)
-    return Finding(
-        claim="The position of the first token is not the main reason of the collapse",
-        holds=None if not were else still > were / 2,
-        because=f"{were} of {len(before)} cases collapse, {still} of these also with the second token's position",
-    )
 
 
 def _draw(rows: list[Row], threshold: float) -> Figure:

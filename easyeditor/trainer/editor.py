@@ -98,7 +98,9 @@ class EditTrainer(MadeFrom):
         )
         self.parts = anatomy(self.model, **h.templates)
         self.hypernet = self._start()
-        self.optimizer = self._optimizer()
+        networks = [p for name, p in self.hypernet.named_parameters() if name != "edit_lrs"]
+        groups = [{"params": networks, "lr": h.lr}, {"params": [self.hypernet.edit_lrs], "lr": h.lr_lr}]
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[h.opt](groups)
         passes = SharedPasses if h.replay and self.parts.architecture.replay else PlainPasses
         options = {"cache_bytes": h.cache_mb * 2**20} if passes is SharedPasses else {}
         self._passes: Any = passes(self.parts, self.hypernet, **options)
@@ -272,12 +274,6 @@ class EditTrainer(MadeFrom):
         generator = torch.Generator().manual_seed(h.seed)
         made = Hypernetwork(NetworkSpec.of(h), weights, edit_lr=h.edit_lr, generator=generator)
         return made.to(self.model.get_parameter(weights[0].name).device)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        h = self.config
-        networks = [p for name, p in self.hypernet.named_parameters() if name != "edit_lrs"]
-        groups = [{"params": networks, "lr": h.lr}, {"params": [self.hypernet.edit_lrs], "lr": h.lr_lr}]
-        return OPTIMIZERS[h.opt](groups)
 
     def _tasks(self, requests: Sequence[EditRequest], name: str = "train") -> Tasks:
         h = self.config

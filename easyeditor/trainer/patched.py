@@ -32,13 +32,13 @@ class PatchedBlocks:
             for layer, own in self._blocks.items():
                 prefix = self._parts.architecture.block.format(layer)
                 names = [name for name in updates if name.startswith(f"{prefix}.")]
-                changed = {f"block{name.removeprefix(prefix)}": self._weight(name, *updates[name]) for name in names}
+                changed = {}
+                for name in names:
+                    weight = self._parts.model.get_parameter(name)
+                    left, right = (factor.to(weight) for factor in updates[name])
+                    changed[f"block{name.removeprefix(prefix)}"] = torch.addmm(weight, left, right)
                 undo.enter_context(replaced(own.block, partial(_called, own, changed)))
             yield
-
-    def _weight(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        weight = self._parts.model.get_parameter(name)
-        return torch.addmm(weight, left.to(weight), right.to(weight))
 
 
 class _OwnForward(nn.Module):
