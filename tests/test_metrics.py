@@ -25,6 +25,7 @@ from easyeditor.evaluate.metric import Answers, Settings, Value
 from easyeditor.evaluate.registry import GROUPS, METRICS, Evaluation, chosen, evaluate
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.export.harness.tasks import mean_of_records
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.tokens import encode
@@ -443,7 +444,9 @@ def test_batch_order_padding_and_side_change_nothing(kind: str, bos: bool) -> No
     other = EditRequest.make("Bay, which is located in", subject="Bay", target_new=" Italy", ground_truth=" Japan")
     settings, short = Settings(max_new_tokens=12), model(kind)
     whole = evaluate(short, tokenizer(bos), [FULL, other], names, settings=settings)
-    single = evaluate(short, tokenizer(bos), [FULL, other], names, settings=Settings(max_new_tokens=12, batch_tokens=1))
+    single = evaluate(
+        short, tokenizer(bos), [FULL, other], names, settings=Settings(max_new_tokens=12, budget=Budget(1))
+    )
     sided = evaluate(short, left_sided(bos), [FULL, other], names, settings=settings)
     alone = evaluate(short, tokenizer(bos), [FULL], names, settings=settings)
     assert plain_rows(single) == plain_rows(sided) == plain_rows(whole)

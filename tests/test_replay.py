@@ -207,7 +207,7 @@ def test_a_batch_of_prompts_equals_each_alone(kind: str, bos: bool) -> None:
     tok = tokenizer(bos)
     together = score(model(kind), tok, PAIRS)
     assert_scores(together, [score(model(kind), tok, [pair])[0] for pair in PAIRS])
-    assert_scores(together, score(model(kind), tok, PAIRS, batch_tokens=1))
+    assert_scores(together, score(model(kind), tok, PAIRS, budget=Budget(1)))
     assert_scores(together, score(model(kind), tok, PAIRS[::-1])[::-1])
 
 

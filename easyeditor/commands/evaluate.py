@@ -87,6 +87,7 @@ def main() -> int:
     from easyeditor.dataset.reader import read_dataset
     from easyeditor.evaluate.metric import Settings
     from easyeditor.evaluate.registry import chosen, judge_for
+    from easyeditor.lm.budget import Budget
     from easyeditor.lm.precision import products
     from easyeditor.lm.prompting import Prompting
     from easyeditor.values.edit import EditResult
@@ -112,7 +113,7 @@ def main() -> int:
         max_new_tokens=args.max_new_tokens,
         stops=tuple(args.stop),
         seed=args.seed,
-        batch_tokens=args.batch_tokens,
+        budget=Budget(args.batch_tokens),
         prompting=Prompting(
             chat=args.chat_template,
             eos=args.target_eos,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,12 +37,10 @@ def measure_many(
         asked = [pairs_of([request], metrics, [own], record=True) for request, _, own, _ in edits]
         owned = [(number, pair) for number, pairs in enumerate(asked) for pair in pairs]
         pairs, owners = [pair for _, pair in owned], [number for number, _ in owned]
+        shared: dict[str, Any] = {"edits": side, "owners": owners, "requests": [request for request, *_ in edits]}
         with frozen(model):
-            asking = functools.partial(
-                score, batch_tokens=first.batch_tokens, budget=first.budget, prompting=first.prompting
-            )
-            said = asking(model, tok, pairs, edits=side, owners=owners, requests=[edit[0] for edit in edits])
-        scored = dict(zip(owned, said, strict=True))
+            found = score(model, tok, pairs, budget=first.budget, prompting=first.prompting, **shared)
+        scored = dict(zip(owned, found, strict=True))
         evaluations = []
         for number, (request, result, own, before) in enumerate(edits):
             known = {pair: scored[number, pair] for pair in asked[number]}

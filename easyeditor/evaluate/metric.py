@@ -10,7 +10,7 @@ from typing import Any
 from easyeditor.base.endpoint import Endpoint
 from easyeditor.evaluate.judge import Judged, Verdict
 from easyeditor.evaluate.scoring import Scored
-from easyeditor.lm.budget import Budget
+from easyeditor.lm.budget import USUAL_TOKENS, Budget
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import SLOT
@@ -28,11 +28,10 @@ Ask = tuple[str, Decoding]
 class Settings:
     """What can be chosen about a measurement.
 
-    `prefix` (a context with ``{}``) stands before the rewrite prompt in teacher-forced metrics, and before paraphrases
-    with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics
-    that want a judge. `idf_texts` are the documents RS
-    takes its word weights from; by default the reference texts of the requests measured together. Where a `budget` is
-    given it stands in the place of `batch_tokens`, and remembers what did not fit.
+    `prefix` (a context with ``{}``) is put before the rewrite prompt in teacher-forced metrics, and before paraphrases
+    with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics that want
+    a judge. `idf_texts` are the documents RS takes its word weights from; by default the reference texts of the
+    requests measured together. `budget` bounds the tokens of a batch, and remembers what did not fit.
     """
 
     prefix: str | None = None
@@ -41,8 +40,7 @@ class Settings:
     stops: tuple[Stop, ...] = ("newline",)
     seed: int = 0
     idf_texts: tuple[str, ...] | None = None
-    batch_tokens: int = 8192
-    budget: Budget | None = field(default=None, compare=False)
+    budget: Budget = field(default_factory=lambda: Budget(USUAL_TOKENS), compare=False)
     prompting: Prompting = PLAIN
     judge: Endpoint | None = None
 

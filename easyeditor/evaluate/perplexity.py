@@ -2,7 +2,7 @@
 
 The papers' number is the arithmetic mean over sentences of exp(mean token NLL), no BOS (Butterfly paper, section 3).
 With BOS (`ppl_bos`) the first word is scored too, and models trained to see one are on known ground.
-It is heavy-tailed, so the median and the token-weighted perplexity stand beside it under their own names.
+It is heavy-tailed, so the median and the token-weighted perplexity are reported with it, under their own names.
 Axes: B sentences, T tokens, N scored positions, V vocabulary.
 """
 
@@ -145,10 +145,33 @@ class PerplexityProbe:
 
     def measure(self, step: Step | None = None) -> PerplexityReport:
         """Perplexities with the model's present weights; `step(done, of)` is called after every batch."""
-        nlls = [0.0] * len(self._rows)
         self._forget_if_changed()
+        lengths = [len(row) for row in self._rows]
+        nlls, done = [0.0] * len(lengths), 0
+
+        def ask(batch: list[int]) -> None:
+            nonlocal done
+            rows = [self._windows[i] for i in batch]
+            start = self._passages[done] if done < len(self._passages) else None
+            values = self._fast_nlls(rows, start, keep=True) if self._fast else self._plain_nlls(rows)
+            for i, value in zip(batch, values, strict=True):
+                nlls[i] = value
+            done += 1
+            if step is not None:
+                plain = -(-len(lengths) // self._batch_size)
+                step(done, len(token_batches(lengths, self._budget.tokens)) if self._fast else plain)
+
+        def again() -> None:
+            nonlocal done
+            done = 0
+            self._passages.clear()  # they are of other batches
+
         with torch.inference_mode(), frozen(self._model):
-            self._measure_into(nlls, step)
+            if self._fast:
+                self._budget.each(lengths, ask, again=again)
+            else:
+                for first in range(0, len(lengths), self._batch_size):
+                    ask(list(range(len(lengths))[first : first + self._batch_size]))
         return self._report(nlls)
 
     def measure_each(self, edits: SideBySide, count: int) -> list[PerplexityReport]:
@@ -194,33 +217,6 @@ class PerplexityProbe:
             tokens=tuple(tokens),
             bos=self._bos,
         )
-
-    def _measure_into(self, nlls: list[float], step: Step | None) -> None:
-        done = 0
-        lengths = [len(row) for row in self._rows]
-
-        def ask(batch: list[int]) -> None:
-            nonlocal done
-            rows = [self._windows[i] for i in batch]
-            start = self._passages[done] if done < len(self._passages) else None
-            values = self._fast_nlls(rows, start, keep=True) if self._fast else self._plain_nlls(rows)
-            for i, value in zip(batch, values, strict=True):
-                nlls[i] = value
-            done += 1
-            if step is not None:
-                plain = -(-len(lengths) // self._batch_size)
-                step(done, len(token_batches(lengths, self._budget.tokens)) if self._fast else plain)
-
-        def again() -> None:
-            nonlocal done
-            done = 0
-            self._passages.clear()  # they are of other batches
-
-        if self._fast:
-            self._budget.each(lengths, ask, again=again)
-            return
-        for start in range(0, len(self._rows), self._batch_size):
-            ask(list(range(start, min(start + self._batch_size, len(self._rows)))))
 
     def _plain_nlls(self, rows: list[Window]) -> list[float]:
         """The oracle: full forward, all logits, then a mask."""

@@ -173,7 +173,7 @@ def measure(
     with `record` everything a record says of the requests is asked too. What is `scored` already (`pairs_of`) is not
     again."""
     first = settings[0]
-    budget = first.budget or Budget(first.batch_tokens)
+    budget = first.budget
     first.prompting.checked(tok)
     unable = {m.name: reason for m in metrics if (reason := _unable(m, tok, first))}
     asking = _asking(requests, [m for m in metrics if m.name not in unable], settings)

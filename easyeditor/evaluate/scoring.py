@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.lm.architectures import max_positions
-from easyeditor.lm.budget import Budget
+from easyeditor.lm.budget import USUAL_TOKENS, Budget
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.many import SideBySide
 from easyeditor.lm.prompting import PLAIN, Prompting
@@ -50,7 +50,6 @@ def score(
     tok: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str]],
     *,
-    batch_tokens: int = 8192,
     budget: Budget | None = None,
     prompting: Prompting = PLAIN,
     edits: SideBySide | None = None,
@@ -59,8 +58,8 @@ def score(
 ) -> list[Scored]:
     """Score (prompt, target) pairs; each at its own positions, whatever the tokenizer's padding side or the batch.
 
-    A `budget` that outlives the call stands in the place of `batch_tokens`. With `edits`, pair i is scored on the model
-    with edit `owners[i]`. `requests` are those that the pairs are of: a message names the field.
+    `budget` bounds the tokens of a batch. With `edits`, pair i is scored on the model with edit `owners[i]`. `requests`
+    are those that the pairs are of: a message names the field.
 
     Raises:
         DataError: a pair longer than the model's positions, or a target without tokens.
@@ -87,6 +86,5 @@ def score(
             )
             place = end
 
-    budget = Budget(batch_tokens) if budget is None else budget
-    budget.each([len(x.ids) for x in lines], read)
+    (budget or Budget(USUAL_TOKENS)).each([len(x.ids) for x in lines], read)
     return [s for s in scored if s is not None]

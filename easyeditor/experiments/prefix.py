@@ -27,6 +27,7 @@ from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import measure
 from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, set_flags
 from easyeditor.experiments.tools.papers import PREFIX_TEST
+from easyeditor.lm.budget import Budget
 from easyeditor.lm.tokens import SLOT
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.plain import mean
@@ -86,7 +87,7 @@ def _tested(lab: Lab, name: str, request: EditRequest, prefix: str) -> Iterator[
         settings = Settings(
             prefix=None if way == "no prefix" else prefix,
             prefix_rephrase=way == WAYS[2],
-            batch_tokens=lab.editor.method.batch_tokens,
+            budget=Budget(lab.editor.method.batch_tokens),
         )
         return measure(lab.editor.model, lab.editor.tok, [request], [], [settings], record=True).side(0)
 

@@ -67,10 +67,12 @@ class EditRequest:
         portability: Mapping[str, Any] | None = None,
         case_id: int | str = 0,
         subject_start: int | None = None,
-        **texts: str | Sequence[str] | None,
+        generation_prompts: str | Sequence[str] | None = None,
+        attribute_prompts: str | Sequence[str] | None = None,
+        reference_texts: str | Sequence[str] | None = None,
+        essence_texts: str | Sequence[str] | None = None,
     ) -> EditRequest:
-        """Check one request and give it a definite subject position, unless `subject_start` gives it; `texts` are the
-        fields in `TEXT_FIELDS`.
+        """Check one request and give it a definite subject position, unless `subject_start` gives it.
 
         A `subject` of None is for methods that use none: it is "" then, at the start of the prompt as it stands.
 
@@ -78,8 +80,6 @@ class EditRequest:
             DataError: empty, non-text or endless fields, two ``{}``, subject not in the prompt, probes of unequal
             length.
         """
-        if unknown := texts.keys() - set(TEXT_FIELDS):
-            raise TypeError(f"EditRequest.make() has no argument {min(unknown)!r}")
         where = f"request {_case_id(case_id)!r}"
         for name, value in (("prompt", prompt), ("subject", subject), ("target_new", target_new)):
             if name != "subject" or value is not None:
@@ -88,6 +88,7 @@ class EditRequest:
         if subject is not None and subject_start is None:
             text, start = _place_subject(prompt, subject, where)
         _check_start(text, subject or "", start, where)
+        texts = (generation_prompts, attribute_prompts, reference_texts, essence_texts)
         return EditRequest(
             prompt=text,
             subject=subject or "",
@@ -98,7 +99,7 @@ class EditRequest:
             locality=_probes(locality, f"{where}: locality"),
             portability=_probes(portability, f"{where}: portability"),
             case_id=case_id,
-            **{name: _listed_texts(value, f"{where}: {name}") for name, value in texts.items()},
+            **{name: _listed_texts(value, f"{where}: {name}") for name, value in zip(TEXT_FIELDS, texts, strict=True)},
         )
 
     @property
