@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 from conftest import ROOT, build, same, states, tokenizer
 from safetensors.torch import load_file
-from script_runs import save_tiny
+from script_runs import Ran, call, save_tiny
 
-from easyeditor import CounterFactDataset, EditTrainer, MENDTrainingHparams, ZsreDataset
+from easyeditor import CounterFactDataset, EditRequest, EditTrainer, MENDTrainingHparams, ZsreDataset
 from easyeditor.base.errors import ConfigError, DataError, NumericalError, OutputError
-from easyeditor.commands import cli, pretrain_mend
+from easyeditor.commands import pretrain_mend
+from easyeditor.dataset.training import apart
 from easyeditor.lm.discover import anatomy
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.results.journal import read_journal
@@ -25,6 +27,7 @@ from easyeditor.results.run import TRAINING
 from easyeditor.trainer import editor as training
 from easyeditor.trainer.tasks import Tasks
 
+FACTS = ROOT / "data" / "facts.json"
 WEIGHTS = ["model.layers.2.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"]
 PLACES = ["river", "museum", "shop", "garden", "school", "street", "market", "station"]
 
@@ -309,53 +312,97 @@ def test_every_format_comes_through_the_one_reader(tmp_path: Path, caplog: pytes
     assert [r.case_id for r in CounterFactDataset(lines, 1)] == ["0-1", "0-2"]
 
 
+# A training split that shares no text with the held-out requests
+
+
+def texts(request: EditRequest) -> set[str]:
+    probed = [prompt for probe in request.locality.values() for prompt in probe.prompts]
+    return {request.prompt, *request.rephrase_prompts, *probed}
+
+
+def made(prompt: str, *probes: str, rephrase: str = "Say it otherwise") -> EditRequest:
+    locality = {"near": {"prompt": list(probes), "ground_truth": [f"of {p}" for p in probes]}} if probes else None
+    return EditRequest.make(
+        prompt, subject=None, target_new="Rome", rephrase_prompts=[rephrase], locality=locality, case_id=prompt
+    )
+
+
+def test_shared_probes_go_and_requests_that_share_their_prompt_or_lose_all_probes() -> None:
+    train = [
+        made("A is", "B is", "C is", "D is"),
+        made("B is", "C is"),  # edits what a held-out request probes
+        made("E is", "C is", rephrase="X is"),  # a paraphrase that is a held-out prompt
+        made("F is", "X is"),  # nothing but a held-out prompt to keep
+        made("G is"),
+    ]
+    kept = apart(train, [made("X is", "B is", "D is", rephrase="other words")])
+    assert [request.prompt for request in kept] == ["A is", "G is"]
+    assert kept[0].locality["near"].prompts == ("C is",)
+    assert kept[0].locality["near"].answers == ("of C is",)
+    assert train[0].locality["near"].prompts == ("B is", "C is", "D is")
+
+
+def test_the_facts_have_such_a_split() -> None:
+    train, *held_out = (CounterFactDataset(FACTS, split=name) for name in ("train", "validation", "test"))
+    unseen = {text for data in held_out for request in data for text in texts(request)}
+    assert any(unseen & texts(request) for request in train)
+    kept = apart(train, [request for data in held_out for request in data])
+    assert len(kept) == 1020
+    assert not any(unseen & texts(request) for request in kept)
+    assert all(request.locality for request in kept)
+
+
 # The script
 
 
-def write_yaml(path: Path, model: Path) -> Path:
-    values = settings(str(model)).to_dict()
-    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
-    return path
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    return lambda *args: call(pretrain_mend, [*args], monkeypatch, capsys)
 
 
-def run_script(args: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["pretrain_mend.py", *map(str, args)])
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    with pytest.raises(SystemExit) as ended:
-        cli.run(pretrain_mend.main)
-    return int(str(ended.value.code))
+def write_yaml(folder: Path) -> Path:
+    values = settings(str(save_tiny(folder / "model"))).to_dict()
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
+    (folder / "m.yaml").write_text(text, encoding="utf-8")
+    return folder / "m.yaml"
 
 
-def test_the_script_trains_resumes_and_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    yaml = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
-    facts = write(tmp_path / "facts.json", records())
-    args = ["--hparams", yaml, "--train", facts, "--val", facts, "--output", tmp_path / "run", "--train-size", 5]
-    assert run_script([*args, "--max-iters", 4], monkeypatch) == 0
-    assert "4 steps (max_iters reached); best: " in capsys.readouterr().out
-    assert run_script([*args, "--max-iters", 8], monkeypatch) == 2
-    assert "holds a training run already" in capsys.readouterr().err
-    assert run_script([*args, "--max-iters", 8, "--resume"], monkeypatch) == 0
-    entries = read_journal(tmp_path / "run" / TRAINING)
-    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == [4, 8]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["max_iters"] == 8
-    assert "packages" in json.loads((tmp_path / "run" / "manifest.json").read_text())
+def test_the_script_trains_resumes_and_reports(tmp_path: Path, script: Any) -> None:
+    facts, run = write(tmp_path / "facts.json", records()), tmp_path / "run"
+    args = ["--hparams", write_yaml(tmp_path), "--train", facts, "--val", facts, "--output", run, "--train-size", 5]
+    ran = script(*args, "--max-iters", 4)
+    assert ran.code == 0, ran.err
+    assert "4 steps (max_iters reached); best: " in ran.out
+    ran = script(*args, "--max-iters", 8)
+    assert ran.code == 2
+    assert "holds a training run already" in ran.err
+    assert script(*args, "--max-iters", 8, "--resume").code == 0
+    assert [entry["step"] for entry in read_journal(run / TRAINING) if entry["kind"] == "train"] == [4, 8]
+    assert json.loads((run / "config.json").read_text())["max_iters"] == 8
+    assert "packages" in json.loads((run / "manifest.json").read_text())
 
 
-def test_a_dry_run_of_the_script_counts_what_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_of_the_script_counts_what_is_left_out(tmp_path: Path, script: Any) -> None:
     zsre = write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "src": " "}])
-    args = ["--hparams", write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model")), "--train", zsre, "--dry-run"]
-    assert run_script(args, monkeypatch) == 2
-    assert "zsre.json: record 2: request 2: prompt is empty" in capsys.readouterr().err
-    assert run_script([*args, "--skip-bad"], monkeypatch) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["requests"]["train"], [b["record"] for b in told["sets"]["train"]["bad"]]) == (1, [1, 2])
+    args = ["--hparams", write_yaml(tmp_path), "--train", zsre, "--dry-run"]
     bare = write(tmp_path / "bare.json", [{key: ZSRE[key] for key in ("src", "subject", "alt")}])
-    assert run_script([*args, "--train", bare], monkeypatch) == 2
-    assert "no request has locality prompts" in capsys.readouterr().err
+    for flags, message in (
+        ([], "zsre.json: record 2: request 2: prompt is empty"),
+        (["--skip-bad", "--train", bare], "no request has locality prompts"),
+    ):
+        ran = script(*args, *flags)
+        assert ran.code == 2
+        assert message in ran.err
+    found = script(*args, "--skip-bad").json
+    assert (found["requests"]["train"], [b["record"] for b in found["sets"]["train"]["bad"]]) == (1, [1, 2])
+
+
+def test_the_script_leaves_out_what_is_held_out(tmp_path: Path, script: Any) -> None:
+    flags = ["--dry-run", "--output", tmp_path / "out", "--apart"]
+    assert script(*flags).json["requests"] == {"train": 1020, "validation": 232}
+    ran = script(*flags, FACTS)
+    assert ran.code == 2
+    assert "--apart leaves no request" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -368,12 +415,11 @@ def test_a_dry_run_of_the_script_counts_what_is_left_out(
         (["--train-size", "0"], "--train-size is 0; allowed: 1 to"),
     ],
 )
-def test_the_script_refuses(
-    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_refuses(flags: list[str], message: str, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert run_script(flags, monkeypatch) == 2
-    assert message in capsys.readouterr().err
+    ran = script(*flags)
+    assert ran.code == 2
+    assert message in ran.err
 
 
 # Several processes
@@ -382,7 +428,7 @@ def test_the_script_refuses(
 @pytest.mark.slow
 def test_two_processes_share_gradients_and_statistics(tmp_path: Path) -> None:
     """Two ranks of one step each end where one process with two steps per update does."""
-    yaml = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
+    yaml = write_yaml(tmp_path)
     facts = write(tmp_path / "facts.json", records())
     common = ["pretrain_mend.py", "--hparams", str(yaml), "--train", str(facts)]
     common += ["--set", "norm=false", "opt=SGD", "lr=0.1"]
