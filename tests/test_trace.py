@@ -117,10 +117,8 @@ def test_effects_equal_those_of_plain_forwards(kind: str, replay: bool) -> None:
 def test_batches_change_nothing() -> None:
     model, tok = build("llama", dtype=torch.float64), tokenizer()
     fact = fact_of(tok, answered(model, tok, *PROMPTS[0]))
-    whole, cut = (
-        Tracer(anatomy(model), NOISE, samples=3, batch_tokens=tokens).trace(fact).effects["mlp"]
-        for tokens in (4096, 20)
-    )
+    tracers = (Tracer(anatomy(model), NOISE, samples=3, batch_tokens=tokens) for tokens in (4096, 20))
+    whole, cut = (tracer.trace(fact).effects["mlp"] for tracer in tracers)
     assert cut == pytest.approx(whole, abs=1e-12)
 
 
@@ -222,17 +220,17 @@ def test_the_command_traces_draws_and_goes_on(tiny_run: Any, tmp_path: Path) -> 
 
 def test_bad_input_is_one_line(tiny_run: Any, tmp_path: Path) -> None:
     assert tiny_run("--output", "run").code == 0
-    lines = (tmp_path / "kept.jsonl").read_text().splitlines()
-    for flags, said in (
+    lines = (tmp_path / "kept.jsonl").read_text()
+    wrong = {"prompt": "Bay is in", "subject": "Bay", "target_new": "a", "ground_truth": "wrong answer"}
+    (tmp_path / "wrong.json").write_text(json.dumps([wrong]))
+    for flags, part in (
         (("--limit", 0), "--limit is 0"),
         (("--samples", 5), "were traced with another samples"),
         (("--facts", "none.json"), "none.json: no such file"),
         (("--facts", "wrong.json"), "the model knows none of the 1 facts"),
         (("--output", "run"), "run"),
     ):
-        wrong = {"prompt": "Bay is in", "subject": "Bay", "target_new": "a", "ground_truth": "wrong answer"}
-        (tmp_path / "wrong.json").write_text(json.dumps([wrong]))
         ran = tiny_run(*flags)
         assert (ran.code, ran.err.count("error: ")) == (2, 1)
-        assert said in ran.err
-    assert (tmp_path / "kept.jsonl").read_text().splitlines() == lines
+        assert part in ran.err
+    assert (tmp_path / "kept.jsonl").read_text() == lines

@@ -22,7 +22,6 @@ from easyeditor.drawing.figures import Group
 from easyeditor.editing.editor import Editor
 from easyeditor.lm import weights
 from easyeditor.lm.architectures import weight_is_transposed
-from easyeditor.lm.loading import load
 from easyeditor.lm.tokens import begins_texts_with_bos, without_bos
 from easyeditor.methods.locate.keys import Lookup
 from easyeditor.methods.locate.value_search import Found
@@ -113,13 +112,10 @@ class Lab:
         self.hparams, self.collapse = hparams, collapse
         self.sets = (collapse,) if normal is None else (collapse, normal)
         self.requests = [(one.name, request) for one in self.sets for request in one.requests]
-        if bare:
-            device, dtype, fp16 = hparams.device, hparams.dtype, hparams.fp16
-            model, tok = load(
-                hparams.model_name, device=device, dtype=dtype, fp16=fp16, model_parallel=hparams.model_parallel
-            )
-            hparams = dataclasses.replace(hparams, model_name=(model, without_bos(tok)))
         self.editor = Editor(hparams)
+        if bare:
+            pair = (self.editor.model, without_bos(self.editor.tok))
+            self.editor = Editor(dataclasses.replace(hparams, model_name=pair))
         assert isinstance(self.editor.method, ROME)
         self.method: ROME = self.editor.method
         self.layer = hparams.layers[0]
