@@ -109,11 +109,11 @@ MUTANTS = [
     Mutant("MEMIT: residual not divided", "missing_ND / self.divided_by(i)", "missing_ND / 1", MEMIT),
     Mutant(
         "MEMIT: flat mean of keys",
-        "torch.stack(averages[-used:]).mean(0)",
-        "keys_BK[place - sum(map(len, groups)) : place].double().mean(0)",
+        "torch.stack([keys_bK.double().mean(0) for keys_bK in own[-len(self.context_groups) :]]).mean(0)",
+        "torch.cat(own).double().mean(0)",
         MEMIT,
     ),
-    Mutant("MEMIT: C not weighted", ".solve(keys_KN) / weight", ".solve(keys_KN)", MEMIT),
+    Mutant("MEMIT: C not weighted", ".solve(keys_KN) / self.hparams.mom2_update_weight", ".solve(keys_KN)", MEMIT),
     Mutant(
         "MEMIT: later layers do not see earlier ones",
         "with applied(self.model, deltas):\n                    keys_NK",

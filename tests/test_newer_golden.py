@@ -22,7 +22,8 @@ import easyeditor
 from easyeditor import BaseEditor, load_hparams
 from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.methods.locate import filters
-from easyeditor.methods.locate.norm_anchor import AnchoredMethod, anchor_of
+from easyeditor.methods.locate.norm_anchor import NormAnchor, anchor_of
+from easyeditor.methods.locate.spread import SpreadMethod
 from easyeditor.methods.rome.method import ROME
 from easyeditor.values.edit import EditRequest, EditResult
 
@@ -118,7 +119,7 @@ def test_encore_remembers_the_keys_it_solved_with(model: str) -> None:
 def test_most_probable_early_stopping_ends_at_their_pass(model: str, run: str) -> None:
     meta, wanted = golden(model, "encore")
     made = editor(model, "ENCORE", meta[f"f32/{run}"]["hparams"], early_stop_rows="prefixed").method
-    assert isinstance(made, AnchoredMethod)
+    assert isinstance(made, SpreadMethod)
     found = made.values([request(n) for n in range(6)], made.parts.block(0), 0)
     assert [len(f.losses) for f in found] == meta[f"f32/{run}"]["n_forward"]
     assert relative(torch.stack([f.target_D for f in found]), wanted[f"f32/{run}/z"]) < VALUE
@@ -149,8 +150,8 @@ def test_nas_gives_targets_the_anchors_norm_or_drops_them(model: str, run: str) 
     meta, wanted = golden(model, "nas")
     said = meta[f"f32/{run}"]
     made = editor(model, "NAS", meta["hparams"], norm_anchor_value=said["anchor"])
-    assert isinstance(made.method, AnchoredMethod)
-    assert relative(fold(made.method._initial([request(n) for n in range(6)])), wanted["f32/v0"]) < VALUE
+    assert isinstance(made.method, SpreadMethod)
+    assert relative(fold(NormAnchor(made.method)._initial([request(n) for n in range(6)])), wanted["f32/v0"]) < VALUE
     result = check_edit(made, range(6), wanted, f"f32/{run}")
     assert [n for n, trace in enumerate(result.traces) if trace[4].notes["dropped"]] == said["skipped"]
 
@@ -160,7 +161,7 @@ def test_the_anchor_of_a_pilot(model: str) -> None:
     """The authors search a batch with one loss for all, so their norms differ a little from searches of their own."""
     meta, _ = golden(model, "nas")
     made = editor(model, "NAS", meta["hparams"], norm_anchor_value=1.0).method
-    assert isinstance(made, AnchoredMethod)
+    assert isinstance(made, SpreadMethod)
     raw = read("inputs.json")["requests"]
     pool = [
         EditRequest.make(
@@ -170,7 +171,7 @@ def test_the_anchor_of_a_pilot(model: str) -> None:
         )
         for a, b, c in meta["pilot"]["pool"]
     ]
-    norms = made.pilot_norms([pool[n] for n in meta["pilot"]["sample"]])
+    norms = NormAnchor(made).pilot_norms([pool[n] for n in meta["pilot"]["sample"]])
     assert anchor_of(norms, 0.95) == pytest.approx(meta["pilot"]["anchor"], rel=0.1)
     assert anchor_of([1.0, 2.0, 30.0], 0.95) == 11.0  # floor(0.15) = 0 are left out
     assert anchor_of([*range(1, 20), 1000.0], 0.95) == 10.0
@@ -285,7 +286,7 @@ def test_prune_works_on_the_whole_change_since_the_first_edit(model: str, monkey
         assert torch.linalg.matrix_norm(total, 2) > 1.2 * torch.linalg.matrix_norm(first, 2)  # there is work for it
         assert relative(weight() - first, filters.prune(total, first)) < UPDATE
     width, rows_ = first.shape[1], first.shape[0]
-    nothing = made.method.delta(4, torch.zeros(width, 1), torch.zeros(rows_, 1))  # type: ignore[attr-defined]
+    nothing, _ = made.method.delta(4, torch.zeros(width, 1), torch.zeros(rows_, 1))  # type: ignore[attr-defined]
     assert nothing.norm() < UPDATE * float((weight() - first).norm())
     made.revert(kept[2])
     assert made.compute(request(2)).sha256() == kept[2].sha256()

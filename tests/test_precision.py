@@ -17,7 +17,7 @@ from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.lm import precision
 from easyeditor.lm.loading import save
 from easyeditor.lm.precision import products
-from easyeditor.methods.locate.norm_anchor import AnchoredMethod
+from easyeditor.methods.locate.norm_anchor import NormAnchor
 from easyeditor.methods.registry import load_hparams
 from easyeditor.stats import first_token
 
@@ -205,12 +205,12 @@ def test_a_norm_anchor_measured_in_tf32_is_not_read_by_an_exact_run(
         "ppl_sentence_num": 0,
     }
     measured = iter([[1.0], [2.0]])
-    monkeypatch.setattr(AnchoredMethod, "pilot_norms", lambda self, requests: next(measured))
+    monkeypatch.setattr(NormAnchor, "pilot_norms", lambda self, requests: next(measured))
     for matmul in ("exact", "tf32", "exact", "tf32"):
-        method = BaseEditor.from_hparams(load_hparams({**values, "matmul": matmul})).method
-        anchors.append(method._measured())  # type: ignore[attr-defined]
+        anchor = NormAnchor(BaseEditor.from_hparams(load_hparams({**values, "matmul": matmul})).method)  # type: ignore[arg-type]
+        anchors.append(anchor._measured())
     assert anchors == [1.0, 2.0, 1.0, 2.0]
     for kept in tmp_path.rglob("norm-anchor-*.json"):
         kept.write_text("{}")
     with pytest.raises(StatsError, match=r"norm-anchor-.*delete it"):
-        method._measured()  # type: ignore[attr-defined]
+        anchor._measured()

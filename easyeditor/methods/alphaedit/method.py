@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import StatsError
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
-from easyeditor.methods.locate.norm_anchor import AnchoredMethod
-from easyeditor.methods.locate.spread import Spread
+from easyeditor.methods.locate.norm_anchor import NormAnchor
+from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
 from easyeditor.stats.null_space import NullSpace, null_space
 
 LOG = logging.getLogger(__name__)
@@ -20,12 +21,14 @@ LOG = logging.getLogger(__name__)
 NEARLY_ALL = 0.99  # of the directions: a projection that keeps more protects nothing
 
 
-class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
+class AlphaEdit(SpreadMethod[AlphaEditHyperParams]):
     """AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2024, arXiv 2410.02355).
 
     dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1. P is the null
     space of C, or with `protect_first_tokens` of C + w M.
     """
+
+    adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: AlphaEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
@@ -68,8 +71,7 @@ class AlphaEdit(AnchoredMethod[AlphaEditHyperParams]):
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         return self.keys_after(spread)
 
-    def notes(self, layer: int, place: int) -> Mapping[str, float]:
+    def notes(self, layer: int) -> Mapping[str, float]:
         """`kept_rank` of P, and its share of all directions."""
         space = self.space(layer)
-        kept = {"kept_rank": float(space.rank), "kept_share": space.rank / len(space.projection_KK)}
-        return {**super().notes(layer, place), **kept}
+        return {"kept_rank": float(space.rank), "kept_share": space.rank / len(space.projection_KK)}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from easyeditor.methods.emmet.hparams import EMMETHyperParams
-from easyeditor.methods.locate.norm_anchor import AnchoredMethod
+from easyeditor.methods.locate.norm_anchor import NormAnchor
+from easyeditor.methods.locate.spread import Adjuster, SpreadMethod
 from easyeditor.methods.locate.updates import answering
 
 
-class EMMET(AnchoredMethod[EMMETHyperParams]):
+class EMMET(SpreadMethod[EMMETHyperParams]):
     """Equality-constrained Mass Model Editing in a Transformer (Gupta et al. 2024, arXiv 2403.14236)."""
+
+    adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
         """dW = R (K^T C'^-1 K + mu I)^-1 K^T C'^-1, C' = lambda C + gamma I; mu only for more than one request."""
-        h = self.hparams
+        h, weight = self.hparams, self.hparams.mom2_update_weight
         several = keys_KN.shape[1] > 1 or h.emmet_lambda_single
         ridge = h.emmet_lambda if several else 0.0
-        return residual_DN, answering(keys_KN, self.unedited(layer, keys_KN), ridge).T
-
-    @property
-    def size_weight(self) -> float:
-        return self.hparams.update_norm_lambda
+        whitened_KN = self.statistics.raised(layer, h.update_norm_lambda / weight).solve(keys_KN) / weight
+        return residual_DN, answering(keys_KN, whitened_KN, ridge).T

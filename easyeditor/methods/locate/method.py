@@ -58,7 +58,6 @@ class LocateMethod(EditMethod[L], Generic[L]):
         given = hparams.context_templates
         self._groups = None if given is None else given_contexts(given)
         self.statistics = Statistics(self.parts, tok, hparams)
-        self._unfiltered: dict[int, float] = {}
         self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
         self._starts: tuple[tuple[str, ...], SharedStarts] | None = None
         self._warned = False
@@ -268,27 +267,22 @@ class LocateMethod(EditMethod[L], Generic[L]):
         """The second moment C (K, K) of the keys at `layer`, float64 (`Statistics.moment`)."""
         return self.statistics.moment(layer).matrix_KK
 
-    def notes(self, layer: int, place: int) -> Mapping[str, float]:
-        """Further numbers for the trace of an edit's `place`-th request at `layer`, asked for after `delta`: with
-        `filters`, the norm of the layer's update before them."""
-        return {} if layer not in self._unfiltered else {"delta_norm_unfiltered": self._unfiltered[layer]}
-
-    def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> WeightDelta:
+    def delta(self, layer: int, keys_Kr: Tensor, values_Dr: Tensor) -> tuple[WeightDelta, dict[str, float]]:
         """The update values @ keys^T as a delta in the weight's own orientation, float32 or wider: low-rank, or dense
-        what `filters` leave of it."""
+        what `filters` leave of it. And numbers for the trace: with `filters`, the norm of the update before them."""
         name = self.parts.weight_name(layer)
         dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
         keys_Kr, values_Dr = keys_Kr.to(dtype), values_Dr.to(dtype)
         transposed = weight_is_transposed(self.parts.rewrite(layer))
         if self.hparams.filters:
             update_DK, weight = values_Dr @ keys_Kr.T, self.model.get_parameter(name).detach()
-            self._unfiltered[layer] = float(update_DK.double().norm())
+            notes = {"delta_norm_unfiltered": float(update_DK.double().norm())}
             first = self._originals.get(name, weight)
             now_DK, first_DK = (w.T if transposed else w for w in (weight.to(dtype), first.to(dtype)))
             for filter_name in self.hparams.filters:
                 update_DK = FILTERS[filter_name](update_DK, now_DK, first_DK, self.hparams)
-            return WeightDelta.of(name, update_DK, transposed=transposed)
-        return WeightDelta.of(name, values_Dr, keys_Kr.T, transposed=transposed)
+            return WeightDelta.of(name, update_DK, transposed=transposed), notes
+        return WeightDelta.of(name, values_Dr, keys_Kr.T, transposed=transposed), {}
 
 
 def _tokens(rows: Sequence[Row]) -> int:

@@ -14,12 +14,11 @@ import json
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import ConfigError, DataError, StatsError
 from easyeditor.base.files import read_json, write_json
@@ -27,7 +26,6 @@ from easyeditor.base.paths import SHIPPED
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.lm.tokens import SLOT
 from easyeditor.lm.weights import frozen, sample
-from easyeditor.methods.base import EditMethod
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.rows import prompt_row
 from easyeditor.methods.locate.search_cache import SearchCache
@@ -41,8 +39,6 @@ LOG = logging.getLogger(__name__)
 FACTS = SHIPPED / "data" / "facts.json"
 TOO_LONG = 2.0  # times the anchor: an edit beyond is dropped
 TINY = 1e-10  # added to a norm that is divided by
-
-S = TypeVar("S", bound=SpreadHyperParams)
 
 
 @dataclass(frozen=True)
@@ -70,30 +66,33 @@ def anchor_of(norms: Sequence[float], quantile: float) -> float:
     return math.fsum(kept) / len(kept)
 
 
-class AnchoredMethod(SpreadMethod[S], Generic[S]):
-    """A spread method that knows `norm_anchor`: NAS on whatever equation it solves."""
+class NormAnchor:
+    """With `norm_anchor`, NAS on whatever equation a method solves."""
 
-    def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: S) -> None:
-        super().__init__(model, tok, hparams)
+    def __init__(self, method: SpreadMethod[Any]) -> None:
+        self._method = method
+        self._hparams: SpreadHyperParams = method.hparams
         self._anchor: float | None = None
-        self._norms: list[Anchored] = []
 
     def prepare(self) -> None:
-        super().prepare()
-        if self.hparams.norm_anchor and self._anchor is None:
-            self._anchor = self.hparams.norm_anchor_value or self._measured()
+        """The anchor, given, kept or measured."""
+        if self._hparams.norm_anchor and self._anchor is None:
+            self._anchor = self._hparams.norm_anchor_value or self._measured()
 
-    def take_over(self, other: EditMethod[Any]) -> None:
-        super().take_over(other)
-        if isinstance(other, AnchoredMethod):
-            self._anchor = other._anchor
+    def take_over(self, other: NormAnchor) -> None:
+        """The same anchor."""
+        self._anchor = other._anchor
 
-    def adjusted(self, requests: Sequence[EditRequest], found: list[Found]) -> list[Found]:
+    def __call__(
+        self, requests: Sequence[EditRequest], found: list[Found]
+    ) -> tuple[list[Found], list[dict[str, float]]]:
+        """Targets of the anchor's norm; of each request `norm_anchor` m, `value_norm` before the rule, and `dropped`
+        (1: the edit was)."""
         if self._anchor is None:
-            return found
+            return found, [{} for _ in found]
         v0_ND = self._initial(requests)
-        self._norms = [anchored(f, v0_D, self._anchor) for f, v0_D in zip(found, v0_ND, strict=True)]
-        for request, made in zip(requests, self._norms, strict=True):
+        targets = [anchored(f, v0_D, self._anchor) for f, v0_D in zip(found, v0_ND, strict=True)]
+        for request, made in zip(requests, targets, strict=True):
             if made.dropped:
                 LOG.warning(
                     "request %r: its value has norm %.3g, more than twice the anchor's %.3g, so its edit is dropped",
@@ -101,40 +100,22 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
                     made.norm,
                     self._anchor,
                 )
-        return [made.found for made in self._norms]
-
-    def notes(self, layer: int, place: int) -> Mapping[str, float]:
-        """`norm_anchor` m, `value_norm` before the rule, and `dropped` (1: the edit was)."""
-        if self._anchor is None:
-            return super().notes(layer, place)
-        made = self._norms[place]
-        own = {"norm_anchor": self._anchor, "value_norm": made.norm, "dropped": float(made.dropped)}
-        return {**super().notes(layer, place), **own}
-
-    @property
-    def size_weight(self) -> float:
-        """gamma: the weight of ||dW||^2 in what an edit minimises."""
-        return 0.0
-
-    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
-        """(lambda A + gamma I)^-1 K, A the second moment C, or what stands for it where first tokens are protected."""
-        weight = self.hparams.mom2_update_weight
-        return self.statistics.raised(layer, self.size_weight / weight).solve(keys_KN) / weight
-
-    def unedited_inverse(self, layer: int) -> Tensor:
-        weight = self.hparams.mom2_update_weight
-        return self.statistics.raised(layer, self.size_weight / weight).inverse() / weight
+        notes = [
+            {"norm_anchor": self._anchor, "value_norm": made.norm, "dropped": float(made.dropped)} for made in targets
+        ]
+        return [made.found for made in targets], notes
 
     def _initial(self, requests: Sequence[EditRequest]) -> Tensor:
         """v0 (N, D): the MLP's output at the lookup token of the bare prompts, at the last edited layer."""
-        rows = [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting) for request in requests]
-        return read_at_lookup(self.parts, self.parts.mlp(self.layers[-1]), rows, self.budget)[1]
+        m = self._method
+        rows = [prompt_row(m.tok, request, SLOT, self._hparams.fact_token, m.prompting) for request in requests]
+        return read_at_lookup(m.parts, m.parts.mlp(m.layers[-1]), rows, m.budget)[1]
 
     def pilot_norms(self, requests: Sequence[EditRequest]) -> list[float]:
         """||v*|| of the searches of `requests` on their bare prompts alone."""
-        layer = self.layers[-1]
-        with frozen(self.model):
-            found = self.values(requests, self.site, layer, bare=True)
+        method = self._method
+        with frozen(method.model):
+            found = method.values(requests, method.site, method.layers[-1], bare=True)
             v0_ND = self._initial(requests)
         return [float((v0_D + f.offset_D).norm()) for f, v0_D in zip(found, v0_ND, strict=True)]
 
@@ -144,16 +125,17 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
         Raises:
             StatsError: what is kept is damaged. ConfigError: it was never measured, and the model holds edits already.
         """
-        h, layer = self.hparams, self.layers[-1]
+        h, method = self._hparams, self._method
+        layer, statistics = method.layers[-1], method.statistics
         said = {key: getattr(h, key) for key in (*SearchCache.SETTINGS, "nas_restart", "nas_quantile", "seed")}
         if h.chat_template or h.target_eos:  # anchors measured before there was a choice keep their names
             said |= {"chat_template": h.chat_template, "target_eos": h.target_eos}
         for key, usual in (("matmul", "exact"), ("v_optimizer", "adam")):
             if getattr(h, key) != usual:
                 said[key] = getattr(h, key)
-        identity = {**said, "layer": layer, "weights": self.statistics.weights}
+        identity = {**said, "layer": layer, "weights": statistics.weights}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")
+        path = statistics.key(layer).paths[0].with_name(f"norm-anchor-{digest}.json")
         if path.exists():
             try:
                 return float(read_json(path)["anchor"])
@@ -161,7 +143,7 @@ class AnchoredMethod(SpreadMethod[S], Generic[S]):
                 raise StatsError(
                     f"{path}: not a kept norm anchor ({type(error).__name__}: {error}); delete it"
                 ) from error
-        if sample(self.model) != self.statistics.weights:
+        if sample(method.model) != statistics.weights:
             raise ConfigError(f"{path}: no anchor is kept, and it is measured before the first edit; begin a new run")
         facts = read_dataset(str(FACTS)).requests
         chosen = random.Random(h.seed).sample(facts, min(h.nas_restart, len(facts)))

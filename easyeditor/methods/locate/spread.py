@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,17 +47,38 @@ class Spread:
     deltas: Sequence[WeightDelta]
 
 
+class Adjuster(Protocol):
+    """Changes the targets of an edit after they were found and before they are written."""
+
+    def __init__(self, method: SpreadMethod[Any]) -> None: ...
+
+    def prepare(self) -> None:
+        """Make what outlives an edit, on the model before any edit."""
+
+    def take_over(self, other: Any) -> None:
+        """Share what another adjuster of this class has made on the same model."""
+
+    def __call__(
+        self, requests: Sequence[EditRequest], found: list[Found]
+    ) -> tuple[list[Found], list[dict[str, float]]]:
+        """The targets that are written, and numbers for the trace of each request."""
+
+
 class SpreadMethod(LocateMethod[L], Generic[L]):
     """Each request's target is searched at the last layer; then, layer by layer, what is missing is shared out and
     written.
 
     A method gives `unedited`, what it holds in place, or an equation of its own as `solve`. It may also change
-    `divided_by`, `uses_statistics`, `adjusted`, `to_remember`, `notes`.
+    `divided_by`, `uses_statistics`, `adjusters`, `to_remember`, `notes`.
     """
+
+    adjusters: ClassVar[tuple[type[Adjuster], ...]] = ()
+    """What changes the targets, one after another."""
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: L) -> None:
         super().__init__(model, tok, hparams)
         self._earlier: Memory[Held] = Memory(Held(), self._with_keys)
+        self._adjusters = [make(self) for make in self.adjusters]
         self._said = False
 
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,9 +109,9 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         come, this one included."""
         return len(self.layers) - place
 
-    def adjusted(self, requests: Sequence[EditRequest], found: list[Found]) -> list[Found]:
-        """The targets that are written, given those found; by default the same."""
-        return found
+    def notes(self, layer: int) -> Mapping[str, float]:
+        """Further numbers for the traces at `layer`; by default none."""
+        return {}
 
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         """What later edits must know of this one once it is committed, as `keys.<layer>` -> (K, N); by default nothing.
@@ -109,6 +130,11 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
         return self._earlier.state.inverse(layer, first)
 
+    def prepare(self) -> None:
+        super().prepare()
+        for adjuster in self._adjusters:
+            adjuster.prepare()
+
     def ready(self, layer: int) -> None:
         if not self._earlier.state.has_inverse(layer):
             super().ready(layer)
@@ -123,6 +149,8 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         super().take_over(other)
         if isinstance(other, SpreadMethod):
             self._earlier = other._earlier
+            for ours, theirs in zip(self._adjusters, other._adjusters, strict=True):
+                ours.take_over(theirs)
 
     @property
     def site(self) -> nn.Module:
@@ -170,32 +198,34 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
     def _searched(self, requests: Sequence[EditRequest], progress: Progress | None) -> list[Found]:
         self.prepare()  # missing statistics are found before hours of search
-        layer = self.layers[-1]
         with frozen(self.model):
-            return self.values(requests, self.site, layer, progress, read=self.layers[0])
+            return self.values(requests, self.site, self.layers[-1], progress, read=self.layers[0])
 
     def _written(self, requests: Sequence[EditRequest], found: list[Found], started: float) -> EditResult:
-        layers = self.layers
         with frozen(self.model):
-            found = self.adjusted(requests, found)
+            noted: list[dict[str, float]] = [{} for _ in requests]
+            for adjuster in self._adjusters:
+                found, more = adjuster(requests, found)
+                noted = [ours | theirs for ours, theirs in zip(noted, more, strict=True)]
             target_ND = torch.stack([f.target_D for f in found]).double()
             rows = [self._key_rows(request) for request in requests]
             deltas: list[WeightDelta] = []
             keys: dict[str, Tensor] = {}
             traces: list[dict[int, LayerTrace]] = [{} for _ in requests]
-            for i, layer in enumerate(layers):
+            for i, layer in enumerate(self.layers):
                 with applied(self.model, deltas):
                     keys_NK, bare_NK = self._keys(layer, rows, None if deltas else self._read(found))
                     missing_ND = target_ND - self._values([r[0][0] for r in rows]).double()
                 residual_ND = (missing_ND / self.divided_by(i)).to(keys_NK.device)  # layers may lie on several devices
                 keys[f"keys.{layer}"] = keys_NK.T
                 left_Dr, right_rK = self.solve(layer, keys_NK.T, residual_ND.T)
-                deltas.append(self.delta(layer, right_rK.T, left_Dr))
-                size = deltas[-1].norm() if self.hparams.filters else float((left_Dr @ right_rK).norm())
+                delta, filtered = self.delta(layer, right_rK.T, left_Dr)
+                deltas.append(delta)
+                size = delta.norm() if self.hparams.filters else float((left_Dr @ right_rK).norm())
                 for n, trace in enumerate(traces):
                     of = found[n], residual_ND[n], bare_NK[n], keys_NK[n]
-                    vectors = _vectors(*of) if layer == layers[-1] else {}
-                    trace[layer] = _trace(*of, size, self.notes(layer, n), vectors)
+                    vectors = _vectors(*of) if layer == self.layers[-1] else {}
+                    trace[layer] = _trace(*of, size, {**filtered, **noted[n], **self.notes(layer)}, vectors)
             memory = self.to_remember(Spread(rows, keys, deltas))
         return self.result(requests, deltas, traces, time.perf_counter() - started, memory)
 
@@ -218,13 +248,11 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
 
     def _key_rows(self, request: EditRequest) -> list[list[Row]]:
         """Rows in groups; the first row of the first group is the bare prompt's."""
-        groups = [
-            [prompt_row(self.tok, request, text, self.hparams.fact_token, self.prompting) for text in g]
-            for g in self.context_groups
+        bare = [] if self.context_groups[0][0] == SLOT else [[SLOT]]
+        return [
+            [prompt_row(self.tok, request, text, self.hparams.fact_token, self.prompting) for text in group]
+            for group in [*bare, *self.context_groups]
         ]
-        if self.context_groups[0][0] != SLOT:
-            groups.insert(0, [prompt_row(self.tok, request, SLOT, self.hparams.fact_token, self.prompting)])
-        return groups
 
     def _read(self, found: Sequence[Found]) -> Tensor | None:
         """The rows' keys (B, K) at the first layer, where all searches brought them along."""
@@ -239,15 +267,14 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
         flat = [row for groups in rows for group in groups for row in group]
         if keys_BK is None:
             keys_BK, _ = read_at_lookup(self.parts, self.parts.rewrite(layer), flat, self.budget)
-        used = len(self.context_groups)
-        place, means, bare = 0, [], []
+        keys_of_group = iter(torch.split(keys_BK, [len(group) for groups in rows for group in groups]))
+        means, bare = [], []
         for groups in rows:
-            bare.append(keys_BK[place])
-            averages = []
-            for group in groups:
-                averages.append(keys_BK[place : place + len(group)].double().mean(0))
-                place += len(group)
-            means.append(torch.stack(averages[-used:]).mean(0))
+            own = [next(keys_of_group) for _ in groups]
+            bare.append(own[0][0])
+            means.append(
+                torch.stack([keys_bK.double().mean(0) for keys_bK in own[-len(self.context_groups) :]]).mean(0)
+            )
         return torch.stack(means), torch.stack(bare)
 
     def _values(self, rows: Sequence[Row]) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
-from easyeditor.methods.locate.norm_anchor import AnchoredMethod
-from easyeditor.methods.locate.spread import Spread
+from easyeditor.methods.locate.norm_anchor import NormAnchor
+from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
 from easyeditor.methods.memit.hparams import MEMITHyperParams
+from easyeditor.stats.factored import Factored
 
 
-class MEMIT(AnchoredMethod[MEMITHyperParams]):
+class MEMIT(SpreadMethod[MEMITHyperParams]):
     """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1):
     dW = R K^T (lambda C + gamma I + K_p K_p^T + K K^T)^-1, gamma and K_p zero in MEMIT itself.
 
@@ -19,9 +21,18 @@ class MEMIT(AnchoredMethod[MEMITHyperParams]):
     2502.01636) the size of the update as well, and stops the value search once the target is the first choice.
     """
 
-    @property
-    def size_weight(self) -> float:
-        return self.hparams.update_norm_lambda
+    adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
+
+    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
+        """(lambda C + gamma I)^-1 K; what `Statistics.preserved` gives takes the place of C."""
+        return self._raised(layer).solve(keys_KN) / self.hparams.mom2_update_weight
+
+    def unedited_inverse(self, layer: int) -> Tensor:
+        return self._raised(layer).inverse() / self.hparams.mom2_update_weight
+
+    def _raised(self, layer: int) -> Factored:
+        h = self.hparams
+        return self.statistics.raised(layer, h.update_norm_lambda / h.mom2_update_weight)
 
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         kept = self.hparams.earlier_keys

@@ -177,7 +177,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             own_D = bare.target_D.double() - lookup.plain_D.double()
             values_Dr = torch.stack([found.target_D.double() - output_D.double(), own_D], 1)
             numerator = float(values_Dr.norm())
-        delta = self.delta(layer, keys_Kr, values_Dr)
+        delta, notes = self.delta(layer, keys_Kr, values_Dr)
         trace = LayerTrace(
             numerator_norm=numerator,
             denominator=made.denominator,
@@ -191,7 +191,7 @@ class ROME(LocateMethod[ROMEHyperParams]):
             delta_norm=delta.norm() if bare or h.filters else float(made.u_K.norm() * made.v_D.norm()),
             losses=tuple(found.losses),
             loss_names=SEARCH_LOSSES,
-            notes=self.notes(layer, 0),
+            notes=notes,
             vectors={
                 "u": made.u_K.float().cpu(),
                 "v": made.v_D.float().cpu(),
