@@ -119,9 +119,8 @@ def whole(ran: Ran, folder: Path, *drawn: str) -> Any:
 def test_without_bos_the_prompts_begin_with_the_subject(run: Any, tiny_runs: Path, tmp_path: Path) -> None:
     """Behind a BOS a subject in first place is no first token: another key; without it the model is asked as one whose
     tokenizer has none."""
-    if not (tiny_runs / "bos.yaml").exists():
-        write_yaml(tiny_runs / "bos.yaml", save_tiny(tiny_runs / "bos"), **FEW)
-        tokenizer(bos=True).save_pretrained(tiny_runs / "bos")
+    write_yaml(tiny_runs / "bos.yaml", save_tiny(tiny_runs / "bos"), **FEW)
+    tokenizer(bos=True).save_pretrained(tiny_runs / "bos")
     sizes = {}
     for name, flags in (("llama", ()), ("bos", ()), ("bos", ("--without-bos",))):
         whole(run("keys", *flags, kind=name), tmp_path / "run")
@@ -321,15 +320,17 @@ def finished(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def diagnosed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, *flags: Any) -> Ran:
-    return call(analysis, ["diagnose", run, "--output", "run", *flags], monkeypatch, capsys)
-
-
-def test_diagnose_a_single_edit(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """diagnosed(folder, *flags) -> Ran, into `run/`."""
     monkeypatch.chdir(tmp_path)
-    ran = diagnosed(finished, monkeypatch, capsys, "--rank", 4)
+    return lambda run, *flags: call(analysis, ["diagnose", run, "--output", "run", *flags], monkeypatch, capsys)
+
+
+def test_diagnose_a_single_edit(finished: Path, tmp_path: Path, diagnosed: Any) -> None:
+    ran = diagnosed(finished, "--rank", 4)
     (row,) = whole(ran, tmp_path / "run", "diagnose")["tables"]["edits"]
     record = strict((finished / "result.json").read_text())
     trace = record["trace"]["1"]
@@ -351,13 +352,11 @@ def test_diagnose_a_single_edit(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 def test_diagnose_a_mass_edit(
-    mode: str, tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mode: str, tiny_runs: Path, tmp_path: Path, diagnosed: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     flags = ["--data", tiny_runs / "collapse.json", "--mode", mode, "--output", "mass"]
     assert call(mass_edit, ["--hparams", tiny_runs / "llama.yaml", *flags], monkeypatch, capsys).code == 0
-    ran = diagnosed(tmp_path / "mass", monkeypatch, capsys)
-    rows = whole(ran, tmp_path / "run", "diagnose")["tables"]["edits"]
+    rows = whole(diagnosed(tmp_path / "mass"), tmp_path / "run", "diagnose")["tables"]["edits"]
     lines = [strict(line) for line in (tmp_path / "mass/results.jsonl").read_text().splitlines()]
     edits = [line for line in lines if line["kind"] == "edit"]
     assert [row["|denominator|"] for row in rows] == [abs(line["trace"]["1"]["denominator"]) for line in edits]
@@ -709,18 +708,14 @@ def test_a_missing_harness_says_how_to_install_it(run: Any, monkeypatch: pytest.
     refused(run("downstream"), "not installed: pip install -r requirements-eval.txt")
 
 
-def test_a_folder_that_is_no_run_is_one_line(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, finished: Path, diagnosed: Any) -> None:
     (tmp_path / "empty").mkdir()
-    empty = diagnosed(tmp_path / "empty", monkeypatch, capsys)
-    refused(empty, "empty: not the folder of a finished run", "it needs results.jsonl")
-    refused(diagnosed(finished, monkeypatch, capsys, "--rank", 0), "--rank is 0; allowed: 1 or more")
+    refused(diagnosed("empty"), "empty: not the folder of a finished run", "it needs results.jsonl")
+    refused(diagnosed(finished, "--rank", 0), "--rank is 0; allowed: 1 or more")
     copied = shutil.copytree(finished, tmp_path / "copied")
     manifest = json.loads((copied / "manifest.json").read_text())
     write(copied / "manifest.json", {**manifest, "model_fingerprint": "0" * 32})
-    refused(diagnosed(copied, monkeypatch, capsys), "copied: was made with other weights")
+    refused(diagnosed(copied), "copied: was made with other weights")
 
 
 def test_a_run_folder_that_holds_a_result_is_not_overwritten(run: Any, tmp_path: Path) -> None:
