@@ -60,7 +60,7 @@ def edit(
         post=Side(
             rewrite=tuple(rewrite),
             rephrase=tuple(rephrase or ()),
-            said={"neighborhood": ((1,), (2,))},
+            outputs={"neighborhood": ((1,), (2,))},
             locality={"neighborhood": tuple(locality)},
             ppl=ppl,
         ),

@@ -160,14 +160,14 @@ MUTANTS = [
     ),
     Mutant(
         "locality: against the edited model",
-        "zip(before.said[key], said",
-        "zip(self.said[key], said",
+        "zip(before.outputs[key], ids",
+        "zip(self.outputs[key], ids",
         AFTER,
     ),
     Mutant(
         "evaluate's locality: against the edited model",
-        "agreement(old[pair].said, new[pair].said)",
-        "agreement(new[pair].said, new[pair].said)",
+        "agreement(old[pair].predicted, new[pair].predicted)",
+        "agreement(new[pair].predicted, new[pair].predicted)",
         "test_metrics.py::test_teacher_forced_metrics_by_hand",
     ),
     Mutant(

@@ -174,7 +174,7 @@ def test_in_sequence_locality_is_measured_against_both_models() -> None:
     original = untouched.score(request)
     untouched.edit(TWO["prompts"][0], TWO["target_new"][0], subject=TWO["subject"][0], verbose=False)
     before, after = untouched.score(request), editor.score(request)
-    assert original.said["near"] != before.said["near"]
+    assert original.outputs["near"] != before.outputs["near"]
     assert second["pre"]["locality"] == original.to_json()["locality"]
     assert second["pre"]["rewrite_acc"] == original.to_json()["rewrite_acc"]
     assert second["post"]["locality"] == replace(after, locality=after.agreement(original)).to_json()["locality"]

@@ -222,7 +222,7 @@ def test_edited_models_measured_side_by_side_are_those_measured_alone(name: str,
             beside = state.evaluation.answers.scored
             assert beside.keys() == alone.keys()
             for pair, scored in alone.items():
-                assert beside[pair].said == scored.said
+                assert beside[pair].predicted == scored.predicted
                 assert beside[pair].mean_log_probability == pytest.approx(scored.mean_log_probability, rel=1e-5)
 
 

@@ -76,7 +76,7 @@ def test_many_edited_models_in_one_forward_are_those_of_applied(kind: str) -> No
         assert found[number].tokens == wanted.tokens
         together = [x for (own, _), x in zip(owned, said, strict=True) if own == number]
         for a, b in zip(together, alone, strict=True):
-            assert (a.said, a.target) == (b.said, b.target)
+            assert (a.predicted, a.target) == (b.predicted, b.target)
             assert a.mean_log_probability == pytest.approx(b.mean_log_probability, rel=1e-6)
         assert wanted.nlls != pytest.approx(base.nlls, rel=1e-4)  # the edits are seen at all
 

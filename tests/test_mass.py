@@ -364,7 +364,7 @@ def test_sequential_keeps_edits_and_evaluates_all_so_far(mass: Any, place: Path,
         now = editor.score(request)
         assert r["rewrite_acc"] == now.rewrite[0]
         line = next(x for x in found if x["kind"] == "edit" and x["index"] == r["index"])
-        answer = now.said["neighborhood"][0]
+        answer = now.outputs["neighborhood"][0]
         for key, part in (("locality_acc", "pre"), ("locality_just_before_acc", "just_before")):
             said = (line[part] or line["pre"])["locality"]["neighborhood_output"][0]
             assert r[key] == pytest.approx(sum(a == b for a, b in zip(said, answer, strict=True)) / len(answer))

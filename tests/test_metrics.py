@@ -69,7 +69,7 @@ def model(kind: str) -> Any:
 
 
 def scored(said: tuple[int, ...], target: tuple[int, ...], p: float) -> Scored:
-    return Scored(said=said, target=target, mean_log_probability=math.log(p))
+    return Scored(predicted=said, target=target, mean_log_probability=math.log(p))
 
 
 def value(name: str, request: EditRequest, **answers: Any) -> Value:
@@ -128,8 +128,8 @@ def test_teacher_forced_metrics_by_hand(name: str, wanted: float) -> None:
 
 
 def test_success_tells_apart_what_underflows() -> None:
-    tiny = {(FULL.prompt, NEW): Scored(said=(1,), target=(1,), mean_log_probability=-800.0)}
-    tiny[(FULL.prompt, TRUE)] = Scored(said=(1,), target=(1,), mean_log_probability=-900.0)
+    tiny = {(FULL.prompt, NEW): Scored(predicted=(1,), target=(1,), mean_log_probability=-800.0)}
+    tiny[(FULL.prompt, TRUE)] = Scored(predicted=(1,), target=(1,), mean_log_probability=-900.0)
     assert value("ES", FULL, scored=tiny).value == 1
     assert value("EM", FULL, scored=tiny).value == 0
 

@@ -197,7 +197,7 @@ def test_a_left_padding_tokenizer_changes_nothing(left: Any, replay: bool) -> No
 
 def assert_scores(ours: list[Scored], other: list[Scored]) -> None:
     for a, b in zip(ours, other, strict=True):
-        assert (a.said, a.target) == (b.said, b.target)
+        assert (a.predicted, a.target) == (b.predicted, b.target)
         assert a.mean_log_probability == pytest.approx(b.mean_log_probability, rel=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_scores_by_hand() -> None:
         ids, wanted = encode(tok, prompt), tok(" " + target)["input_ids"]
         with torch.no_grad():
             logs = lm(torch.tensor([ids + wanted])).logits[0, len(ids) - 1 : -1].log_softmax(1)
-        assert list(scored.said) == logs.argmax(1).tolist()
+        assert list(scored.predicted) == logs.argmax(1).tolist()
         assert scored.mean_log_probability == pytest.approx(logs[range(len(wanted)), wanted].mean().item(), rel=1e-5)
 
 

@@ -44,7 +44,7 @@ class Editor(Measuring):
     """Edits facts in one model with one method, and measures what the edit did.
 
     Edits are values: `compute` -> EditResult, then `applied`, `commit`, `revert`; `examine` measures around one.
-    EasyEdit's calls stand on top (easyedit.py: BaseEditor).
+    EasyEdit's calls are on top of it (easyedit.py: BaseEditor).
     """
 
     @classmethod

@@ -59,7 +59,7 @@ def record_side(request: EditRequest, answers: Answers, ppl: float | None) -> Si
     return Side(
         rewrite=accuracies(_rewrite_pairs(request, answers.settings)),
         rephrase=accuracies(_rephrase_pairs(request, answers.settings)),
-        said={key: tuple(answers.scored[pair].said for pair in pairs) for key, pairs in near.items()},
+        outputs={key: tuple(answers.scored[pair].predicted for pair in pairs) for key, pairs in near.items()},
         portability={key: accuracies(_probe_pairs({key: probe})) for key, probe in request.portability.items()},
         ppl=ppl,
         probabilities=likely,
@@ -78,13 +78,13 @@ def _by_key(probes: Mapping[str, Probe], share: Callable[[Pair], float]) -> Valu
 
 def _locality(request: EditRequest, answers: Answers) -> Value:
     old, new = answers.unedited.scored, answers.scored
-    return _by_key(request.locality, lambda pair: agreement(old[pair].said, new[pair].said))
+    return _by_key(request.locality, lambda pair: agreement(old[pair].predicted, new[pair].predicted))
 
 
 def _token_share(pairs: list[Pair], answers: Answers) -> Value:
     """Share of right tokens over all prompts together, so that a longer answer weighs more (MEMIT's code)."""
     scored = [answers.scored[pair] for pair in pairs]
-    right = sum(a == b for s in scored for a, b in zip(s.said, s.target, strict=True))
+    right = sum(a == b for s in scored for a, b in zip(s.predicted, s.target, strict=True))
     return Value(value=right / sum(len(s.target) for s in scored), details={"each": [s.accuracy for s in scored]})
 
 

@@ -28,7 +28,7 @@ def _pairs(request: EditRequest, _settings: Settings) -> list[Pair]:
 
 def _value(request: EditRequest, answers: Answers) -> Value:
     old, new = answers.unedited.scored, answers.scored
-    each = [float(old[pair].said[0] == new[pair].said[0]) for pair in _pairs(request, answers.settings)]
+    each = [float(old[pair].predicted[0] == new[pair].predicted[0]) for pair in _pairs(request, answers.settings)]
     return mean_of(each)
 
 

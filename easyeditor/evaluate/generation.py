@@ -33,7 +33,7 @@ def is_match(text: str, target: str) -> bool:
 
 
 def contains(text: str, target: str) -> bool:
-    """Does the target stand in the text as whole words once both are normalised?"""
+    """Is the target in the text as whole words once both are normalised?"""
     wanted = normalised(target)
     return f" {wanted} " in f" {normalised(text)} " if wanted else target.strip() in text
 

@@ -13,7 +13,7 @@ USUAL = "gpt-4o-mini"  # the protocol's judge (arXiv 2502.11177)
 NO_JUDGE = f"no judge: {URL} names no endpoint"
 
 Judged = tuple[str, str, str]
-"""A question, its right answer, and what was said."""
+"""A question, its right answer, and the answer given."""
 Verdict = bool | None
 """Was it right? None where the judge says neither yes nor no."""
 
@@ -41,7 +41,7 @@ def verdicts(judge: Endpoint, asked: Iterable[Judged], progress: Progress | None
     return found
 
 
-def instruction(question: str, target: str, said: str) -> str:
+def instruction(question: str, target: str, answer: str) -> str:
     """What the judge is asked (the grading of SimpleQA, as the protocol has it, in our own words)."""
     return (
         "Grade an answer against the right one. The question may be a sentence that the answer completes.\n\n"
@@ -54,7 +54,7 @@ def instruction(question: str, target: str, said: str) -> str:
         '"ilz and inn" is A; "The Ilz and the Inn meet it there" is A.\n'
         '"the Inn" is B; "the Inn, the Ilz and the Elbe" is B; "Inn and Ilz, Inn and Ilz, Inn and Ilz" is B.\n\n'
         "Now grade this one.\n"
-        f"Question: {question}\nRight answer: {target}\nAnswer: {said}\n\n"
+        f"Question: {question}\nRight answer: {target}\nAnswer: {answer}\n\n"
         "Reply with the letter A or B alone."
     )
 

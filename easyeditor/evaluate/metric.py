@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one state of a model said to everything the chosen metrics asked; `before` is the unedited model's."""
+    """What one state of a model answered to all that the chosen metrics asked; `before` is the unedited model's."""
 
     settings: Settings
     scored: Mapping[Pair, Scored] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Answers:
 
     @property
     def unedited(self) -> Answers:
-        """What the unedited model said; only for a metric that `needs_before`."""
+        """What the unedited model answered; only for a metric that `needs_before`."""
         assert self.before is not None
         return self.before
 

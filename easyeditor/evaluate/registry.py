@@ -46,7 +46,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() f
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics of many requests on one state of a model: a row of values per request, in order, and what it said."""
+    """Metrics of many requests on one state of a model: a row of values per request, in order, and its answers."""
 
     names: tuple[str, ...]
     rows: tuple[Mapping[str, Value], ...]
@@ -72,12 +72,12 @@ class Evaluation:
         found: dict[str, dict[str, Any]] = {}
         for name in self.names:
             values = [row[name] for row in self.rows if name in row]
-            held = [v.value for v in values if v.value is not None]
+            numbers = [v.value for v in values if v.value is not None]
             reasons = sorted({v.reason for v in values if v.reason is not None})
             found[name] = {
-                "mean": mean(held),
-                "requests": len(held),
-                "missing": len(values) - len(held),
+                "mean": mean(numbers),
+                "requests": len(numbers),
+                "missing": len(values) - len(numbers),
                 "reasons": reasons,
             }
         for name in self.names:
@@ -182,8 +182,8 @@ def measure(
     with frozen(model):
         if scored is None:
             pairs = pairs_of(requests, metrics, settings, record=record)
-            said = score(model, tok, pairs, budget=budget, prompting=first.prompting, requests=requests)
-            scored = dict(zip(pairs, said, strict=True))
+            found = score(model, tok, pairs, budget=budget, prompting=first.prompting, requests=requests)
+            scored = dict(zip(pairs, found, strict=True))
         answers = Answers(
             settings=first,
             scored=scored,

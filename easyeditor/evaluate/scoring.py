@@ -29,14 +29,14 @@ class Scored:
     """One prompt with its target: the likeliest ids at the target's positions, the target's ids, its mean
     log-probability (nats)."""
 
-    said: tuple[int, ...]
+    predicted: tuple[int, ...]
     target: tuple[int, ...]
     mean_log_probability: float
 
     @property
     def accuracy(self) -> float:
         """Share of target tokens that are the model's first choice (EasyEdit's token-level accuracy)."""
-        return agreement(self.target, self.said)
+        return agreement(self.target, self.predicted)
 
     @property
     def probability(self) -> float:
@@ -73,14 +73,14 @@ def score(
         batch = Batch.of([lines[i] for i in chunk], input_device(model))
         with nullcontext() if edits is None else edits.rows([owners[i] for i in chunk]):
             logs_NV = scored_logits(model, batch).float().log_softmax(1)
-        said_N = logs_NV.argmax(1).tolist()
+        predicted_N = logs_NV.argmax(1).tolist()
         log_N = logs_NV.gather(1, batch.labels_N.to(logs_NV.device).unsqueeze(1)).squeeze(1).double().tolist()
         place = 0
         for i in chunk:
             target = lines[i].labels
             end = place + len(target)
             scored[i] = Scored(
-                said=tuple(said_N[place:end]),
+                predicted=tuple(predicted_N[place:end]),
                 target=target,
                 mean_log_probability=sum(log_N[place:end]) / len(target),
             )

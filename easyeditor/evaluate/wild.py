@@ -1,6 +1,6 @@
 """WILD: what the model says by itself, judged as a whole (The Mirage of Model Editing, arXiv 2502.11177).
 
-Greedy, at most 50 new tokens, up to a full stop, a newline or an end of text. A prompt stands alone (the protocol's
+Greedy, at most 50 new tokens, up to a full stop, a newline or an end of text. A prompt is given alone (the protocol's
 default), in its question-and-answer instruction, or in the tokenizer's own chat template (the protocol writes Llama 2's
 for every model). An answer is right if it equals the target once both are normalised, or if a language model says so.
 Locality is whether the model generates the same tokens as before the edit.

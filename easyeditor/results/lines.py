@@ -97,12 +97,12 @@ class EditLine:
         """Perplexity of the model that went on from here; None when the edit was taken back or nothing measured."""
         return self.standing.post.ppl if self.stands else None
 
-    def lean(self, *, said: bool = False) -> EditLine:
-        """As `EditRecord.lean`."""
+    def without_details(self, *, outputs: bool = False) -> EditLine:
+        """As `EditRecord.without_details`."""
         guard = self.guard
         if guard is not None and guard.record is not None:
-            guard = replace(guard, record=guard.record.lean(said=said))
-        return replace(self, record=self.record.lean(said=said), guard=guard)
+            guard = replace(guard, record=guard.record.without_details(outputs=outputs))
+        return replace(self, record=self.record.without_details(outputs=outputs), guard=guard)
 
     def to_json(self) -> dict[str, Any]:
         """The line."""

@@ -38,7 +38,7 @@ NEEDS = f"it needs {RESULTS} (mass_edit.py), {RESULT} (single_case_edit.py) or {
 class Run:
     """One run, read. `notes` say what was left out or is missing; `label` names it in tables and figures.
 
-    The edits are lean (see `EditRecord.lean`), in the order made; in mode single in that of the dataset.
+    The edits are as `EditRecord.without_details` leaves them, in the order made; in mode single in that of the dataset.
     """
 
     folder: Path
@@ -265,7 +265,7 @@ def _about(line: RunLine) -> tuple[str, int]:
 
 
 def _lean(line: Line) -> Line:
-    return line.lean() if isinstance(line, EditLine) else line
+    return line.without_details() if isinstance(line, EditLine) else line
 
 
 def _sorted(lines: list[Any]) -> tuple[Any, ...]:
@@ -308,4 +308,4 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def _one_edit(path: Path) -> EditLine:
     record: EditRecord = checked(EditRecord.from_json, read_object(path), str(path), "a whole edit record")
-    return EditLine(record=record, index=0, step=1, mode="single", seconds={"edit": record.time}).lean()
+    return EditLine(record=record, index=0, step=1, mode="single", seconds={"edit": record.time}).without_details()

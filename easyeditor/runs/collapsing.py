@@ -27,7 +27,7 @@ def collapsing(folder: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{folder}: collapsing requests come from runs of mode single, where each stands alone")
     if not config["hparams"]["ppl_sentence_num"]:
         raise ConfigError(f"{folder}: no perplexity was measured (ppl_sentence_num 0), so no collapse is known")
-    hit = [line.lean() for line in run_lines(folder) if isinstance(line, EditLine) and line.record.collapsed]
+    hit = [line.without_details() for line in run_lines(folder) if isinstance(line, EditLine) and line.record.collapsed]
     return [_record(line, config["hparams"]["model_name"]) for line in sorted(hit, key=lambda line: line.index)]
 
 

@@ -257,7 +257,7 @@ def _brief(line: RunLine, sequence: bool) -> RunLine:
             "this sequence was begun by an earlier version, which measured `pre` just before each edit and not on the "
             "original model, so its records and new ones would not mean the same; start a new run"
         )
-    return line.lean(said=sequence)
+    return line.without_details(outputs=sequence)
 
 
 def _sha256(config: Mapping[str, Any]) -> str:

@@ -52,7 +52,11 @@ def run_sequence(work: Work) -> None:
                 kept = saved_edit(work.folder, first, made.values())
                 work.editor.commit(kept, delta_folder(work.folder, first))
                 watcher.known(delta_folder(work.folder, first))
-        lines |= {n: line.lean(said=True) for n, line in made.items() if isinstance(line, EditLine) and line.stands}
+        lines |= {
+            n: line.without_details(outputs=True)
+            for n, line in made.items()
+            if isinstance(line, EditLine) and line.stands
+        }
         done = first + len(step)
         every = work.settings.eval_every
         if every and done // every > first // every:

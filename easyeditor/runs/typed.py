@@ -52,7 +52,7 @@ class Session:
             elif isinstance(line, EditLine):
                 if line.index != len(self.lines):
                     raise DataError(f"{work.folder}: edit #{line.index} is recorded where #{len(self.lines)} must be")
-                self.lines.append(line.lean(said=True))
+                self.lines.append(line.without_details(outputs=True))
                 self._requests.append(line.request)
         self._work = replace(work, requests=self._requests)
         for number, edit in self._edits():
@@ -129,7 +129,7 @@ class Session:
         self._requests.append(request)
         (line,) = settle(self._work, self._watcher, [number], examined, outcome, number).values()
         assert isinstance(line, EditLine)
-        self.lines.append(line.lean(said=True))
+        self.lines.append(line.without_details(outputs=True))
         self._ppl = outcome.ppl
 
     def _rewrite(self, number: int) -> None:

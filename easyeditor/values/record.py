@@ -64,13 +64,13 @@ class LayerNumbers(Flat):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
     """One request on one state of the model, under EasyEdit's names: accuracies over its prompts, by key for locality
-    and portability; `said` are the model's first choices on the locality prompts; `locality` is agreement with what
+    and portability; `outputs` are the model's first choices on the locality prompts; `locality` is agreement with what
     the original model said, so `pre` has none; `locality_just_before` with what the model said just before the edit,
     where others were in it already."""
 
     rewrite: tuple[float, ...]
     rephrase: tuple[float, ...] = ()
-    said: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     locality: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     portability: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ppl: float | None = None
@@ -78,10 +78,10 @@ class Side:
     probabilities: Mapping[str, float | None] | None = None
 
     def agreement(self, before: Side) -> dict[str, tuple[float, ...]]:
-        """Locality: by key, each prompt's agreement with what was said `before`."""
+        """Locality: by key, each prompt's agreement with the first choices `before`."""
         return {
-            key: tuple(agreement(old, new) for old, new in zip(before.said[key], said, strict=True))
-            for key, said in self.said.items()
+            key: tuple(agreement(old, new) for old, new in zip(before.outputs[key], ids, strict=True))
+            for key, ids in self.outputs.items()
         }
 
     def means(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Side:
             "rewrite_acc": list(self.rewrite),
             **({"rephrase_acc": list(self.rephrase)} if self.rephrase else {}),
             "locality": {
-                **{f"{key}_output": [list(ids) for ids in said] for key, said in self.said.items()},
+                **{f"{key}_output": [list(ids) for ids in listed] for key, listed in self.outputs.items()},
                 **_accuracies(self.locality),
             },
             "portability": _accuracies(self.portability),
@@ -117,7 +117,7 @@ class Side:
         return Side(
             rewrite=numbers(raw["rewrite_acc"]),
             rephrase=numbers(raw.get("rephrase_acc", ())),
-            said={key: tuple(tuple(map(integer, ids)) for ids in said) for key, said in _under(near, "_output")},
+            outputs={key: tuple(tuple(map(integer, ids)) for ids in listed) for key, listed in _under(near, "_output")},
             locality=_by_key(near),
             portability=_by_key(raw["portability"]),
             ppl=perplexity(raw["ppl"], measured=measured),
@@ -214,15 +214,15 @@ class EditRecord:
                 found[name] = (old[name].value, value.value)
         return found
 
-    def lean(self, *, said: bool = False) -> EditRecord:
+    def without_details(self, *, outputs: bool = False) -> EditRecord:
         """Without what is long and only looked at one record at a time: losses, reports, metrics' details, outputs
-        (`said`: those before the edit stay)."""
+        (`outputs`: those before the edit stay)."""
         before = self.just_before
         return replace(
             self,
-            pre=self.pre if said else replace(self.pre, said={}),
-            just_before=before if before is None or said else replace(before, said={}),
-            post=replace(self.post, said={}),
+            pre=self.pre if outputs else replace(self.pre, outputs={}),
+            just_before=before if before is None or outputs else replace(before, outputs={}),
+            post=replace(self.post, outputs={}),
             perplexity={},
             trace={layer: replace(numbers, losses=()) for layer, numbers in self.trace.items()},
             metrics={
