@@ -306,17 +306,23 @@ _MEMIT_KEYS = (
 
 
 def test_the_verdict_proposes_protection_where_it_was_measured() -> None:
-    """Only for a subject in first place whose small denominator did damage; the numbers are the shipped file's."""
+    """Only for a subject in first place whose small denominator did damage; the layer only for the model that the
+    shipped file's numbers are of."""
     found = json.loads(CURE.read_text(encoding="utf-8"))
     hit = edit(0, ppl=50_000.0, denominator=0.05, subject="Bay").record
-    said = [line for _, line in verdict(hit) if line.startswith("Or: ")]
+    known = found["model_fingerprint"]
+    said = [line for _, line in verdict(hit, known) if line.startswith("Or: ")]
     assert len(said) == 1
     assert f"alg_name=FTP-ROME 'layers=[{found['layer']}]'" in said[0]
     assert f"{found['perplexity_ratio']:.2f}x perplexity" in said[0]
+    for other_model in (None, known[::-1]):
+        (line,) = [line for _, line in verdict(hit, other_model) if line.startswith("Or: ")]
+        assert "layers" not in line
+        assert "docs/findings/first-token-protection.md" in line
     inside = EditRequest.make("The home of Bay is", subject="Bay", target_new="Italy")
     for other in (
         edit(0, ppl=93.0, denominator=0.05, subject="Bay"),
         edit(0, ppl=50_000.0, denominator=8.0, subject="Bay"),
         edit(0, ppl=50_000.0, denominator=0.05, request=inside),
     ):
-        assert not [line for _, line in verdict(other.record) if line.startswith("Or: ")]
+        assert not [line for _, line in verdict(other.record, known) if line.startswith("Or: ")]

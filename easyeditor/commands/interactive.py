@@ -150,7 +150,7 @@ class Talk:
 
     def _edit(self, request: EditRequest) -> None:
         examined = self._session.try_out(request)
-        print_record(examined.record, self._console)
+        print_record(examined.record, self._console, examined.result.model_fingerprint)
         try:
             keep = self._wanted(examined)
         except EOFError:

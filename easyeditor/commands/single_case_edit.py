@@ -227,7 +227,7 @@ def main() -> int:
         if args.json:
             print(to_json(examined.record.to_json()))
         else:
-            print_record(examined.record, terminal())
+            print_record(examined.record, terminal(), examined.result.model_fingerprint)
             print(f"\nrecord: {folder / 'result.json'}")
         if args.save_adapter is not None:  # after the table: a change that is not of low rank is refused
             save_adapter(args, editor, examined)

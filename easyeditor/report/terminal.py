@@ -20,8 +20,8 @@ LONGEST_ID = 16  # characters of a case id shown
 MOST_LISTED = 20  # collapses and lowest denominators shown; all are in summary.json
 
 
-def print_record(record: EditRecord, console: Console) -> None:
-    """The before/after table, the update's numbers, and the verdict."""
+def print_record(record: EditRecord, console: Console, model_fingerprint: str | None = None) -> None:
+    """The before/after table, the update's numbers, and the verdict on an edit of the model with this fingerprint."""
     shown = escape(f"{record.request.prompt} → {record.request.target_new}")
     console.print(f"\n[bold]{record.method}[/bold]: {shown}", highlight=False)
     if record.test_prefix is not None:
@@ -30,7 +30,7 @@ def print_record(record: EditRecord, console: Console) -> None:
     for layer, trace in record.trace.items():
         console.print(_layer_line(layer, trace), highlight=False)
     console.print()
-    for style, line in verdict(record):
+    for style, line in verdict(record, model_fingerprint):
         console.print(line, style=style, highlight=False, markup=False)
 
 
@@ -43,14 +43,14 @@ def _layer_line(layer: int, trace: LayerNumbers) -> str:
     return f"layer {layer}: {numbers}; {what}: {trace.steps} passes, {loss}"
 
 
-def verdict(record: EditRecord) -> list[tuple[str, str]]:
+def verdict(record: EditRecord, model_fingerprint: str | None = None) -> list[tuple[str, str]]:
     """(style, sentence) lines: collapsed or not; where it did or came near, the cause the numbers show, what to try."""
     lines = [_headline(record)]
     if why := cause(record):
         lines.append(("", f"Cause: {why}."))
     if what := remedy(record):
         lines.append(("cyan", f"Try: {what}"))
-    if better := first_place_cure(record):
+    if better := first_place_cure(record, model_fingerprint):
         lines.append(("cyan", f"Or: {better}"))
     return lines
 

@@ -50,13 +50,19 @@ def remedy(record: EditRecord) -> str:
     return "a smaller clamp_norm_factor, fewer v_num_grad_steps, or another layer"
 
 
-def first_place_cure(record: EditRecord) -> str:
-    """First-token protection and its price as measured (`data/protection/cure.json`), for a subject that begins its
-    prompt and whose small denominator collapsed or damaged the model; else empty."""
+def first_place_cure(record: EditRecord, model_fingerprint: str | None = None) -> str:
+    """First-token protection, for a subject that begins its prompt and whose small denominator collapsed or damaged the
+    model; else empty. The layer and its price (`data/protection/cure.json`) are those of one model, known by its
+    fingerprint; for another model the docs page says how to choose a layer."""
     first = record.request.subject_start == 0
     if not first or not cause(record) or not is_small(record.denominator):
         return ""
     found = read_json(CURE)
+    if model_fingerprint != found["model_fingerprint"]:
+        return (
+            f"--set alg_name={found['method']}, at a layer that is right for this model: "
+            "docs/findings/first-token-protection.md"
+        )
     return (
         f"--set alg_name={found['method']} 'layers=[{found['layer']}]'  (holds with and without a prefix: on "
         f"{found['requests']} requests with {found['model']}, P {found['p_bare']:.2f} bare, "
