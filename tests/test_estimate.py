@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from easyeditor.commands.estimate import GIB, estimate
 from easyeditor.lm.budget import PLANNED, tokens_for
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.loading import save
+from easyeditor.methods.base import EditMethod, MemoryNeeds
+from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
+from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
+from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.registry import load_hparams
+from easyeditor.methods.table import METHODS
 
 FREE = [6 * GIB, 2 * GIB]
 
@@ -108,6 +114,41 @@ def test_the_tokens_of_a_batch_are_counted_as_the_run_counts_them(given: int | N
     by_hand = max(forward * (block + (4 + 4) * 400), search * (4 * block + (4 + 8) * 400))
     found = estimate(model.config, rome("x", batch_tokens=given), free=free).batch
     assert found == pytest.approx(by_hand, rel=1e-3)
+
+
+class Toy(EditMethod[Any]):
+    """A method that nothing else knows."""
+
+    gradient_cost = 1
+
+    @classmethod
+    def memory(cls, hparams: Any, parts: Any, *, training: bool = False) -> MemoryNeeds:
+        return MemoryNeeds(matrices=3, of_edited=100, network=7)
+
+
+def test_a_method_says_itself_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = build("llama"), rome("x", batch_tokens=320)
+    without = estimate(model.config, given)
+    monkeypatch.setitem(METHODS, "ROME", replace(METHODS["ROME"], method="test_estimate:Toy"))
+    made = estimate(model.config, given)
+    assert made.hypernetwork == 7
+    assert made.edited == 32 * 48 * (4 + 100)
+    assert made.statistics == (1 * 3 + 3) * 48 * 48 * 8
+    assert made.batch > without.batch  # 320 tokens with gradients, not 20
+
+
+@pytest.mark.parametrize("kind", ["IDMLP", "MLP"])
+def test_mends_networks_are_counted_as_they_are_built(kind: str) -> None:
+    model, names = build("llama"), [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2)]
+    values = {"alg_name": "MEND", "model_name": "x", "inner_params": names, "mlp_class": kind, "cache_mb": 3}
+    given = MENDTrainingHparams.from_dict(values)
+    built = Hypernetwork(
+        NetworkSpec.of(given), edited_weights(anatomy(model), names), edit_lr=0.0, generator=torch.Generator()
+    )
+    size = 4 * sum(p.numel() for p in built.parameters())
+    assert estimate(model.config, given, training=True).hypernetwork == 4 * size + 3 * 2**20
+    edits = MENDHyperParams.from_dict({key: value for key, value in values.items() if key != "cache_mb"})
+    assert estimate(model.config, edits).hypernetwork == size
 
 
 @pytest.mark.parametrize("parallel", [False, True])

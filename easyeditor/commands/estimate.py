@@ -5,7 +5,6 @@ Axes: K key width.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from easyeditor.base.errors import ConfigError, ModelError
 from easyeditor.base.hparams import HyperParams
 from easyeditor.evaluate.perplexity import TOKENS_PER_FORWARD
 from easyeditor.lm.architectures import Anatomy
-from easyeditor.lm.budget import GRADIENT_COST, PLANNED, USUAL_TOKENS, token_bytes
+from easyeditor.lm.budget import PLANNED, USUAL_TOKENS, token_bytes
 from easyeditor.lm.checks import check_config
 from easyeditor.lm.discover import anatomy
+from easyeditor.methods.registry import method_class
 
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
@@ -36,11 +36,11 @@ class Estimate:
     edited: int
     """Copies of the edited weights and their updates; for trained weights also gradient and Adam's moments."""
     statistics: int
-    """Matrices (K, K) in float64: those that live on at every layer of a sequence (`_matrices`), and three at work."""
+    """Matrices (K, K) in float64: those that live at every layer of a sequence (`MemoryNeeds`), and three at work."""
     batch: int
     """The larger of a forward and a value search, of as many tokens as `lm.budget.tokens_for` lets run together."""
     hypernetwork: int
-    """MEND's: with `training` also gradient, Adam's moments and what is kept of the requests."""
+    """Networks of the method's own; with `training` also gradient, Adam's moments and what is kept of the requests."""
 
     @property
     def total(self) -> int:
@@ -68,21 +68,21 @@ def estimate(
     k = parts.key_width(0)
     names = values.get("inner_params") or [parts.weight_name(layer) for layer in layers]
     edited = sum(model.get_parameter(name.removesuffix(".weight") + ".weight").numel() for name in names)
-    trained = values.get("num_steps") is not None  # fine-tuned: value, start, gradient, two moments in float32
-    matrices = _matrices(values)
+    method = method_class(hparams.alg_name)
+    needs = method.memory(hparams, parts, training=training)
     weights = sum(p.numel() for p in model.parameters()) * size
     forward, search = (token_bytes(size, d, k, v, count, gradients=gradients) for gradients in (False, True))
     given = values["batch_tokens"]
     tokens = given or TOKENS_PER_FORWARD["cuda"] if gpu else min(given or USUAL_TOKENS, TOKENS_PER_FORWARD["cpu"])
-    batch = max(tokens * forward, max(1, (given or USUAL_TOKENS) // GRADIENT_COST) * search)
+    batch = max(tokens * forward, max(1, (given or USUAL_TOKENS) // method.gradient_cost) * search)
     if gpu and free is not None and given is None and not training:  # a step of training takes `batch_size` requests
         batch = max(int(PLANNED * (free - weights)), search)
     return Estimate(
         weights=weights,
-        edited=edited * (size + (20 if trained else 4)),
-        statistics=(len(layers) * matrices + SOLVE) * k * k * 8 if matrices else 0,
+        edited=edited * (size + needs.of_edited),
+        statistics=(len(layers) * needs.matrices + SOLVE) * k * k * 8 if needs.matrices else 0,
         batch=batch,
-        hypernetwork=_hypernetwork(values, model, names, training=training) if "mlp_class" in values else 0,
+        hypernetwork=needs.network,
     )
 
 
@@ -173,38 +173,10 @@ def advice(made: Estimate, *, spread: bool = True) -> str:
     return "it may not fit: " + "; ".join(said[key] for key in most)
 
 
-def _matrices(values: Mapping[str, Any]) -> int:
-    """How many matrices (K, K) a method holds at every layer of a sequence: those it begins with, for the inverse with
-    earlier keys takes their place."""
-    if "nullspace_threshold" in values:
-        return 2  # AlphaEdit's P, of which the second moment is let go, and the inverse
-    held = {
-        "C, factored": values.get("mom2_adjustment") or values.get("mom2_update_weight"),
-        "C and first tokens' moment, factored": values.get("protect_first_tokens"),
-        "C + gamma I, factored": values.get("update_norm_lambda"),
-    }
-    return sum(map(bool, held.values()))
-
-
 def _bytes(values: Mapping[str, Any], config: PretrainedConfig) -> int:
     name = "float16" if values.get("fp16") else values.get("dtype", "float32")
     dtype = config.dtype or torch.float32 if name == "auto" else getattr(torch, name)
     return int(torch.empty(0, dtype=dtype).element_size())
-
-
-def _hypernetwork(values: Mapping[str, Any], model: Any, names: list[str], *, training: bool) -> int:
-    shapes = sorted({tuple(model.get_parameter(name).shape) for name in names} if values["shared"] else names)
-    weights = 0
-    for shape in shapes:
-        a, b = shape if isinstance(shape, tuple) else model.get_parameter(shape).shape
-        for width in [a + b] if values["combine"] else [a, b]:
-            if values["mlp_class"] == "IDMLP":
-                rank = min(values["rank"] or width, width)
-                weights += (values["n_hidden"] + 1) * (2 * width * rank + width)
-            else:
-                sizes = [width] + [values["hidden_dim"] or 2 * width] * values["n_hidden"] + [width]
-                weights += sum(x * y + y for x, y in itertools.pairwise(sizes))
-    return 4 * weights * (4 if training else 1) + (values.get("cache_mb", 0) * 2**20 if training else 0)
 
 
 def _cards(device_name: int | str, model_parallel: bool) -> list[torch.device]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.hparams import HyperParams
 from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
-from easyeditor.lm.budget import Budget, tokens_for
+from easyeditor.lm.budget import GRADIENT_COST, Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
 from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import check_length, whole
@@ -26,6 +26,18 @@ from easyeditor.values.edit import EditRequest, EditResult, EditTrace, WeightDel
 TOGETHER = 8  # requests of mode single that are computed at once
 
 H = TypeVar("H", bound=HyperParams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeeds:
+    """What a method takes beside the model's weights and its forwards."""
+
+    matrices: int = 0
+    """Matrices (K, K) in float64 that live at every edited layer of a sequence, K the width of a key."""
+    of_edited: int = 4
+    """Bytes for each number of the edited weights: a float32 update; for trained weights more."""
+    network: int = 0
+    """Bytes of networks of the method's own."""
 
 
 class EditMethod(ABC, Generic[H]):
@@ -40,6 +52,9 @@ class EditMethod(ABC, Generic[H]):
     screens: ClassVar[bool] = False
     """Has the method a denominator that `screen` can compute without editing?"""
 
+    gradient_cost: ClassVar[int] = GRADIENT_COST
+    """Memory of a token whose gradients are kept, in tokens of a forward without gradients: a rule."""
+
     keeps_repeats: ClassVar[bool] = False
     """Does a request count as often as a batch holds it? False: once, with a warning."""
 
@@ -48,6 +63,12 @@ class EditMethod(ABC, Generic[H]):
         self.prompting = Prompting.of(hparams).checked(tok)
         self.generator = torch.Generator().manual_seed(hparams.seed)
         self.parts = self.find_parts()
+
+    @classmethod
+    def memory(cls, hparams: H, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """What a run with these hyper-parameters, or the `training` of what it uses, takes on a model of these parts,
+        whose weights need not be there: for `--dry-run`."""
+        return MemoryNeeds()
 
     @abstractmethod
     def find_parts(self) -> Anatomy:

@@ -21,6 +21,7 @@ from easyeditor.lm.tokens import Row, encode, target_ids
 from easyeditor.values.edit import EditRequest
 
 DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
+BYTES_TRAINED = 20  # of a trained number, in float32: its value, its start, its gradient, Adam's two moments
 
 Labels = tuple[tuple[int, ...], ...]
 """Of one row: for each scored position the ids scored there."""

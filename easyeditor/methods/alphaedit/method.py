@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easyeditor.base.errors import StatsError
+from easyeditor.lm.architectures import Anatomy
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
+from easyeditor.methods.base import MemoryNeeds
 from easyeditor.methods.locate.norm_anchor import NormAnchor
 from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
 from easyeditor.stats.null_space import NullSpace, null_space
@@ -27,6 +29,11 @@ class AlphaEdit(SpreadMethod[AlphaEditHyperParams]):
     dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1. P is the null
     space of C, or with `protect_first_tokens` of C + w M.
     """
+
+    @classmethod
+    def memory(cls, hparams: AlphaEditHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """P, of which the second moment is let go, and the inverse with earlier keys."""
+        return MemoryNeeds(matrices=2)
 
     adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 

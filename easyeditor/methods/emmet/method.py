@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.methods.base import MemoryNeeds
 from easyeditor.methods.emmet.hparams import EMMETHyperParams
 from easyeditor.methods.locate.norm_anchor import NormAnchor
 from easyeditor.methods.locate.spread import Adjuster, SpreadMethod
@@ -14,6 +17,12 @@ from easyeditor.methods.locate.updates import answering
 
 class EMMET(SpreadMethod[EMMETHyperParams]):
     """Equality-constrained Mass Model Editing in a Transformer (Gupta et al. 2024, arXiv 2403.14236)."""
+
+    @classmethod
+    def memory(cls, hparams: EMMETHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """C, and C + gamma I with `update_norm_lambda`; the inverse with earlier keys takes their place."""
+        needs = super().memory(hparams, parts)
+        return replace(needs, matrices=needs.matrices + (hparams.update_norm_lambda > 0))
 
     adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 

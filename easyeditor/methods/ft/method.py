@@ -18,8 +18,8 @@ from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, check_length, whole
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import difference, frozen, trainable
-from easyeditor.methods.base import EditMethod
-from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
+from easyeditor.methods.base import EditMethod, MemoryNeeds
+from easyeditor.methods.fine_tuning import BYTES_TRAINED, Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.ft.hparams import FTHyperParams
 from easyeditor.values.edit import EditRequest, EditResult, LayerTrace
 
@@ -32,6 +32,10 @@ class FT(EditMethod[FTHyperParams]):
     order in every epoch, targets with their EOS. Each row's own length counts, whatever the batch; a BOS is never among
     the targets, a pad never scored.
     """
+
+    @classmethod
+    def memory(cls, hparams: FTHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        return MemoryNeeds(of_edited=BYTES_TRAINED)
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: FTHyperParams) -> None:
         super().__init__(model, tok, hparams)

@@ -25,7 +25,7 @@ from easyeditor.lm.recording import SharedStarts
 from easyeditor.lm.replay import row_forward
 from easyeditor.lm.tokens import SLOT, Row, begins_texts_with_bos, check_length, encode, whole
 from easyeditor.lm.weights import fingerprint, frozen, snapshot
-from easyeditor.methods.base import EditMethod
+from easyeditor.methods.base import EditMethod, MemoryNeeds
 from easyeditor.methods.locate.contexts import generated_contexts, given_contexts
 from easyeditor.methods.locate.filters import FILTERS, NEED_ORIGINALS
 from easyeditor.methods.locate.hparams import LocateHyperParams
@@ -61,6 +61,11 @@ class LocateMethod(EditMethod[L], Generic[L]):
         self._originals = snapshot(model, self.weight_names) if NEED_ORIGINALS & {*hparams.filters} else {}
         self._starts: tuple[tuple[str, ...], SharedStarts] | None = None
         self._warned = False
+
+    @classmethod
+    def memory(cls, hparams: L, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """C, and with `protect_first_tokens` what takes its place; both factored."""
+        return MemoryNeeds(matrices=hparams.mom2_adjustment + hparams.protect_first_tokens)
 
     @cached_property
     def _search_budget(self) -> Budget:

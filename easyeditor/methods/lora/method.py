@@ -16,8 +16,8 @@ from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, check_length, whole
 from easyeditor.lm.tuned import TunedForward
 from easyeditor.lm.weights import frozen
-from easyeditor.methods.base import EditMethod
-from easyeditor.methods.fine_tuning import Batch, Labels, Training, fine_tune, training_row
+from easyeditor.methods.base import EditMethod, MemoryNeeds
+from easyeditor.methods.fine_tuning import BYTES_TRAINED, Batch, Labels, Training, fine_tune, training_row
 from easyeditor.methods.lora.hparams import LoRAHyperParams
 from easyeditor.values.edit import EditRequest, EditResult, LayerTrace
 
@@ -28,6 +28,10 @@ class LoRA(EditMethod[LoRAHyperParams]):
     Each edit trains fresh adapters on the model as it is, all requests together, with each target token (and an EOS) at
     its own position; the delta is scale * B A, exactly. As FT it takes no step below a loss of 0.01.
     """
+
+    @classmethod
+    def memory(cls, hparams: LoRAHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        return MemoryNeeds(of_edited=BYTES_TRAINED)
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: LoRAHyperParams) -> None:
         super().__init__(model, tok, hparams)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from easyeditor.lm.architectures import Anatomy
+from easyeditor.methods.base import MemoryNeeds
 from easyeditor.methods.locate.norm_anchor import NormAnchor
 from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
 from easyeditor.methods.memit.hparams import MEMITHyperParams
@@ -20,6 +23,12 @@ class MEMIT(SpreadMethod[MEMITHyperParams]):
     MEMIT-Seq (arXiv 2605.26670) also holds the keys K_p of earlier edits in place; ENCORE (Gupta et al. 2025, arXiv
     2502.01636) the size of the update as well, and stops the value search once the target is the first choice.
     """
+
+    @classmethod
+    def memory(cls, hparams: MEMITHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """C, and C + gamma I with `update_norm_lambda`; the inverse with earlier keys takes their place."""
+        needs = super().memory(hparams, parts)
+        return replace(needs, matrices=needs.matrices + (hparams.update_norm_lambda > 0))
 
     adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,10 +25,11 @@ from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line
 from easyeditor.lm.tokens import check_length, whole
 from easyeditor.lm.weights import frozen
-from easyeditor.methods.base import EditMethod
+from easyeditor.methods.base import EditMethod, MemoryNeeds
 from easyeditor.methods.mend.archive import read_archive
-from easyeditor.methods.mend.hparams import MENDHyperParams
-from easyeditor.methods.mend.hypernet import EditedWeight, Factors, nonzero_rows
+from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
+from easyeditor.methods.mend.hypernet import EditedWeight, Factors, Hypernetwork, edited_weights, nonzero_rows
+from easyeditor.methods.mend.network import NetworkSpec
 from easyeditor.methods.mend.passes import read_factors
 from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
 
@@ -57,10 +59,23 @@ class MEND(EditMethod[MENDHyperParams]):
     requests is the sum of their single edits.
     """
 
+    gradient_cost: ClassVar[int] = FACTORS_COST
+
+    @classmethod
+    def memory(cls, hparams: MENDHyperParams, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        """The hypernetwork; with `training` also gradient, Adam's moments and what is kept of the requests."""
+        weights = edited_weights(parts, hparams.inner_params or [])
+        with torch.device("meta"):
+            network = Hypernetwork(NetworkSpec.of(hparams), weights, edit_lr=0.0, generator=torch.Generator())
+        size = 4 * sum(p.numel() for p in network.parameters())
+        if isinstance(hparams, MENDTrainingHparams) and training:
+            size = 4 * size + hparams.cache_mb * 2**20
+        return MemoryNeeds(network=size)
+
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: MENDHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
-        self._budget = Budget(max(1, self.batch_tokens // FACTORS_COST))
+        self._budget = Budget(max(1, self.batch_tokens // self.gradient_cost))
 
     def find_parts(self) -> Anatomy:
         return anatomy(self.model, **self.hparams.templates)

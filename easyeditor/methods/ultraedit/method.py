@@ -62,12 +62,13 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
     remembers; rows are in `step.py`.
     """
 
+    gradient_cost: ClassVar[int] = FACTORS_COST
     keeps_repeats: ClassVar[bool] = True  # a repeat weighs in the means, as in the published code
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
         self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
-        self._budget = Budget(max(1, self.batch_tokens // FACTORS_COST))
+        self._budget = Budget(max(1, self.batch_tokens // self.gradient_cost))
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
     def find_parts(self) -> Anatomy:
