@@ -342,8 +342,11 @@ def test_one_answer_token_alone_changes_nothing_and_is_told_so(caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"inner_params": ["model.layers.9.mlp.down_proj"]}, "'model.layers.9.mlp.down_proj' is no module of Llama"),
-        ({"inner_params": ["lm_head"]}, "'lm_head' is in none of the decoder blocks"),
+        (
+            {"inner_params": ["model.layers.9.mlp.down_proj"]},
+            "'model.layers.9.mlp.down_proj.weight' is no parameter of Llama",
+        ),
+        ({"inner_params": ["lm_head"]}, "'lm_head.weight' is not the weight of a layer inside one of "),
         ({"inner_params": []}, "inner_params is \\[\\]; allowed: each module once"),
         ({"inner_params": ["a", "a.weight"]}, "each module once"),
         ({"batch_size": 0}, "batch_size is 0"),

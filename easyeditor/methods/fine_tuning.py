@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from easyeditor.base.errors import NumericalError
 from easyeditor.base.process import look
+from easyeditor.base.progress import Progress
+from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.scored import row_sums
-from easyeditor.lm.tokens import Row, encode, target_ids
-from easyeditor.values.edit import EditRequest
+from easyeditor.lm.tokens import Row, check_length, encode, target_ids, whole
+from easyeditor.lm.tuned import TunedForward
+from easyeditor.methods.base import MemoryNeeds
+from easyeditor.methods.gradient import GradientMethod
+from easyeditor.methods.hparams import ModuleHyperParams
+from easyeditor.values.edit import EditRequest, LayerTrace
+
+G = TypeVar("G", bound=ModuleHyperParams)
 
 DONE_LOSS = 0.01  # a batch below this takes no step, an epoch below this ends the training (EasyEdit's published code)
 BYTES_TRAINED = 20  # of a trained number, in float32: its value, its start, its gradient, Adam's two moments
@@ -106,6 +115,36 @@ def training_row(
         return Row(ids=tuple(prompt), lookup=last, scored=(last,)), (tuple(target),)
     ids = (*prompt, *target[:-1])
     return Row(ids=ids, lookup=last, scored=tuple(range(last, len(ids)))), tuple((label,) for label in target)
+
+
+class FineTuning(GradientMethod[G], Generic[G]):
+    """A method that trains something of the model on the requests."""
+
+    @classmethod
+    def memory(cls, hparams: G, parts: Anatomy, *, training: bool = False) -> MemoryNeeds:
+        return MemoryNeeds(of_edited=BYTES_TRAINED)
+
+    def training_rows(self, requests: Sequence[EditRequest], objective: str) -> list[tuple[Row, Labels]]:
+        """`training_row` of every request. Raises DataError for one longer than the model's positions."""
+        made = [training_row(self.tok, request, objective, self.prompting) for request in requests]
+        check_length([row.ids for row, _ in made], max_positions(self.model), lambda i: whole(requests[i]))
+        return made
+
+    def batch(self, made: Sequence[tuple[Row, Labels]], *, in_place: bool = False) -> Batch:
+        """One optimiser step's rows; `in_place`: what is trained is in the model already."""
+        rows = [row for row, _ in made]
+        forward = TunedForward(self.parts, rows, first=min(self.layers), replay=bool(self.hparams.replay))
+        given = (lambda _: forward({})) if in_place else forward
+        return Batch(forward=given, labels=tuple(labels for _, labels in made))
+
+    def trained_trace(self, norms: Mapping[str, float], losses: Sequence[float]) -> dict[int, LayerTrace]:
+        """`trace` of a request with its loss in every epoch."""
+        return self.trace(norms, before=losses[0], after=losses[-1], steps=len(losses), losses=losses)
+
+
+def watching(progress: Progress | None) -> Watch | None:
+    """The epochs as progress."""
+    return progress and (lambda epoch, epochs, loss: progress(epoch, epochs, f"loss {loss:.3f}"))
 
 
 def row_losses(logits_NV: Tensor, labels: Sequence[Labels]) -> Tensor:

@@ -13,27 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from easyeditor.base.errors import ConfigError
-from easyeditor.lm.architectures import Anatomy, weight_is_transposed
+from easyeditor.methods.gradient import EditedWeight as EditedWeight
+from easyeditor.methods.gradient import edited_weights as edited_weights
 from easyeditor.methods.mend.network import GradientTransform, NetworkSpec
 
 Name = TypeVar("Name", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class EditedWeight:
-    """One weight MEND changes: its parameter name, the block it lies in, its widths and its layout."""
-
-    name: str
-    layer: int
-    inputs: int
-    outputs: int
-    transposed: bool
-
-    @property
-    def module(self) -> str:
-        """Path of the layer that holds the weight."""
-        return self.name.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -42,33 +26,6 @@ class Factors:
 
     x_NK: Tensor
     delta_ND: Tensor
-
-
-def edited_weights(parts: Anatomy, names: Sequence[str]) -> tuple[EditedWeight, ...]:
-    """Look the named weights up in a model.
-
-    Raises:
-        ConfigError: no such parameter, not the weight of a Linear or Conv1D layer, or outside the decoder blocks.
-    """
-    return tuple(_edited_weight(parts, name) for name in names)
-
-
-def _edited_weight(parts: Anatomy, name: str) -> EditedWeight:
-    where = f"inner_params: {name!r}"
-    kind = type(parts.model).__name__
-    layer = parts.layer_of(name)
-    parts.check_dense([] if layer is None else [layer])
-    try:
-        weight = parts.model.get_parameter(name)
-    except AttributeError as error:
-        near = parts.weight_name(len(parts.blocks) - 1)
-        raise ConfigError(f"{where} is no parameter of {kind}; it has for example {near!r}") from error
-    if layer is None or not name.endswith(".weight") or weight.ndim != 2:
-        raise ConfigError(f"{where} is not the weight of a layer inside one of {kind}'s decoder blocks")
-    transposed = weight_is_transposed(parts.model.get_submodule(name.removesuffix(".weight")))
-    rows, columns = weight.shape
-    inputs, outputs = (rows, columns) if transposed else (columns, rows)
-    return EditedWeight(name, layer, inputs, outputs, transposed)
 
 
 class Hypernetwork(nn.Module):

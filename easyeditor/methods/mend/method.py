@@ -19,13 +19,13 @@ from easyeditor.base.errors import NumericalError
 from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, longest
 from easyeditor.lm.budget import Budget
-from easyeditor.lm.discover import anatomy
 from easyeditor.lm.factors import FACTORS_COST, edited_losses
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line
 from easyeditor.lm.tokens import check_length, whole
 from easyeditor.lm.weights import frozen
-from easyeditor.methods.base import EditMethod, MemoryNeeds
+from easyeditor.methods.base import MemoryNeeds
+from easyeditor.methods.gradient import GradientMethod
 from easyeditor.methods.mend.archive import read_archive
 from easyeditor.methods.mend.hparams import MENDHyperParams, MENDTrainingHparams
 from easyeditor.methods.mend.hypernet import EditedWeight, Factors, Hypernetwork, edited_weights, nonzero_rows
@@ -51,7 +51,7 @@ class Edit:
     parts: list[Part] = field(default_factory=list)
 
 
-class MEND(EditMethod[MENDHyperParams]):
+class MEND(GradientMethod[MENDHyperParams]):
     """Model Editor Networks with Gradient Decomposition (Mitchell et al. 2022, arXiv 2110.11309).
 
     For each edited weight the gradient of the target's NLL is a sum over tokens of delta x^T. The hypernetwork maps
@@ -76,9 +76,6 @@ class MEND(EditMethod[MENDHyperParams]):
         super().__init__(model, tok, hparams)
         self.hypernet = read_archive(hparams.archive, self.parts, inner_params=hparams.inner_params)
         self._budget = Budget(max(1, self.batch_tokens // self.gradient_cost))
-
-    def find_parts(self) -> Anatomy:
-        return anatomy(self.model, **self.hparams.templates)
 
     @property
     def layers(self) -> list[int]:
@@ -109,13 +106,8 @@ class MEND(EditMethod[MENDHyperParams]):
             edits = [made[i] for i in range(len(lines))]
             deltas = tuple(self._delta(weight, edits) for weight in self.hypernet.weights)
             after = edited_losses(self.model, lines, deltas, self._budget)
-        return EditResult(
-            method=self.hparams.alg_name,
-            requests=tuple(requests),
-            deltas=deltas,
-            traces=tuple(_traces(edit, loss) for edit, loss in zip(edits, after, strict=True)),
-            seconds=time.perf_counter() - started,
-        )
+        traces = [_traces(edit, loss) for edit, loss in zip(edits, after, strict=True)]
+        return self.result(requests, deltas, traces, time.perf_counter() - started)
 
     def _line(self, request: EditRequest) -> Line:
         made = line(self.tok, request.prompt, request.target_new, self.prompting)

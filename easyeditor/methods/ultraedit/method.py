@@ -10,51 +10,34 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.base.errors import ConfigError, DataError, NumericalError
+from easyeditor.base.errors import DataError, NumericalError
 from easyeditor.base.progress import Progress
-from easyeditor.lm.architectures import Anatomy, max_positions, weight_is_transposed
+from easyeditor.lm.architectures import max_positions
 from easyeditor.lm.budget import Budget
-from easyeditor.lm.discover import anatomy
 from easyeditor.lm.factors import FACTORS_COST, edited_losses, gradient_factors
 from easyeditor.lm.loading import input_device
 from easyeditor.lm.scored import Batch, Line, line
 from easyeditor.lm.tokens import check_length, whole
 from easyeditor.lm.weights import frozen
 from easyeditor.methods.base import EditMethod
+from easyeditor.methods.gradient import EditedWeight, GradientMethod, edited_weights
 from easyeditor.methods.memory import Memory
 from easyeditor.methods.ultraedit.hparams import UltraEditHyperParams
 from easyeditor.methods.ultraedit.step import merged, solved, statistics, targets
-from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDelta
+from easyeditor.values.edit import EditRequest, EditResult, WeightDelta
 
 LOG = logging.getLogger(__name__)
 
 ALONE = "a single answer token has no deviation to be normalised by; edit several requests at once"
 
 
-@dataclass(frozen=True)
-class Edited:
-    """A module that is edited: its path and block, its widths, whether its weight is stored as (inputs, outputs)."""
-
-    path: str
-    layer: int
-    inputs: int
-    outputs: int
-    turned: bool
-
-    @property
-    def memory(self) -> str:
-        """Name of the statistics of its shape, which modules share."""
-        return f"norm.{self.inputs}x{self.outputs}"
-
-
-class UltraEdit(EditMethod[UltraEditHyperParams]):
+class UltraEdit(GradientMethod[UltraEditHyperParams]):
     """UltraEdit (Gu et al. 2025, arXiv 2505.14679).
 
     The keys H (N, K) and gradients G (N, D) of every answer token are normalised by their running mean and deviation
@@ -67,20 +50,18 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
 
     def __init__(self, model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: UltraEditHyperParams) -> None:
         super().__init__(model, tok, hparams)
-        self._modules = [self._edited(name.removesuffix(".weight")) for name in hparams.inner_params]
+        names = [f"{name.removesuffix('.weight')}.weight" for name in hparams.inner_params]
+        self._weights = edited_weights(self.parts, names)
         self._budget = Budget(max(1, self.batch_tokens // self.gradient_cost))
         self._memory: Memory[Mapping[str, Tensor]] = Memory({}, self._with)
 
-    def find_parts(self) -> Anatomy:
-        return anatomy(self.model, **self.hparams.templates)
-
     @property
     def layers(self) -> list[int]:
-        return sorted({module.layer for module in self._modules})
+        return sorted({weight.layer for weight in self._weights})
 
     @property
     def weight_names(self) -> list[str]:
-        return [f"{module.path}.weight" for module in self._modules]
+        return [weight.name for weight in self._weights]
 
     def committed(self, result: EditResult) -> None:
         self._memory.committed(result)
@@ -105,19 +86,13 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
             rows, before = self._rows(lines, progress)
             own = self._statistics(rows, [len(x.labels) for x in lines])
             known = self._with(self._memory.state, own)
-            deltas = tuple(self._delta(m, torch.cat(rows[m.path]), known[m.memory]) for m in self._modules)
+            deltas = tuple(self._delta(w, torch.cat(rows[w.module]), known[_memory(w)]) for w in self._weights)
             after = edited_losses(self.model, lines, deltas, self.budget)
-        norms = [delta.norm() for delta in deltas]
-        if not any(norms):
+        norms = {delta.name: delta.norm() for delta in deltas}
+        if not any(norms.values()):
             LOG.warning("%s: the edit changes nothing: %s", self.title, ALONE)
-        return EditResult(
-            method=self.hparams.alg_name,
-            requests=tuple(requests),
-            deltas=deltas,
-            traces=tuple(self._trace(norms, *losses) for losses in zip(before, after, strict=True)),
-            seconds=time.perf_counter() - started,
-            memory=own,
-        )
+        traces = [self.trace(norms, before=b, after=a, steps=1) for b, a in zip(before, after, strict=True)]
+        return self.result(requests, deltas, traces, time.perf_counter() - started, own)
 
     def _rows(self, lines: Sequence[Line], progress: Progress | None) -> tuple[dict[str, list[Tensor]], list[float]]:
         """By module, of each request, keys and gradients (n, W) of its n answer tokens; and every request's NLL.
@@ -126,7 +101,7 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         """
         size = self.hparams.together
         shares = [1 / sum(len(x.labels) for x in lines[i - i % size :][:size]) for i in range(len(lines))]
-        rows: dict[str, list[Tensor]] = {m.path: [torch.empty(0)] * len(lines) for m in self._modules}
+        rows: dict[str, list[Tensor]] = {w.module: [torch.empty(0)] * len(lines) for w in self._weights}
         losses = [math.nan] * len(lines)
         done = 0
 
@@ -156,52 +131,34 @@ class UltraEdit(EditMethod[UltraEditHyperParams]):
         """Statistics of this edit's rows by shape: group after group, modules of one shape together."""
         found: dict[str, Tensor] = {}
         for first in range(0, len(lengths), self.hparams.together):
-            for module in self._modules:
-                group_NW = torch.cat(rows[module.path][first : first + self.hparams.together])
-                found = self._with(found, {module.memory: statistics(group_NW)})
+            for weight in self._weights:
+                group_NW = torch.cat(rows[weight.module][first : first + self.hparams.together])
+                found = self._with(found, {_memory(weight): statistics(group_NW)})
         return found
 
     def _with(self, known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
         made = dict(known)
-        for module in {m.memory: m for m in self._modules if m.memory in more}.values():
-            name, wanted, theirs = module.memory, (3, module.inputs + module.outputs), more[module.memory]
+        for name, weight in {_memory(w): w for w in self._weights if _memory(w) in more}.items():
+            wanted, theirs = (3, weight.inputs + weight.outputs), more[name]
             if theirs.shape != wanted:
                 raise DataError(f"a saved edit's {name} is {tuple(theirs.shape)}, not {wanted}: another model's")
-            theirs = theirs.to(self.model.get_parameter(f"{module.path}.weight").device)
+            theirs = theirs.to(self.model.get_parameter(weight.name).device)
             made[name] = merged(made[name], theirs) if name in made else theirs
         return made
 
-    def _delta(self, module: Edited, rows_NW: Tensor, known_3W: Tensor) -> WeightDelta:
-        keys_NK, gradients_ND = rows_NW[:, : module.inputs], rows_NW[:, module.inputs :]
+    def _delta(self, weight: EditedWeight, rows_NW: Tensor, known_3W: Tensor) -> WeightDelta:
+        keys_NK, gradients_ND = rows_NW[:, : weight.inputs], rows_NW[:, weight.inputs :]
         known_3W = known_3W.to(rows_NW.device)  # modules of one shape may lie on several cards
         left, right = solved(keys_NK, targets(keys_NK, gradients_ND, known_3W, self.hparams.lr))
-        name = f"{module.path}.weight"
+        name = weight.name
         if not all(bool(part.isfinite().all()) for part in (left, right) if part is not None):
             raise NumericalError(f"the update of {name} is not finite; nothing was written")
         dtype = torch.promote_types(self.model.get_parameter(name).dtype, torch.float32)
-        return WeightDelta.of(name, left, right, transposed=module.turned, dtype=dtype, contiguous=True, smaller=True)
+        return WeightDelta.of(
+            name, left, right, transposed=weight.transposed, dtype=dtype, contiguous=True, smaller=True
+        )
 
-    def _trace(self, norms: Sequence[float], before: float, after: float) -> dict[int, LayerTrace]:
-        """A request's NLL before and after, and how far each layer's weights moved (for all requests together)."""
-        moved = [(module.layer, norm) for module, norm in zip(self._modules, norms, strict=True)]
-        return {
-            layer: LayerTrace.without_keys(
-                before=before, after=after, steps=1, delta_norm=math.hypot(*(norm for at, norm in moved if at == layer))
-            )
-            for layer in self.layers
-        }
 
-    def _edited(self, path: str) -> Edited:
-        where, kind = f"inner_params: {path!r}", type(self.model).__name__
-        layer = self.parts.layer_of(f"{path}.weight")
-        self.parts.check_dense([] if layer is None else [layer])
-        try:
-            module = self.model.get_submodule(path)
-        except AttributeError as error:
-            near = self.parts.rewrite_name(len(self.parts.blocks) - 1)
-            raise ConfigError(f"{where} is no module of {kind}; it has for example {near!r}") from error
-        if layer is None:
-            raise ConfigError(f"{where} is in none of the decoder blocks of {kind}")
-        turned = weight_is_transposed(module)
-        outputs, inputs = self.model.get_parameter(f"{path}.weight").shape[:: -1 if turned else 1]
-        return Edited(path, layer, inputs, outputs, turned)
+def _memory(weight: EditedWeight) -> str:
+    """Name of the statistics of a weight's shape, which weights share."""
+    return f"norm.{weight.inputs}x{weight.outputs}"
