@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,20 @@ class MethodHyperParams(HyperParams):
     @classmethod
     def from_dict(cls: type[M], values: Mapping[str, Any], where: str = "hparams") -> M:
         return super().from_dict(completed(cls, values, where), where)
+
+    def need(self, where: str, keys: Iterable[str], fits: Callable[[Any], bool], allowed: str) -> None:
+        """`require` of several keys; null is right wherever a key's type has it."""
+        for key in keys:
+            value = getattr(self, key)
+            require(value is None or fits(value), where, key, value, allowed)
+
+    def need_positive(self, where: str, *keys: str, allowed: str = "a number above 0") -> None:
+        """`need` of numbers above 0."""
+        self.need(where, keys, lambda value: value > 0, allowed)
+
+    def need_nonnegative(self, where: str, *keys: str) -> None:
+        """`need` of numbers from 0 on."""
+        self.need(where, keys, lambda value: value >= 0, "0 or more")
 
     @classmethod
     def merged(cls, values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from easyeditor.base.hparams import require
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 
@@ -26,5 +25,5 @@ class AlphaEditHyperParams(SpreadHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.nullspace_threshold > 0, where, "nullspace_threshold", self.nullspace_threshold, "above 0")
-        require(self.L2 > 0, where, "L2", self.L2, "a number above 0")
+        self.need_positive(where, "nullspace_threshold", allowed="above 0")
+        self.need_positive(where, "L2")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easyeditor.base.hparams import require
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 
@@ -23,5 +22,4 @@ class EMMETHyperParams(SpreadHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        for key in ("emmet_lambda", "update_norm_lambda"):
-            require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
+        self.need_nonnegative(where, "emmet_lambda", "update_norm_lambda")

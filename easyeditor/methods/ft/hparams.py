@@ -65,10 +65,9 @@ class FTHyperParams(LayerHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.num_steps > 0, where, "num_steps", self.num_steps, "1 or more")
-        require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
-        require(self.lr > 0, where, "lr", self.lr, "a number above 0")
-        require(self.weight_decay >= 0, where, "weight_decay", self.weight_decay, "0 or more")
+        self.need_positive(where, "num_steps", "batch_size", allowed="1 or more")
+        self.need_positive(where, "lr")
+        self.need_nonnegative(where, "weight_decay")
         require(self.kl_factor == 0, where, "kl_factor", self.kl_factor, "0: fine-tuning has no KL term")
         objective = self.objective_optimization
         require(
@@ -79,14 +78,8 @@ class FTHyperParams(LayerHyperParams):
             f"false with objective_optimization: {objective}; an EOS stands after a target, so say target_new",
         )
         bound = self.norm_constraint
-        allowed = "a number above 0, or false"
-        require(
-            bound is None or bound is False or (bound is not True and bound > 0),
-            where,
-            "norm_constraint",
-            bound,
-            allowed,
-        )
+        right = bound is None or bound is False or (bound is not True and bound > 0)
+        require(right, where, "norm_constraint", bound, "a number above 0, or false")
 
     @property
     def bound(self) -> float | None:

@@ -65,7 +65,6 @@ def sample(
 ) -> list[str]:
     """Continue each prompt by `new_tokens` tokens drawn among the `TOP_K` likeliest, special tokens never."""
     device = input_device(model)
-    texts: list[str] = []
     forbidden = torch.tensor(sorted(tok.all_special_ids), dtype=torch.long)
     by_length: dict[int, list[int]] = {}
     encoded = [encode(tok, prompt) for prompt in prompts]
@@ -77,8 +76,7 @@ def sample(
         rows_BT = _extend(model, rows_BT, new_tokens, forbidden, generator)
         for i, row in zip(members, rows_BT.tolist(), strict=True):
             continued[i] = tok.decode(row, skip_special_tokens=True)
-    texts = [continued[i] for i in range(len(prompts))]
-    return texts
+    return [continued[i] for i in range(len(prompts))]
 
 
 def _extend(

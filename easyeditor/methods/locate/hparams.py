@@ -92,23 +92,15 @@ class LocateHyperParams(LayerHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.v_num_grad_steps > 0, where, "v_num_grad_steps", self.v_num_grad_steps, "1 or more")
-        require(self.v_lr > 0, where, "v_lr", self.v_lr, "a number above 0")
-        require(self.clamp_norm_factor > 0, where, "clamp_norm_factor", self.clamp_norm_factor, "a number above 0")
-        require(self.v_weight_decay >= 0, where, "v_weight_decay", self.v_weight_decay, "0 or more")
-        require(self.mom2_n_samples > 0, where, "mom2_n_samples", self.mom2_n_samples, "1 or more")
-        for key in ("rect_share", "rect_dropped", "sphere_ratio", "sphere_strength", "revive_energy"):
-            require(0 < getattr(self, key) <= 1, where, key, getattr(self, key), "above 0, at most 1")
+        self.need_positive(where, "v_num_grad_steps", "mom2_n_samples", allowed="1 or more")
+        self.need_positive(where, "v_lr", "clamp_norm_factor")
+        self.need_nonnegative(where, "v_weight_decay", "first_token_weight", "later_token_weight", "kl_factor")
+        shares = "rect_share", "rect_dropped", "sphere_ratio", "sphere_strength", "revive_energy"
+        self.need(where, shares, lambda value: 0 < value <= 1, "above 0, at most 1")
         require(self.prune_base > 1, where, "prune_base", self.prune_base, "a number above 1")
         self._check_filters(where)
-        for key in ("first_token_weight", "later_token_weight"):
-            require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
-        require(self.kl_factor >= 0, where, "kl_factor", self.kl_factor, "0 or more")
-        for pair in self.context_template_length_params:
-            allowed = "pairs (tokens, how many), both above 0"
-            require(
-                min(pair) > 0, where, "context_template_length_params", self.context_template_length_params, allowed
-            )
+        key, allowed = "context_template_length_params", "pairs (tokens, how many), both above 0"
+        self.need(where, [key], lambda pairs: all(min(pair) > 0 for pair in pairs), allowed)
 
     def _check_filters(self, where: str) -> None:
         if len(set(self.filters)) < len(self.filters):

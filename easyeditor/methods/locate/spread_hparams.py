@@ -30,19 +30,10 @@ class SpreadHyperParams(LocateHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.mom2_update_weight > 0, where, "mom2_update_weight", self.mom2_update_weight, "a number above 0")
-        require(
-            self.batch_size is None or self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more, or null"
-        )
-        require(
-            self.mom2_adjustment,
-            where,
-            "mom2_adjustment",
-            self.mom2_adjustment,
-            f"true: {self.alg_name} needs statistics",
-        )
+        self.need_positive(where, "mom2_update_weight")
+        self.need_positive(where, "batch_size", allowed="1 or more, or null")
+        self.need(where, ["mom2_adjustment"], bool, f"true: {self.alg_name} needs statistics")
         require(self.layers == sorted(self.layers), where, "layers", self.layers, "layers in ascending order")
-        anchor = self.norm_anchor_value
-        require(anchor is None or anchor > 0, where, "norm_anchor_value", anchor, "a number above 0, or null")
-        require(self.nas_restart > 0, where, "nas_restart", self.nas_restart, "1 or more")
+        self.need_positive(where, "norm_anchor_value", allowed="a number above 0, or null")
+        self.need_positive(where, "nas_restart", allowed="1 or more")
         require(0 < self.nas_quantile <= 1, where, "nas_quantile", self.nas_quantile, "above 0, at most 1")

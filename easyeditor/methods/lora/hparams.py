@@ -58,12 +58,10 @@ class LoRAHyperParams(ModuleHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        for key in ("num_steps", "rank", "batch_size"):
-            require(getattr(self, key) > 0, where, key, getattr(self, key), "1 or more")
-        for key in ("lr", "lora_alpha"):
-            require(getattr(self, key) > 0, where, key, getattr(self, key), "a number above 0")
+        self.need_positive(where, "num_steps", "rank", "batch_size", allowed="1 or more")
+        self.need_positive(where, "lr", "lora_alpha")
         require(0 <= self.lora_dropout < 1, where, "lora_dropout", self.lora_dropout, "0 or more, and below 1")
-        require(self.weight_decay >= 0, where, "weight_decay", self.weight_decay, "0 or more")
+        self.need_nonnegative(where, "weight_decay")
         ends = self.target_modules
         require(len(set(ends)) == len(ends) > 0 and all(ends), where, "target_modules", ends, "each module once")
         require(len(set(self.layers)) == len(self.layers), where, "layers", self.layers, "each layer once")

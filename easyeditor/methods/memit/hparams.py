@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from easyeditor.base.hparams import require
 from easyeditor.methods.locate.spread_hparams import SpreadHyperParams
 
 
@@ -22,4 +21,4 @@ class MEMITHyperParams(SpreadHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(self.update_norm_lambda >= 0, where, "update_norm_lambda", self.update_norm_lambda, "0 or more")
+        self.need_nonnegative(where, "update_norm_lambda")

@@ -150,15 +150,11 @@ class MENDHyperParams(ModuleHyperParams):
             )
         if len(sides) > 1:
             raise ConfigError(f"{where}: {' and '.join(sides)} are true; choose one")
-        for key in ("lr", "lr_lr", "lr_scale", "grad_clip"):
-            require(getattr(self, key) > 0, where, key, getattr(self, key), "a number above 0")
-        for key in ("cedit", "cloc", "n_hidden", "early_stop_patience", "max_iters"):
-            require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
-        for key in ("batch_size", "accumulate_bs", "log_interval", "val_interval", "val_steps", "model_save_pt"):
-            require(getattr(self, key) > 0, where, key, getattr(self, key), "1 or more")
-        for key in ("rank", "hidden_dim"):
-            value = getattr(self, key)
-            require(value is None or value > 0, where, key, value, "1 or more, or null")
+        self.need_positive(where, "lr", "lr_lr", "lr_scale", "grad_clip")
+        self.need_nonnegative(where, "cedit", "cloc", "n_hidden", "early_stop_patience", "max_iters")
+        steps = "batch_size", "accumulate_bs", "log_interval", "val_interval", "val_steps", "model_save_pt"
+        self.need_positive(where, *steps, allowed="1 or more")
+        self.need_positive(where, "rank", "hidden_dim", allowed="1 or more, or null")
         named = self.inner_params
         require(named is None or len(set(named)) == len(named) > 0, where, "inner_params", named, "each weight once")
         require(not self.train_base, where, "train_base", self.train_base, "false: the edited model stays as it is")
@@ -181,8 +177,7 @@ class MENDTrainingHparams(MENDHyperParams):
     def validate(self, where: str) -> None:
         super().validate(where)
         require(self.inner_params is not None, where, "inner_params", None, "the names of the weights to edit")
-        for key in ("outer_prompts", "locality_prompts", "cache_mb"):
-            require(getattr(self, key) >= 0, where, key, getattr(self, key), "0 or more")
+        self.need_nonnegative(where, "outer_prompts", "locality_prompts", "cache_mb")
 
 
 def find_archive(name: str | None) -> Path:

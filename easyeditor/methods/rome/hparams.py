@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from easyeditor.base.errors import ConfigError
-from easyeditor.base.hparams import require
 from easyeditor.methods.locate.hparams import LocateHyperParams
 
 
@@ -39,15 +38,8 @@ class ROMEHyperParams(LocateHyperParams):
 
     def validate(self, where: str) -> None:
         super().validate(where)
-        require(
-            self.bare_v_lr is None or self.bare_v_lr > 0,
-            where,
-            "bare_v_lr",
-            self.bare_v_lr,
-            "a number above 0, or null",
-        )
-        passes = self.bare_num_grad_steps
-        require(passes is None or passes > 0, where, "bare_num_grad_steps", passes, "1 or more, or null")
+        self.need_positive(where, "bare_v_lr", allowed="a number above 0, or null")
+        self.need_positive(where, "bare_num_grad_steps", allowed="1 or more, or null")
         if self.bare_v_lr is not None and self.v_optimizer != "adam":
             raise ConfigError(f"{where}: bare_v_lr is a step size of Adam, and v_optimizer is {self.v_optimizer}")
         if self.both_keys and not self.consistent_value:

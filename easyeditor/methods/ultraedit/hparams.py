@@ -31,7 +31,6 @@ class UltraEditHyperParams(ModuleHyperParams):
         super().validate(where)
         names = [name.removesuffix(".weight") for name in self.inner_params]
         require(len(set(names)) == len(names) > 0, where, "inner_params", self.inner_params, "each module once")
-        require(self.lr > 0, where, "lr", self.lr, "a number above 0")
-        require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
-        once = self.batch_size_once
-        require(once is None or once > 0, where, "batch_size_once", once, "1 or more, or null")
+        self.need_positive(where, "lr")
+        self.need_positive(where, "batch_size", allowed="1 or more")
+        self.need_positive(where, "batch_size_once", allowed="1 or more, or null")
