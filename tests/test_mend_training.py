@@ -360,16 +360,16 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return lambda *args: call(pretrain_mend, [*args], monkeypatch, capsys)
 
 
-def write_yaml(folder: Path) -> Path:
-    values = settings(str(save_tiny(folder / "model"))).to_dict()
-    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
-    (folder / "m.yaml").write_text(text, encoding="utf-8")
-    return folder / "m.yaml"
+def write_yaml(path: Path, model: Path) -> Path:
+    values = settings(str(model)).to_dict()
+    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
+    return path
 
 
 def test_the_script_trains_resumes_and_reports(tmp_path: Path, script: Any) -> None:
     facts, run = write(tmp_path / "facts.json", records()), tmp_path / "run"
-    args = ["--hparams", write_yaml(tmp_path), "--train", facts, "--val", facts, "--output", run, "--train-size", 5]
+    hparams = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
+    args = ["--hparams", hparams, "--train", facts, "--val", facts, "--output", run, "--train-size", 5]
     ran = script(*args, "--max-iters", 4)
     assert ran.code == 0, ran.err
     assert "4 steps (max_iters reached); best: " in ran.out
@@ -384,7 +384,8 @@ def test_the_script_trains_resumes_and_reports(tmp_path: Path, script: Any) -> N
 
 def test_a_dry_run_of_the_script_counts_what_is_left_out(tmp_path: Path, script: Any) -> None:
     zsre = write(tmp_path / "zsre.json", [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, "src": " "}])
-    args = ["--hparams", write_yaml(tmp_path), "--train", zsre, "--dry-run"]
+    hparams = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
+    args = ["--hparams", hparams, "--train", zsre, "--dry-run"]
     bare = write(tmp_path / "bare.json", [{key: ZSRE[key] for key in ("src", "subject", "alt")}])
     for flags, message in (
         ([], "zsre.json: record 2: request 2: prompt is empty"),
@@ -428,7 +429,7 @@ def test_the_script_refuses(flags: list[str], message: str, script: Any, monkeyp
 @pytest.mark.slow
 def test_two_processes_share_gradients_and_statistics(tmp_path: Path) -> None:
     """Two ranks of one step each end where one process with two steps per update does."""
-    yaml = write_yaml(tmp_path)
+    yaml = write_yaml(tmp_path / "m.yaml", save_tiny(tmp_path / "model"))
     facts = write(tmp_path / "facts.json", records())
     common = ["pretrain_mend.py", "--hparams", str(yaml), "--train", str(facts)]
     common += ["--set", "norm=false", "opt=SGD", "lr=0.1"]
