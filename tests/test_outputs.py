@@ -294,6 +294,12 @@ def test_a_place_that_would_cost_something_is_refused_before_the_work(
             for flag in ("--save-edit", "--save-model", "--save-adapter")
         ),
         (single_case_edit, [*EDIT, "--save-edit", "site/../new"], "new"),
+        (single_case_edit, [*EDIT, "--save-edit", "new/x"], "new"),
+        (single_case_edit, [*EDIT, "--save-model", "new/deep/x"], "new"),
+        (single_case_edit, [*EDIT, "--output", "new"], "new"),
+        (mass_edit, [*MASS, "--output", "new/x"], "new"),
+        (mass_edit, [*MASS, "--set", "targets_dir=new/x"], "new"),
+        (ppl, [*PPL, "--output", "new/x.json"], "new"),
         (single_case_edit, [*EDIT, "--output", "new"], "new/.lock"),
         (analysis, ["keys", "--hparams", "h.yaml", "--output", "new"], "new/.lock"),
         (mass_edit, [*COLLECT, "new"], "new"),

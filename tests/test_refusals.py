@@ -278,6 +278,19 @@ FLAGS = [
     bad("ppl --data two.txt --output m", "--output m is the place of --model"),
     bad("ppl --data two.txt --output .", "--output . contains --model"),
     bad("ppl --data two.txt --output h.yaml/x.json", "h.yaml/x.json: cannot be made"),
+    *(
+        bad(words, "not a folder", given=lambda work, kind=kind: stand_in(work / "pipe", kind), name=f"{kind} {words}")
+        for kind, words in (
+            ("fifo", "measure --model pipe --data two.txt"),
+            ("socket", "measure --model pipe --data two.txt"),
+            ("huge", "measure --model pipe --data two.txt"),
+            ("fifo", "evaluate --base-model pipe --data two.txt"),
+            ("fifo", "stats --model pipe --layers 1 --corpus two.txt"),
+            ("fifo", "edit --set model_name=pipe --dry-run"),
+            ("fifo", "edit --set stats_dir=pipe --dry-run"),
+            ("huge", "edit --set stats_dir=pipe --dry-run"),
+        )
+    ),
     bad("evaluate --data d.json --edit m", "m: not a whole saved edit", given=holds("d.json", [REQUEST])),
     bad("evaluate --data d.json --model ./none", "none: no such model folder", given=holds("d.json", [REQUEST])),
     bad("edit --output two.txt", "two.txt: "),

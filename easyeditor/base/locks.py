@@ -25,14 +25,17 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` inside the block; afterwards it is gone. `wait` for another process to let go of it.
 
     Raises:
-        OutputError: another process holds it (says which one `what` is at work in), or the file cannot be made.
+        OutputError: another process holds it (says which one `what` is at work in), or is to write a folder that the
+            lock would lie in; or the file cannot be made.
     """
+    check_above(path)
     try:
         made = make_folder(path.parent)
         handle = _taken(path, what, wait)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
+        check_above(path)  # again: the other process may have begun meanwhile
         yield
     finally:
         discard(path)  # while it is still ours, so that nobody has just taken it
@@ -61,6 +64,17 @@ def lock_of(place: Path) -> Path:
     return place.with_name(f"{LOCK}-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}")
 
 
+def check_above(place: Path) -> None:
+    """Raise OutputError if another process is to write a folder that `place` lies in, whole."""
+    for above in place.resolve().parents[:-1]:  # the root has no lock
+        with suppress(OSError):  # nobody has one
+            handle = os.open(lock_of(above), os.O_RDONLY)
+            try:
+                _flock(handle, lock_of(above), str(above), wait=False)
+            finally:
+                os.close(handle)
+
+
 def _taken(path: Path, what: str, wait: bool) -> int:
     """The lock's open file, ours alone."""
     while True:
@@ -83,7 +97,7 @@ def _flock(handle: int, path: Path, what: str, wait: bool) -> None:
     except BlockingIOError:
         holder = os.read(handle, 200).decode("utf-8", "replace") or "another process"
         if not wait:
-            raise OutputError(f"{what}: is in the hands of {holder}; wait for it, or end it") from None
+            raise OutputError(f"{what}: is in use by {holder}; wait for it, or end it") from None
         LOG.info("waiting for %s, which is at work on %s", holder, what)
         fcntl.flock(handle, fcntl.LOCK_EX)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyeditor.base.errors import DataError, OutputError
+from easyeditor.base.errors import ConfigError, DataError, OutputError
 from easyeditor.base.files import check_free, check_parent, check_place, read_json, sweep, sweep_for
-from easyeditor.base.locks import lock_of, locked
+from easyeditor.base.locks import check_above, lock_of, locked
 from easyeditor.lm import embedded
 from easyeditor.results.folder import check_run
 from easyeditor.results.journal import KEPT, check_kept
@@ -22,6 +22,8 @@ SHARED = ("stats_dir", "targets_dir", "save_keys_path")
 """Hyper-parameters that name folders in which several commands read and write at a time."""
 WRITTEN = SHARED[1:]
 """Those in which an edit writes files of its own."""
+FOLDERS = ("--model", "--base-model", "model_name", "stats_dir")
+"""What is read as a folder, where it is there."""
 
 
 def _check_replaced(path: Path, ours: Callable[[Any], bool]) -> None:
@@ -101,8 +103,10 @@ class Places:
         """
         with ExitStack() as stack:
             for _, place, kind in self.writes:
-                if kind not in LOCKED_WITHIN:
-                    target = _resolved(place)
+                target = _resolved(place)
+                if kind in LOCKED_WITHIN:
+                    check_above(target)
+                else:
                     stack.enter_context(locked(lock_of(target), str(place)))
                     sweep_for(target)
                     for folder in (place, *place.glob("*/")) if kind == "report" else ():
@@ -123,12 +127,13 @@ def checked(
 
     Raises:
         OutputError: names the two places that touch, or the one that cannot be written or would cost what is there.
+        ConfigError: a model or a statistics folder that is there and is no folder.
     """
     written, read = [], []
     for flag, (name, kind) in args.places.items():
         value = (writes or {}).get(flag, getattr(args, name))
         if not kind:
-            read += [(flag, path) for path in _read(value)]
+            read += [(flag, path) for path in _read(flag, value)]
         elif value is not None:
             written.append((flag, Path(value), kind))
     for flag, value in (reads or {}).items():
@@ -136,7 +141,7 @@ def checked(
         if key in WRITTEN and value:
             written.append((flag, Path(value), "shared"))
         else:
-            read += [(flag, path) for path in _read(value)]
+            read += [(flag, path) for path in _read(flag, value)]
     for number, (flag, place, kind) in enumerate(written):
         others = [(name, path) for name, path in read if not (kind == "shared" and name in SHARED)]
         for other, its in [*others, *((name, path) for name, path, _ in written[number + 1 :])]:
@@ -166,17 +171,21 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _read(value: Any) -> Iterator[Path]:
+def _read(flag: str, value: Any) -> Iterator[Path]:
     """The places behind what a flag or a key names: a file or folder that is there, a YAML without its ending, the file
-    of FILE:NAME, an embedded model's folder."""
+    of FILE:NAME, an embedded model's folder. Raises ConfigError: something else is there than a folder."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _read(item)
+            yield from _read(flag, item)
     elif isinstance(value, (str, Path)) and str(value):
         text = str(value)
         if (known := embedded.find(text)) is not None:
             yield known.folder
-        yield from (Path(one) for one in (text, f"{text}.yaml", text.rpartition(":")[0]) if one and os.path.exists(one))
+        folder = flag.split()[-1] in FOLDERS
+        if folder and known is None and os.path.exists(text) and not os.path.isdir(text):
+            raise ConfigError(f"{text}: is not a folder, and {flag} must name one")
+        names = (text,) if folder else (text, f"{text}.yaml", text.rpartition(":")[0])
+        yield from (Path(one) for one in names if one and os.path.exists(one))
 
 
 def _resolved(place: Path) -> Path:

@@ -58,6 +58,8 @@ def quantised_error(path: str, kind: object) -> ModelError:
 def _check_files(path: str) -> None:
     """Raise ModelError for a file of a model's folder that transformers must not open."""
     folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{path}: is not a folder; a model is a folder, or a name on the hub")
     for file in [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]:
         if file.suffix not in (".safetensors", *TEXTS) or not file.exists():
             continue

@@ -85,10 +85,10 @@ class LocateHyperParams(LayerHyperParams):
     """Dtype of the stored statistics."""
 
     def reads(self) -> dict[str, Any]:
-        texts, model = self.context_templates, str(self.model_name)
-        stats = [Path(self.stats_dir, name) for name in (Path(model).name, model.replace("/", "_"))]
+        texts, model, stats = self.context_templates, str(self.model_name), Path(self.stats_dir)
+        moments = [stats / name for name in (Path(model).name, model.replace("/", "_"))] if stats.is_dir() else stats
         own = {"context_templates": texts if isinstance(texts, str) else None, "mom2_dataset": self.mom2_dataset}
-        return {**super().reads(), **own, "stats_dir": stats, "targets_dir": self.targets_dir}
+        return {**super().reads(), **own, "stats_dir": moments, "targets_dir": self.targets_dir}
 
     def validate(self, where: str) -> None:
         super().validate(where)
