@@ -155,18 +155,18 @@ def test_the_model_is_bit_equal_after_a_run_and_edits_are_measured_once(
     mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {"measured": 0}
-    begun, measured = BaseEditor.__init__, BaseEditor._measure
+    begun, measured = BaseEditor.__init__, BaseEditor.perplexity
 
     def init(self: BaseEditor, hparams: Any, **options: Any) -> None:
         begun(self, hparams, **options)
         seen.update(editor=self, before=states(self.model))
 
-    def measure(self: BaseEditor, *args: Any) -> Any:
+    def measure(self: BaseEditor, **options: Any) -> Any:
         seen["measured"] += 1
-        return measured(self, *args)
+        return measured(self, **options)
 
     monkeypatch.setattr(BaseEditor, "__init__", init)
-    monkeypatch.setattr(BaseEditor, "_measure", measure)
+    monkeypatch.setattr(BaseEditor, "perplexity", measure)
     assert mass("--output", "run").code == 0
     assert same(seen["editor"].model, seen["before"])
     assert seen["measured"] == 1 + 5  # the base once
