@@ -136,7 +136,7 @@ KINDS: dict[str, tuple[int, Callable[[Path, Path], list[Job]]]] = {
     "single": (1, lambda place, root: [mass(place, root, "--together", "3")]),
     "sequential": (1, lambda place, root: [mass(place, root, "--mode", "sequential", "--eval-every", "2")]),
     "batch": (1, lambda place, root: [mass(place, root, "--mode", "batch", "--batch-size", "2", hparams="memit")]),
-    "guard": (1, lambda place, root: [mass(place, root, "--mode", "sequential", "--on-collapse", "c-rome", *LOUD)]),
+    "guard": (1, lambda place, root: [mass(place, root, "--mode", "sequential", "--on-collapse", "remedy", *LOUD)]),
     "statistics": (1, collecting),
     "training": (1, training),
     "several": (1, several),

@@ -271,12 +271,12 @@ def test_a_record_s_edits_are_in_one_batch_where_they_fit(
     tmp_path: Path, counts: tuple[int, ...], size: int, starts: list[int]
 ) -> None:
     assert batched(chains(tmp_path, *counts).grouped(), size) == (starts, [])
-    first_of = batch_of(tmp_path, {"batches": starts}, {"batch_size": size})
+    first_of = batch_of(tmp_path, {"batches": starts})
     steps = places(starts, sum(counts))
     assert [first_of(place) for step in steps for place in step] == [step[0] for step in steps for _ in step]
-    assert [batch_of(tmp_path, {}, {"batch_size": size})(n) for n in range(3)] == [n // size * size for n in range(3)]
+    assert [batch_of(tmp_path, {"batches": None})(n) for n in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match=r"batches in manifest.json is \[\]; it is damaged"):
-        batch_of(tmp_path, {"batches": []}, {"batch_size": size})
+        batch_of(tmp_path, {"batches": []})
 
 
 BAY, OSLO, OTHER = ("Bay", "Italy"), ("Oslo", "Rome"), ("Bay", "Wales")
@@ -419,7 +419,13 @@ def run_of(folder: Path, lines: dict[str, list[dict[str, Any]]], **run: Any) -> 
     config = {"hparams": {"model_name": "tiny", "ppl_sentence_num": 3}, "run": settings(**run).to_dict()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     manifest = {"method": "M", "selected": 4, "data": {"format": "flat", "bad": [], "sha256": "12ab"}}
-    manifest |= {"model_fingerprint": "f", "context_templates": [], "sentences": None, "config_sha256": "34cd"}
+    manifest |= {
+        "model_fingerprint": "f",
+        "context_templates": [],
+        "sentences": None,
+        "config_sha256": "34cd",
+        "together": 8,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     for file, own in lines.items():
         write(folder / file, own)

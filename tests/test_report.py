@@ -185,30 +185,6 @@ def test_only_screened(tmp_path: Path) -> None:
     assert [row[3] for row in rows] == [-0.05, 0.15, 1.5, 8.0, 9.0, -10.0]
 
 
-def without(value: Any, *names: str) -> Any:
-    """JSON without some keys, at any depth."""
-    if isinstance(value, dict):
-        return {key: without(item, *names) for key, item in value.items() if key not in names}
-    return [without(item, *names) for item in value] if isinstance(value, list) else value
-
-
-def test_a_run_of_the_first_version_is_read(tmp_path: Path) -> None:
-    """Its lines lack what was recorded later."""
-    later = ("just_before", "rounding", "ppl_just_before", "times_before", "times_just_before", "loss_names", "notes")
-    later += ("saved_sha256", "locality_just_before_acc", "watched", "delta")
-    lines = sequential_lines(6, every=3, blow_up=4)
-    lines[0]["trace"]["5"]["losses"] = [[6.0, 5.5, 0.3, 0.2]]
-    old, new = (
-        load_run(write_run(tmp_path / name, made)) for name, made in (("old", without(lines, *later)), ("new", lines))
-    )
-    assert tables.retention_table([old]).rows[0][1:] == tables.retention_table([new]).rows[0][1:]
-    for before, after in zip(old.edits, new.edits, strict=True):
-        assert (before.record.denominator, before.left_ppl) == (after.record.denominator, after.left_ppl)
-        assert (before.record.just_before, before.saved_sha256) == (None, None)
-    first = EditLine.from_json(without(lines[0], *later)).record.trace[5]
-    assert dict(zip(first.loss_names, first.losses[0], strict=True))["kl"] == 0.3
-
-
 # Killed and sharded runs
 
 
@@ -267,14 +243,14 @@ def test_the_curve_starts_unedited_and_leaves_out_what_was_taken_back(tmp_path: 
     lines = [
         edit_line(0, ppl=93.0, mode="sequential"),
         edit_line(1, ppl=9000.0, mode="sequential", guard=Guard(action="revert", kept=False)),
-        edit_line(2, ppl=8000.0, mode="sequential", guard=Guard(action="c-rome", kept=True, record=redone)),
+        edit_line(2, ppl=8000.0, mode="sequential", guard=Guard(action="remedy", kept=True, record=redone)),
         edit_line(3, ppl=7000.0, mode="sequential", guard=Guard(action="keep", kept=True)),
         evaluation(5, INF, True),
     ]
     run = load_run(write_run(tmp_path / "run", lines))
     assert curves.curve(run) == ([0, 1, 3, 4, 5], [92.9, 93.0, 94.0, 7000.0, INF])
     said = [edit.guard.words for edit in run.edits if edit.guard is not None]
-    assert said == ["revert: taken back", "c-rome: done again, stands", "keep"]
+    assert said == ["revert: taken back", "remedy: done again, stands", "keep"]
     figure = curves.sequential_figure([run], "s")
     assert figure is not None
     assert "1 edit that the guard took back left out" in figure.caption

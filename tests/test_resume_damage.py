@@ -112,15 +112,6 @@ def test_an_untouched_run_goes_on(name: str, resume: Resume, source: Path, tmp_p
         assert saved.read_bytes() == (tmp_path / saved.relative_to(source)).read_bytes()
 
 
-def test_a_line_of_a_run_begun_before_digests_is_taken(resume: Resume, tmp_path: Path) -> None:
-    journal = tmp_path / "run/results.jsonl"
-    lines: list[dict[str, Any]] = [json.loads(line) for line in journal.read_text().splitlines()]
-    for line in lines:
-        line.pop("saved_sha256", None)
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert resume("run").code == 0
-
-
 @pytest.mark.parametrize("field", ["rephrase_prompt", "locality_prompt"])
 def test_skip_bad_leaves_out_a_request_whose_probe_is_too_long(
     field: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

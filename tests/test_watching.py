@@ -178,7 +178,7 @@ def test_values_are_compared_with_the_anchor_or_the_first_step(tmp_path: Path) -
     assert values_over_anchor(run("ft", [None] * 4)) == {2: None, 4: None}
 
 
-def test_lines_of_earlier_versions_read_as_before() -> None:
+def test_a_line_says_what_is_watched_where_something_is() -> None:
     line = edit(0, mode="sequential")
     raw = json.loads(to_json(line.to_json()))
     assert "watched" not in raw

@@ -80,8 +80,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--skip-bad", **yes, help="leave bad records out instead of refusing the dataset")
     guard = "leave a collapsing edit (default), take it back, take it back and do it again with the method's remedy, "
     guard += "or go back to the last batch that stood and say which (rollback; not in mode single)"
-    allowed = ("keep", "revert", "remedy", "rollback", "c-rome")  # c-rome: the old spelling of remedy
-    p.add_argument("--on-collapse", choices=allowed, metavar="{keep,revert,remedy,rollback}", help=guard)
+    p.add_argument("--on-collapse", choices=("keep", "revert", "remedy", "rollback"), help=guard)
     many = "edits computed together in mode single, or auto (the default): 8 on a CPU, on a GPU what its memory holds"
     p.add_argument("--together", metavar="N", help=many)
     shared = "whether their edited models share forwards (default: auto, not on a CPU)"

@@ -52,7 +52,7 @@ def write_cases(run: Path, folder: Path) -> int:
         DataError: the run holds no such edit. OutputError: the folder holds something, or cannot be written.
     """
     config, manifest = read_json(run / CONFIG), read_json(run / MANIFEST)
-    first_of, size = batch_of(run, manifest, config["run"]), config["run"]["batch_size"]
+    first_of, size = batch_of(run, manifest), config["run"]["batch_size"]
     by_token = manifest["data"]["format"] == "zsre"
     ids = _ids(run)
     groups: dict[int, list[int]] = {}

@@ -109,7 +109,7 @@ def _of_run(folder: Path) -> Source:
             f"{folder}: a run of mode {run.mode}, whose edits were taken back and are not kept; mode sequential or "
             "batch keeps them, and single_case_edit.py --save-edit one"
         )
-    first_of = batch_of(folder, run.manifest, run.settings)
+    first_of = batch_of(folder, run.manifest)
     steps: dict[int, list[EditLine]] = {}
     for line in run.edits:
         steps.setdefault(first_of(line.index), []).append(line)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +18,8 @@ from easyeditor.base.errors import DataError, OutputError
 from easyeditor.base.files import check_place, parse_json, to_json, write_bytes, write_text
 from easyeditor.base.reading import check_file
 
-KEPT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "tune": lambda line: line.get("kind") in ("search", "trial", "check", "held-out") or KEPT["trace"](line),
-    "trace": lambda line: line.get("kind") == "trace" and "case" in line,
-    "protection": lambda line: line.keys() >= {"model", "set", "layer", "case", "way"},
-}
-"""The commands whose `--kept` names a journal, and what their lines are known by."""
+KEPT = ("tune", "trace", "protection")
+"""The commands whose `--kept` names a journal."""
 
 LONGEST_LINE = 1 << 28
 """Bytes of a line: a record has thousands."""
@@ -100,8 +96,7 @@ class Journal:
 
 
 def check_kept(path: Path, of: str) -> None:
-    """Raise OutputError unless `path` can be the `--kept` file of the command `of`: its journal, nothing, or empty.
-    Journals of before the first line said so are known by their lines."""
+    """Raise OutputError unless `path` can be the `--kept` file of the command `of`: its journal, nothing, or empty."""
     check_place(path)
     if not path.exists() or not path.stat().st_size:
         return
@@ -109,7 +104,7 @@ def check_kept(path: Path, of: str) -> None:
         lines = [line for *_, line in _scan(path, None)]
     except DataError as error:
         raise OutputError(f"--kept {error}; name another file") from error
-    if not lines or not all(line == _heading(of) or KEPT[of](line) for line in lines):
+    if lines[:1] != [_heading(of)]:
         raise OutputError(f"--kept {path}: is there and was not written by --kept of {of}; name another file")
 
 

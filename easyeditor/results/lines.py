@@ -130,8 +130,8 @@ class EditLine:
             mode=text(raw["mode"]),
             seconds={part: known(raw["seconds"][part]) for part in (*PARTS, "total")},
             guard=None if raw["guard"] is None else Guard.from_json(raw["guard"], record.request),
-            delta={name: known(norm) for name, norm in raw.get("delta", {}).items()},
-            saved_sha256=raw.get("saved_sha256"),  # null in runs begun before it was recorded
+            delta={name: known(norm) for name, norm in raw["delta"].items()},
+            saved_sha256=raw["saved_sha256"],
             watched=None if raw.get("watched") is None else Watched.from_json(raw["watched"]),
         )
 

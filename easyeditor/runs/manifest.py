@@ -15,7 +15,7 @@ Parse = Callable[[Any], Any]
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest as JSON has it. Raises DataError: not readable, or damaged."""
-    raw = {"together": 8, **read_object(path)}  # earlier versions did not write it, and it was their default
+    raw = dict(read_object(path))
     try:
         for key, parse in PARTS.items():
             parse(raw[key])

@@ -23,7 +23,7 @@ from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine, EvaluationLine, RunLine
 from easyeditor.results.run import CONFIG, MANIFEST, SUMMARY, merge, run_lines
 from easyeditor.runs.manifest import read_manifest
-from easyeditor.runs.planning import Plan, as_before
+from easyeditor.runs.planning import Plan
 from easyeditor.runs.ranks import Rank, wait_for, wait_for_all
 from easyeditor.runs.sequence import DELTAS, run_sequence
 from easyeditor.runs.settings import TYPED, RunSettings
@@ -35,9 +35,6 @@ LOG = logging.getLogger(__name__)
 
 MAY_DIFFER = ("run.skip_bad", "hparams.device")
 """What a resumed run may do differently: where it computes, and whether bad records stop it."""
-
-EARLIER = {"run.together": (8, "auto"), "hparams.batch_tokens": (8192, None)}
-"""Defaults of earlier versions, and what takes their place: a run that was begun with one may go on with the other."""
 
 
 def check_world(settings: RunSettings, rank: Rank, place: str | None) -> None:
@@ -74,9 +71,7 @@ def check_same(folder: Path, now: Plan) -> None:
     differing = [
         f"{key.partition('.')[2]} was {then.get(key)!r}, now {wanted.get(key)!r}"
         for key in sorted(then.keys() | wanted.keys())
-        if then.get(key) != wanted.get(key)
-        and key not in MAY_DIFFER
-        and (then.get(key), wanted.get(key)) != EARLIER.get(key)
+        if then.get(key) != wanted.get(key) and key not in MAY_DIFFER
     ]
     manifest = folder / MANIFEST
     if not differing and manifest.exists():
@@ -85,11 +80,6 @@ def check_same(folder: Path, now: Plan) -> None:
             differing.append(f"{now.settings.data} has other content (sha256 {now.dataset.sha256[:12]}…)")
         elif before["config_sha256"] != _sha256(read_json(folder / CONFIG)):
             differing.append(f"{CONFIG} was changed after the run began")
-        elif "records" not in before and (now.requests, now.starts) != as_before(now.dataset, now.settings):
-            raise ConfigError(
-                f"{folder}: was begun by an earlier version, which chose and batched a record's edits one by one and "
-                "left out whole batches; now records are chosen, so it cannot go on; start a new run"
-            )
         elif before["selected"] != (count := len(now.requests)):
             differing.append(f"{now.settings.data} gave {before['selected']} requests, now {count}")
     if differing:
@@ -245,19 +235,8 @@ def _texts(sentences: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
 
 
 def _brief(line: RunLine, sequence: bool) -> RunLine:
-    """What is needed of a recorded line to go on: little, so that thousands fit.
-
-    Raises:
-        ConfigError: a line of an earlier version, whose `pre` was the model just before the edit.
-    """
-    if not isinstance(line, EditLine):
-        return line
-    if sequence and "just_before" not in line.record.perplexity:
-        raise ConfigError(
-            "this sequence was begun by an earlier version, which measured `pre` just before each edit and not on the "
-            "original model, so its records and new ones would not mean the same; start a new run"
-        )
-    return line.without_details(outputs=sequence)
+    """What is needed of a recorded line to go on: little, so that thousands fit."""
+    return line.without_details(outputs=sequence) if isinstance(line, EditLine) else line
 
 
 def _sha256(config: Mapping[str, Any]) -> str:

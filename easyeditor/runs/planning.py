@@ -108,12 +108,6 @@ def chosen(dataset: Dataset, settings: RunSettings) -> tuple[Dataset, list[Recor
     return replace(dataset, bad=(*dataset.bad, *opposed)), kept, starts
 
 
-def as_before(dataset: Dataset, settings: RunSettings) -> tuple[tuple[EditRequest, ...], list[int]]:
-    """The requests and the places of `chosen` as earlier versions had them, which counted edits and not records."""
-    requests = settings.select(dataset.requests)
-    return tuple(requests), list(range(0, len(requests), settings.batch_size))
-
-
 def batched(records: Sequence[Record], size: int) -> tuple[list[int], list[BadRecord]]:
     """The places where batches of at most `size` requests begin, and the records that contradict an earlier one of
     their batch, which are in none. A record's edits are in one batch where they fit."""
@@ -146,14 +140,11 @@ def places(starts: Sequence[int], count: int) -> list[list[int]]:
     return [list(range(first, end)) for first, end in pairwise([*starts, count])]
 
 
-def batch_of(folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> Callable[[int], int]:
-    """Place in a run -> the first place of its edit, by the run's manifest and settings. Earlier versions recorded no
-    batches: each had `batch_size` requests. Raises DataError: damaged."""
-    starts, size = manifest.get("batches"), settings.get("batch_size", 1)
-    if not isinstance(size, int) or size < 1:
-        raise DataError(f"{folder}: batch_size in config.json is {size!r}; it is damaged")
-    if starts is None:
-        return lambda place: place // size * size
+def batch_of(folder: Path, manifest: Mapping[str, Any]) -> Callable[[int], int]:
+    """Place in a run -> the first place of its edit, by the run's manifest. Raises DataError: damaged."""
+    starts = manifest.get("batches")
+    if starts is None:  # not mode batch
+        return lambda place: place
     if not starts or not isinstance(starts, list) or not all(isinstance(n, int) for n in starts) or starts[0] != 0:
         raise DataError(f"{folder}: batches in manifest.json is {starts!r:.80}; it is damaged")
     return lambda place: int(starts[bisect_right(starts, place) - 1])

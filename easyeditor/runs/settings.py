@@ -71,8 +71,6 @@ class RunSettings:
         for key in values:
             if key not in types:
                 raise ConfigError(f"{where}: {unknown_key(key, types, RunSettings)}")
-        if values.get("on_collapse") == "c-rome":  # what `remedy` was called when only ROME had one
-            values = {**values, "on_collapse": "remedy"}
         if "data" not in values:
             raise ConfigError(f"{where}: key 'data' is missing")
         settings = RunSettings(**{key: coerce(value, types[key], key) for key, value in values.items()})

@@ -179,7 +179,7 @@ def _outcome(progress: Progress, label: str) -> Outcome:
         return Outcome(progress=progress, run=None, values={}, quality=None, seconds=None, memory_gb=None)
     found = values_of(run)
     values = {name: mean_of(numbers) for name, numbers in found.items()} | {"S": score_of(found)}
-    first_of = batch_of(cell.folder, run.manifest, run.settings)
+    first_of = batch_of(cell.folder, run.manifest)
     steps = {first_of(edit.index): edit.seconds["edit"] for edit in run.edits}
     return Outcome(
         progress=progress,

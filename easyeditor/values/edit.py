@@ -222,7 +222,7 @@ class EditResult:
                 _checked_delta(d["name"], {key: tensors[f"{i}.{key}"] for key in d["tensors"]}, str(folder))
                 for i, d in enumerate(raw["deltas"])
             )
-            memory = {name: tensors[f"memory.{name}"] for name in raw.get("memory", ())}
+            memory = {name: tensors[f"memory.{name}"] for name in raw["memory"]}
             if wrong := [name for name, value in memory.items() if not _is_finite(value)]:
                 raise ValueError(f"memory {wrong[0]!r} holds NaN or infinity")
             return EditResult(
@@ -272,7 +272,7 @@ def _is_finite(value: Tensor) -> bool:
 def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
     """Raise ValueError unless edit.json has the types that `save` writes, and a place for every tensor."""
     kinds: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(("deltas", "requests", "trace", "contexts"), list),
+        **dict.fromkeys(("deltas", "requests", "trace", "contexts", "memory"), list),
         **{"method": str, "seconds": (int, float), "model_fingerprint": (str, type(None)), "hparams": dict},
     }
     for key, kind in kinds.items():
@@ -282,9 +282,8 @@ def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
         raise ValueError("it changes no weight (no deltas)")
     if not raw["requests"]:
         raise ValueError("it is of no request")
-    memory = raw.get("memory", [])
-    if not all(isinstance(text, str) for text in raw["contexts"]) or not isinstance(memory, list):
-        raise ValueError("contexts or memory are not lists of texts")
+    if not all(isinstance(text, str) for text in raw["contexts"]):
+        raise ValueError("contexts are not texts")
     placed = {f"{i}.{key}" for i, delta in enumerate(raw["deltas"]) for key in delta["tensors"]}
-    if surplus := tensors - placed - {f"memory.{name}" for name in memory}:
+    if surplus := tensors - placed - {f"memory.{name}" for name in raw["memory"]}:
         raise ValueError(f"tensor {min(surplus)!r} belongs to no delta")

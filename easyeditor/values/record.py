@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any
 
 from easyeditor.values.collapse import Collapse
 from easyeditor.values.plain import Flat, Value, integer, known, mean, number, numbers, perplexity, text
@@ -54,11 +54,6 @@ class LayerNumbers(Flat):
     def own(cls) -> tuple[Field[Any], ...]:
         """The numbers, whatever a subclass holds beside them."""
         return fields(LayerNumbers)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`; records written before losses had names are read as they were meant."""
-        return super().from_json({"loss_names": ("total", "nll", "kl", "weight_decay"), **raw})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +253,7 @@ class EditRecord:
         """Inverse of `to_json`; `request` where the record was written without. Raises KeyError, TypeError,
         ValueError, AttributeError for what is no such record."""
         collapse = None if raw["collapse"] is None else Collapse.from_json(raw["collapse"])
-        measured, before = collapse is not None, raw.get("just_before")
+        measured, before = collapse is not None, raw["just_before"]
         return EditRecord(
             request=_request(raw["requested_rewrite"]) if request is None else request,
             time=known(raw["time"]),
@@ -276,8 +271,7 @@ class EditRecord:
             test_prefix=None if raw["test_prefix"] is None else text(raw["test_prefix"]),
             remedy=None if raw["remedy"] is None else text(raw["remedy"]),
             rounding={
-                name: {key: known(value) for key, value in part.items()}
-                for name, part in raw.get("rounding", {}).items()  # older records have none
+                name: {key: known(value) for key, value in part.items()} for name, part in raw["rounding"].items()
             },
             metrics={
                 when: {name: Value.from_json(value) for name, value in row.items()}

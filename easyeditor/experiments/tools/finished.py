@@ -46,7 +46,7 @@ class Finished:
             ) from error
         if not run.edits:
             raise DataError(f"{folder}: the run recorded no edit")
-        return cls(run, hparams.override(overrides), batch_of(folder, run.manifest, run.settings))
+        return cls(run, hparams.override(overrides), batch_of(folder, run.manifest))
 
     def updates(self, editor: Editor, limit: int) -> Iterator[tuple[EditLine, Sequence[WeightDelta]]]:
         """Each edit with the updates in the model when it was measured: its own, and in a sequence all up to it.
