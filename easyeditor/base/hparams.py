@@ -18,6 +18,7 @@ from easyeditor.base.reading import read_text
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+T = TypeVar("T")
 H = TypeVar("H", bound="HyperParams")
 LARGEST_FLOAT = 1e30  # float32 holds it, and its products with what a model has
 MAX_SEED = 2**62  # draws are numbered from the seed on, and generators take 63 bits
@@ -90,20 +91,7 @@ class HyperParams:
     def from_dict(cls: type[H], values: Mapping[str, Any], where: str = "hparams") -> H:
         """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a
         list)."""
-        known = field_types(cls)
-        problems = [unknown_key(str(key), known, cls) for key in values if key not in known]
-        missing = [f.name for f in dataclasses.fields(cls) if _is_required(f) and f.name not in values]
-        problems += [f"key {name!r} is missing; {cls.__name__} needs it: --set {name}=…" for name in missing]
-        typed: dict[str, Any] = {}
-        for key, value in values.items():
-            if key in known:
-                try:
-                    typed[key] = coerce(value, known[key], key)
-                except ConfigError as error:
-                    problems.append(str(error))
-        if problems:
-            raise ConfigError(f"{where}: " + "; ".join(problems))
-        hparams = cls(**typed)
+        hparams = typed(cls, values, where)
         hparams.validate(where)
         return hparams
 
@@ -217,6 +205,29 @@ def field_types(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
+def typed(cls: type[T], values: Any, where: str) -> T:
+    """A dataclass from a mapping, every value brought to its field's declared type. Raises ConfigError, which names all
+    that is wrong."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected `key: value` lines, found {values!r:.60}")
+    known = field_types(cls)
+    problems = [unknown_key(str(key), known, cls) for key in values if key not in known]
+    how = ": --set {}=…" if issubclass(cls, HyperParams) else ""
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            problems.append(f"key {f.name!r} is missing; {cls.__name__} needs it{how.format(f.name)}")
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in known:
+            try:
+                made[key] = coerce(value, known[key], key)
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    return cls(**made)
+
+
 def coerce(value: Any, declared: Any, key: str) -> Any:
     """Bring a YAML value to its declared type. Raises ConfigError naming the key, the value and what is allowed."""
     try:
@@ -281,10 +292,6 @@ def _holds_bool(value: Any) -> bool:
 
 def _allows_bool(declared: Any) -> bool:
     return declared is bool or any(_allows_bool(option) for option in getattr(declared, "__args__", ()))
-
-
-def _is_required(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _one_line(error: BaseException) -> str:

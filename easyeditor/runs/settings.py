@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from easyeditor.base.errors import ConfigError
-from easyeditor.base.hparams import check_seed_size, coerce, field_types, require, unknown_key
+from easyeditor.base.hparams import check_seed_size, require, typed
 from easyeditor.values.collapse import SMALL_DENOMINATOR
 
 T = TypeVar("T")
@@ -67,13 +67,7 @@ class RunSettings:
     @staticmethod
     def from_dict(values: Mapping[str, Any], where: str) -> RunSettings:
         """Checked settings from plain values. Raises ConfigError."""
-        types = field_types(RunSettings)
-        for key in values:
-            if key not in types:
-                raise ConfigError(f"{where}: {unknown_key(key, types, RunSettings)}")
-        if "data" not in values:
-            raise ConfigError(f"{where}: key 'data' is missing")
-        settings = RunSettings(**{key: coerce(value, types[key], key) for key, value in values.items()})
+        settings = typed(RunSettings, values, where)
         settings.validate(where)
         return settings
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from easyeditor.base.errors import ConfigError, DataError, StatsError
 from easyeditor.base.files import read_json, whole_file, write_json
-from easyeditor.base.hparams import coerce, field_types
+from easyeditor.base.hparams import typed
 from easyeditor.base.reading import check_file, memory
 from easyeditor.lm.weights import alike
 from easyeditor.stats.factored import Factored, plus_identity
@@ -152,9 +152,8 @@ def read_manifest(path: Path) -> Manifest | None:
     if not where.exists():
         return None
     try:
-        raw, types = read_json(where), field_types(Manifest)
-        manifest = Manifest(**{key: coerce(value, types[key], key) for key, value in raw.items()})
-    except (DataError, ConfigError, KeyError, AttributeError, TypeError) as error:
+        manifest = typed(Manifest, read_json(where), "its keys")
+    except (DataError, ConfigError) as error:
         raise StatsError(f"{where}: not a readable manifest ({error}); delete it with its .npz") from error
     if manifest.format != FORMAT:
         raise StatsError(f"{where}: manifest of format {manifest.format}; this version reads {FORMAT}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from easyeditor.base.errors import ConfigError
-from easyeditor.base.hparams import check_seed_size, coerce, field_types, unknown_key
+from easyeditor.base.hparams import check_seed_size, typed
 from easyeditor.base.plain_yaml import read_yaml, yaml_path
 from easyeditor.runs.settings import RunSettings
 
-T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -108,24 +105,6 @@ def read_plan(path: Path) -> Survey:
         if (item.group, item.method) not in known:
             raise ConfigError(f"{where}: expected names {item.method!r} in group {item.group!r}, which the plan lacks")
     return Survey(plan=top, groups=groups, expected=expected)
-
-
-def typed(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from plain values, every one brought to its declared type. Raises ConfigError."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected `key: value` lines, found {values!r:.60}")
-    types = field_types(cls)
-    for key in values:
-        if key not in types:
-            raise ConfigError(f"{where}: {unknown_key(str(key), types, cls)}")
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if needed and f.name not in values:
-            raise ConfigError(f"{where}: key {f.name!r} is missing; {cls.__name__} needs it")
-    try:
-        return cls(**{key: coerce(value, types[key], key) for key, value in values.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def _check_group(group: Group, where: str) -> None:
