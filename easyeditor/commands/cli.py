@@ -1,4 +1,4 @@
-"""What the entry scripts share: logging, errors as one line with exit code 2, quiet libraries."""
+"""What the entry scripts share: flags, logging, errors as one line with exit code 2, quiet libraries."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from easyeditor.base.errors import ConfigError, EasyEditorError, OutputError, out_of_memory
 from easyeditor.base.files import check_encodable
+from easyeditor.base.hparams import HyperParams, overrides
+from easyeditor.base.paths import SHIPPED
 from easyeditor.base.process import Terminated, heard, lost, shown, stoppable, streams
 
 if TYPE_CHECKING:
-    from easyeditor.base.hparams import HyperParams
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from easyeditor.values.edit import EditResult
 
 LOG = logging.getLogger(__name__)
 
@@ -27,7 +31,10 @@ EXIT_ERROR = 2
 EXIT_COLLAPSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-METRICS_HELP = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
+DEFAULT_HPARAMS = SHIPPED / "hparams" / "ROME" / "smollm2-135m.yaml"
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+SETTINGS: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+"""Of a flag `--set`."""
 
 
 class Listed(argparse.Action):
@@ -63,6 +70,53 @@ class Parser(argparse.ArgumentParser):
 def parser(doc: str) -> Parser:
     """A parser whose help is the script's docstring: the run book."""
     return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def edit_flags(p: argparse.ArgumentParser, printed: str, checked: str, where: str = "") -> None:
+    """The flags of commands that edit by a YAML; `printed` by --json, `checked` by --dry-run, `where` --device
+    otherwise means."""
+    p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS})")
+    p.add_argument("--set", **SETTINGS, help="override hyper-parameters, typed like the YAML")
+    measured = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
+    p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help=measured)
+    p.add_argument("--device", help=f"GPU number, cpu, cuda:1 … (default: the YAML's{where})")
+    p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
+    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
+    p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
+    p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when an edit collapsed the model")
+    p.add_argument("--json", action="store_true", help=f"print the {printed} as JSON on stdout and nothing else there")
+    p.add_argument("--dry-run", action="store_true", help=f"check flags, YAML and {checked}, print them, load no model")
+
+
+def hparams_of(args: argparse.Namespace, begun: HyperParams | None = None) -> HyperParams:
+    """Those of the YAML, without --hparams those of the run that was `begun`, with the flags over them."""
+    from easyeditor.methods.registry import load_hparams
+
+    flags = overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
+    if begun is not None and args.hparams is None:
+        return begun.override(flags)
+    return load_hparams(args.hparams or str(DEFAULT_HPARAMS), flags)
+
+
+def measuring_flags(p: argparse.ArgumentParser) -> None:
+    """The flags of commands that measure a model, with a saved edit or without."""
+    p.add_argument("--model", default="smollm2-135m", help="folder, hub name, or smollm2-135m (default: %(default)s)")
+    p.add_argument("--edit", metavar="DIR", help="saved edit to apply to --model (single_case_edit.py --save-edit)")
+    p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
+    p.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
+    p.add_argument("--json", action="store_true", help="print everything as JSON on stdout and nothing else there")
+    p.add_argument("--output", metavar="FILE.json", help="also write it there")
+
+
+def model_of(args: argparse.Namespace, edit: EditResult | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """--model, loaded; a warning where `edit` was computed on other weights."""
+    from easyeditor.lm.loading import load
+    from easyeditor.lm.weights import fingerprint
+
+    model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
+    if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
+        LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
+    return model, tok
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import parse_json, to_json, write_json
 from easyeditor.base.hparams import coerce
-from easyeditor.base.places import declare
-from easyeditor.commands.cli import Listed, parser, quiet_transformers, run
+from easyeditor.base.places import at_least_one, declare
+from easyeditor.commands.cli import Listed, measuring_flags, model_of, parser, quiet_transformers, run
 from easyeditor.results.shown import shown_share
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ LOG = logging.getLogger("easyeditor.evaluate")
 def arguments() -> argparse.Namespace:
     """The flags."""
     p = parser(__doc__ or "")
-    p.add_argument("--model", default="smollm2-135m", help="folder, hub name, or smollm2-135m (default: %(default)s)")
-    p.add_argument("--edit", metavar="DIR", help="saved edit to apply to --model; the model is measured before it too")
+    measuring_flags(p)
     p.add_argument("--base-model", metavar="NAME", help="the unedited model of an edited --model: measured as `before`")
     p.add_argument("--data", metavar="FILE", help="records of any format, JSON or JSONL (default: the edit's requests)")
     p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help="names or groups (default: easyedit)")
@@ -57,17 +56,10 @@ def arguments() -> argparse.Namespace:
     spaces, own = ("auto", "always", "never"), "what --edit was made with, else auto"
     p.add_argument("--target-space", choices=spaces, help=f"is a space put before an answer? (default: {own})")
     p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
-    p.add_argument("--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU without a GPU)")
-    p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
-    p.add_argument("--json", action="store_true", help="print everything as JSON on stdout and nothing else there")
-    p.add_argument("--output", metavar="FILE.json", help="also write it there")
     p.add_argument("--list", action="store_true", help="print the metrics and exit")
     declare(p, "model", "edit", "base_model", "data", output="record")
     args = p.parse_args()
-    for flag in ("limit", "max_new_tokens", "batch_tokens"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; allowed: 1 or more")
+    at_least_one(args, "limit", "max_new_tokens", "batch_tokens")
     if args.edit is not None and args.base_model is not None:
         p.error("--edit and --base-model were both given; with --edit the model itself is the unedited one")
     if args.edit is None and args.data is None and not args.list:
@@ -158,7 +150,7 @@ def _measure(
     from easyeditor.base.progress import progress_bar
     from easyeditor.evaluate.registry import evaluate
     from easyeditor.lm.loading import load
-    from easyeditor.lm.weights import applied, fingerprint
+    from easyeditor.lm.weights import applied
 
     before = None
     if args.base_model is not None:
@@ -167,10 +159,8 @@ def _measure(
             before = evaluate(model, tok, requests, names, settings=settings, progress=bar)
         del model, tok
         gc.collect()  # the memory is for the edited model
-    model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
+    model, tok = model_of(args, edit)
     if edit is not None:
-        if edit.model_fingerprint not in (None, fingerprint(model)):
-            LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
         with applied(model, edit.deltas):
             pass  # an edit of another model is refused before anything is measured
         with progress_bar("before", True) as bar:

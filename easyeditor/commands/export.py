@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING
 
 from easyeditor.base.errors import ConfigError, DataError
 from easyeditor.base.places import declare
-from easyeditor.commands.cli import parser, quiet_transformers, run
+from easyeditor.commands.cli import DTYPES, parser, quiet_transformers, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from easyeditor.export.sources import Source
-
-DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
 
 def arguments() -> argparse.Namespace:

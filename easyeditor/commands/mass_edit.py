@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING, Any
 
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import to_json, write_json
-from easyeditor.base.hparams import HyperParams, overrides
-from easyeditor.base.paths import SHIPPED
+from easyeditor.base.hparams import HyperParams
 from easyeditor.base.places import declare
 from easyeditor.base.process import terminal
 from easyeditor.commands.cli import (
+    DEFAULT_HPARAMS,
     EXIT_COLLAPSED,
-    METRICS_HELP,
-    Listed,
+    edit_flags,
+    hparams_of,
     memory,
     parser,
     quiet_transformers,
@@ -54,7 +54,6 @@ from easyeditor.values.collapse import SMALL_DENOMINATOR
 if TYPE_CHECKING:
     from easyeditor.commands.outputs import Places
 
-DEFAULT_HPARAMS = SHIPPED / "hparams" / "ROME" / "smollm2-135m.yaml"
 FLAGS = (  # flags that are run settings of the same name
     *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "sample", "start", "limit", "shuffle", "seed"),
     *("skip_bad", "screen", "screen_threshold", "on_collapse", "together", "measure", "metrics"),
@@ -65,8 +64,7 @@ def arguments() -> argparse.Namespace:
     p = parser(__doc__ or "")
     yes: dict[str, Any] = {"action": "store_true", "default": None}
     n: dict[str, Any] = {"type": int, "metavar": "N"}
-    p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS})")
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the YAML")
+    edit_flags(p, printed="summary", checked="data", where="; under torchrun the local rank")
     p.add_argument("--data", metavar="FILE", help="a file, a folder, or Hugging Face NAME[:SPLIT or FILE.json]")
     p.add_argument("--mode", choices=("single", "sequential", "batch"), help="default: single")
     p.add_argument("--batch-size", **n, help="requests in one edit (mode batch)")
@@ -85,21 +83,13 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--together", metavar="N", help=many)
     shared = "whether their edited models share forwards (default: auto, not on a CPU)"
     p.add_argument("--measure", choices=("auto", "together", "alone"), help=shared)
-    p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help=METRICS_HELP)
     p.add_argument("--screen", **yes, help="compute denominators only, rank them, predict collapse")
     threshold = f"|denominator| below which a collapse is predicted (default: {SMALL_DENOMINATOR:g})"
     p.add_argument("--screen-threshold", type=float, metavar="X", help=threshold)
     p.add_argument("--collect-collapsed", metavar="FILE", help="write the collapsing requests as a dataset")
     p.add_argument("--case-files", metavar="DIR", help="also write the layout of ROME's and MEMIT's summarize.py")
     p.add_argument("--union", nargs="+", metavar="FILE", help="only merge collected files into --collect-collapsed")
-    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
-    p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
-    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
-    p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
     p.add_argument("--resume", metavar="RUN", help="go on with a run folder; other flags, if given, must say the same")
-    p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when an edit collapsed the model")
-    p.add_argument("--json", action="store_true", help="print the summary as JSON on stdout and nothing else there")
-    p.add_argument("--dry-run", action="store_true", help="check flags, YAML and data, print them, load no model")
     declare(p, "hparams", "data", "sample", "union", collect_collapsed="requests", case_files="new folder")
     declare(p, output="run", resume="run that goes on")
     args = p.parse_args()
@@ -114,7 +104,6 @@ def arguments() -> argparse.Namespace:
 
 def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettings]:
     """Hyper-parameters and settings: the run's that is resumed, or the defaults, with the flags over them."""
-    from easyeditor.methods.registry import load_hparams
     from easyeditor.runs.mass import stored
 
     given = {key: value for key in FLAGS if (value := getattr(args, key)) is not None}
@@ -122,14 +111,11 @@ def wanted(args: argparse.Namespace, rank: Rank) -> tuple[HyperParams, RunSettin
         from easyeditor.export.cases import METRICS
 
         given["metrics"] = list(dict.fromkeys([*(args.metrics or []), *METRICS]))
-    flags = overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
+    begun = None
     if args.resume is not None:
-        hparams, settings = stored(Path(args.resume))
+        begun, settings = stored(Path(args.resume))
         given = {**settings.to_dict(), **given}
-        hparams = hparams.override(flags) if args.hparams is None else load_hparams(args.hparams, flags)
-    else:
-        hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS), flags)
-    hparams = placed(hparams, rank, flag=args.device is not None)
+    hparams = placed(hparams_of(args, begun), rank, flag=args.device is not None)
     hparams.check_files()
     return hparams, RunSettings.from_dict(given, "flags")
 

@@ -18,10 +18,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import to_json, write_json
-from easyeditor.base.places import declare
-from easyeditor.commands.cli import parser, quiet_transformers, run
+from easyeditor.base.places import at_least_one, declare
+from easyeditor.commands.cli import measuring_flags, model_of, parser, quiet_transformers, run
 
 if TYPE_CHECKING:
     from easyeditor.dataset.sentences import Sentences
@@ -31,8 +30,7 @@ LOG = logging.getLogger("ppl")
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__ or "")
-    p.add_argument("--model", default="smollm2-135m", help="folder, hub name, or smollm2-135m (default: %(default)s)")
-    p.add_argument("--edit", metavar="DIR", help="saved edit to apply first")
+    measuring_flags(p)
     p.add_argument("--sentences", type=int, choices=(50, 1000, 10000), help="size of the sentence set (default: 50)")
     p.add_argument(
         "--data", metavar="FILE", help='JSON list of {"Text": …} or of texts, or a text file, one sentence a line'
@@ -40,10 +38,6 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--batch-size", type=int, help="sentences in one padded forward (default: batched by tokens, faster)"
     )
-    p.add_argument(
-        "--device", default="0", help="GPU number, cpu, cuda:1 … (default: %(default)s; CPU where there is no GPU)"
-    )
-    p.add_argument("--dtype", default="float32", choices=("auto", "float32", "float16", "bfloat16", "float64"))
     p.add_argument(
         "--ppl-bos",
         default="papers",
@@ -59,14 +53,11 @@ def arguments() -> argparse.Namespace:
         help="measure a text longer than the model's positions in windows, each STRIDE tokens further on",
     )
     longer.add_argument("--skip-long", action="store_true", help="leave such texts out")
-    p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout and nothing else there")
-    p.add_argument("--output", metavar="FILE.json", help="also write them there")
     declare(p, "model", "edit", "data", output="record")
     args = p.parse_args()
     if args.data is not None and args.sentences is not None:
         p.error("--data and --sentences were both given; use one")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ConfigError(f"--batch-size is {args.batch_size}; allowed: 1 or more")
+    at_least_one(args, "batch_size")
     return args
 
 
@@ -95,16 +86,13 @@ def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
     from easyeditor.evaluate.perplexity import PerplexityProbe, begins_with_bos
     from easyeditor.evaluate.windows import too_long
     from easyeditor.lm.architectures import max_positions
-    from easyeditor.lm.loading import load
     from easyeditor.lm.precision import products
-    from easyeditor.lm.weights import applied, fingerprint
+    from easyeditor.lm.weights import applied
     from easyeditor.values.edit import EditResult
 
     quiet_transformers()
     edit = EditResult.load(args.edit) if args.edit is not None else None
-    model, tok = load(args.model, device=args.device, dtype=args.dtype, quantised=edit is None)
-    if edit is not None and edit.model_fingerprint not in (None, fingerprint(model)):
-        LOG.warning("%s was computed on other weights than %s's; applying it all the same", args.edit, args.model)
+    model, tok = model_of(args, edit)
     bos = begins_with_bos(tok, args.ppl_bos)
     long = set(too_long(tok, sentences.texts, bos, max_positions(model)) if args.skip_long else ())
     numbers = [n for n in range(1, len(sentences.texts) + 1) if n not in long]

@@ -24,7 +24,7 @@ from easyeditor.base.files import to_json, write_json
 from easyeditor.base.hparams import overrides
 from easyeditor.base.paths import SHIPPED
 from easyeditor.base.places import declare
-from easyeditor.commands.cli import memory, parser, quiet_transformers, resumable, run
+from easyeditor.commands.cli import SETTINGS, memory, parser, quiet_transformers, resumable, run
 
 DEFAULT_HPARAMS = SHIPPED / "hparams" / "TRAINING" / "MEND" / "smollm2-135m.yaml"
 FACTS = SHIPPED / "data" / "facts.json"
@@ -46,9 +46,7 @@ def arguments() -> argparse.Namespace:
         help="train on no text that the validation requests, the test split of data/facts.json (where that is trained "
         "on) or these files' requests hold",
     )
-    p.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override hyper-parameters"
-    )
+    p.add_argument("--set", **SETTINGS, help="override hyper-parameters")
     p.add_argument("--max-iters", type=int, help="training steps (default: the YAML's)")
     p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's; under torchrun the local rank)")
     p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")

@@ -21,11 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import to_json, write_json
-from easyeditor.base.hparams import HyperParams, overrides
+from easyeditor.base.hparams import HyperParams
 from easyeditor.base.paths import SHIPPED
 from easyeditor.base.places import declare
 from easyeditor.base.process import terminal
-from easyeditor.commands.cli import EXIT_COLLAPSED, METRICS_HELP, Listed, memory, parser, quiet_transformers, run
+from easyeditor.commands.cli import (
+    DEFAULT_HPARAMS,
+    EXIT_COLLAPSED,
+    edit_flags,
+    hparams_of,
+    memory,
+    parser,
+    quiet_transformers,
+    run,
+)
 from easyeditor.values.edit import EditRequest
 
 if TYPE_CHECKING:
@@ -33,15 +42,13 @@ if TYPE_CHECKING:
     from easyeditor.editing.editor import Editor
     from easyeditor.evaluate.examined import Examined
 
-DEFAULT_HPARAMS = SHIPPED / "hparams" / "ROME" / "smollm2-135m.yaml"
 DEFAULT_REQUEST = SHIPPED / "data" / "requests" / "bay.json"
 
 
 def arguments() -> argparse.Namespace:
     p = parser(__doc__ or "")
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS})")
-    p.add_argument("--set", **many, metavar="KEY=VALUE", help="override hyper-parameters, typed like the YAML")
+    edit_flags(p, printed="record", checked="request")
     p.add_argument(
         "--request", metavar="FILE.json", help="file with one dataset record (default: data/requests/bay.json)"
     )
@@ -52,20 +59,12 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rephrase-prompt", **many, help="paraphrases that should give the new answer too")
     p.add_argument("--locality-prompt", **many, help="unrelated prompts whose answers should stay")
     p.add_argument("--locality-ground-truth", **many, help="one answer for each locality prompt")
-    p.add_argument("--metrics", nargs="+", action=Listed, default=[], metavar="NAME", help=METRICS_HELP)
-    p.add_argument("--device", help="GPU number, cpu, cuda:1 … (default: the YAML's)")
-    p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
-    p.add_argument("--matmul", choices=("exact", "tf32"), help="float32 products on a GPU (default: the YAML's)")
     p.add_argument("--save-edit", metavar="DIR", help="save the edit: safetensors + JSON; ppl.py --edit DIR applies it")
     p.add_argument("--save-model", metavar="DIR", help="save the edited model as a Hugging Face checkpoint")
     p.add_argument("--save-adapter", metavar="DIR", help="save the edit as a LoRA adapter that `peft` loads")
     p.add_argument("--adapter-rank", type=int, metavar="N", help="cut a dense change to rank N for --save-adapter")
-    p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
     p.add_argument("--interactive", action="store_true", help="type requests one after another, see and judge each")
     p.add_argument("--resume", metavar="RUN", help="with --interactive: go on with an earlier session's run folder")
-    p.add_argument("--fail-on-collapse", action="store_true", help="exit with 3 when the edit collapsed the model")
-    p.add_argument("--json", action="store_true", help="print the record as JSON on stdout and nothing else there")
-    p.add_argument("--dry-run", action="store_true", help="check flags, YAML and request, print them, load no model")
     declare(p, "hparams", "request", output="run", resume="run that goes on")
     declare(p, **dict.fromkeys(("save_edit", "save_model", "save_adapter"), "new folder"))
     return p.parse_args()
@@ -106,20 +105,11 @@ def request_of(args: argparse.Namespace, needs_subject: bool) -> EditRequest:
     )
 
 
-def hparams_of(args: argparse.Namespace) -> HyperParams:
-    """The YAML with --set, --device and --dtype applied."""
-    from easyeditor.methods.registry import load_hparams
-
-    flags = overrides(args.set, device=args.device, dtype=args.dtype, matmul=args.matmul)
-    hparams = load_hparams(args.hparams or str(DEFAULT_HPARAMS), flags)
-    hparams.check_files()
-    return hparams
-
-
 def places_of(args: argparse.Namespace, hparams: HyperParams) -> Places:
     """What is read and written, checked before anything is computed, with what else needs no model to be refused."""
     from easyeditor.commands.outputs import checked
 
+    hparams.check_files()
     if args.adapter_rank is not None:
         from easyeditor.export.adapter import check_rank
 
@@ -168,18 +158,16 @@ def interactive(args: argparse.Namespace) -> int:
         if getattr(args, name) not in (None, [], False):
             what = "--resume, whose run has its own" if name in new else "--interactive; type :help there"
             raise ConfigError(f"--{name.replace('_', '-')} does not go with {what}")
-    resume = None
-    if args.resume is None:
-        hparams = hparams_of(args)
-    else:
+    begun = resume = None
+    if args.resume is not None:
         from easyeditor.runs.mass import stored
         from easyeditor.runs.settings import TYPED
 
-        hparams, settings = stored(Path(args.resume))
+        begun, settings = stored(Path(args.resume))
         if settings.data != TYPED:
             raise ConfigError(f"{args.resume}: not a session of --interactive; go on with mass_edit.py --resume")
-        hparams, resume = hparams.override(overrides([], device=args.device)), (Path(args.resume), settings)
-        hparams.check_files()
+        resume = Path(args.resume), settings
+    hparams = hparams_of(args, begun)
     places_of(args, hparams)
     if args.dry_run:
         print(to_json({"hparams": hparams.to_dict(), "memory": memory(hparams)}, indent=1))
@@ -188,7 +176,7 @@ def interactive(args: argparse.Namespace) -> int:
     from easyeditor.commands.interactive import talk
 
     quiet_transformers()
-    return talk(hparams, args.metrics, output=args.output, resume=resume)
+    return talk(hparams, args.metrics or [], output=args.output, resume=resume)
 
 
 def main() -> int:
@@ -214,7 +202,7 @@ def main() -> int:
 
     quiet_transformers()
     with places.held(), run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
-        editor = BaseEditor(hparams, metrics=args.metrics)
+        editor = BaseEditor(hparams, metrics=args.metrics or [])
         examined = editor.examine(request, verbose=True)
         manifest = {
             "seed": hparams.seed,

@@ -29,7 +29,7 @@ from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.base.files import LARGEST, to_json
 from easyeditor.base.locks import locked
 from easyeditor.base.places import declare
-from easyeditor.commands.cli import parser, quiet_transformers, resumable, run
+from easyeditor.commands.cli import SETTINGS, parser, quiet_transformers, resumable, run
 from easyeditor.commands.outputs import checked
 from easyeditor.methods.registry import load_hparams
 from easyeditor.runs.ranks import own_device, process_group, rank_of
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--tokens-per-dim", type=int, help="fast mode: stop at this many tokens per key dimension")
     p.add_argument("--dtype", choices=("float32", "float64"), help="dtype of the stored sums (default: float32)")
     p.add_argument("--sums", choices=("float32", "float64"), default="float32", help="precision of the products")
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="over the YAML's keys")
+    p.add_argument("--set", **SETTINGS, help="over the YAML's keys")
     p.add_argument("--output", help="statistics folder (default: the YAML's stats_dir, else data/stats)")
     p.add_argument("--device", default=None, help="GPU number, cpu, cuda:1 ... (default: 0, or torchrun's local rank)")
     pace = p.add_mutually_exclusive_group()

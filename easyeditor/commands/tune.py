@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyeditor.base.errors import ConfigError
-from easyeditor.base.places import declare
+from easyeditor.base.places import at_least_one, declare
 from easyeditor.base.process import terminal
-from easyeditor.commands.cli import parser, quiet_transformers, resumable, run
+from easyeditor.commands.cli import SETTINGS, parser, quiet_transformers, resumable, run
 
 if TYPE_CHECKING:
     from easyeditor.tune.running import Plan
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--start", metavar="YAML", help="what is not searched for (default: the model's or the embedded model's)"
     )
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the start")
+    p.add_argument("--set", **SETTINGS, help="override the start")
     p.add_argument("--data", metavar="FILE", help="requests with paraphrases and neighbours (default: ours)")
     p.add_argument("--skip-bad", action="store_true", help="leave bad records out instead of refusing the file")
     p.add_argument("--edits", type=int, default=8, help="facts in each trial, and in the check (default: %(default)s)")
@@ -68,9 +68,7 @@ def arguments() -> argparse.Namespace:
     args = p.parse_args()
     if not (math.isfinite(args.minutes) and args.minutes > 0):
         raise ConfigError(f"--minutes is {args.minutes:g}; allowed: a number above 0")
-    for flag in ("edits", "held_out", "facts", "candidates", "sentences"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    at_least_one(args, "edits", "held_out", "facts", "candidates", "sentences")
     if not args.ppl_ratio >= 1:
         raise ConfigError(f"--ppl-ratio is {args.ppl_ratio:g}; allowed: 1 or more")
     told = {name: value for name, value in vars(args).items() if name not in UNTOLD and value != p.get_default(name)}

@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from easyeditor.base.errors import ConfigError
-from easyeditor.base.places import declare
+from easyeditor.base.places import at_least_one, declare
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.editing.editor import Editor
 from easyeditor.experiments.tools.finished import Finished
-from easyeditor.experiments.tools.lab import at_least_one, group
+from easyeditor.experiments.tools.lab import group
 from easyeditor.experiments.tools.projection import separation
 from easyeditor.lm.spectrum import leading, overlap
 from easyeditor.values.collapse import SMALL_DENOMINATOR

@@ -23,12 +23,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from easyeditor.base.places import at_least_one
 from easyeditor.base.progress import steps
 from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
 from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installed
-from easyeditor.experiments.tools.lab import Lab, at_least_one, common_flags, set_flags
+from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.papers import SPEARMAN, WORST_MODELS
 from easyeditor.values.edit import EditRequest, WeightDelta
 

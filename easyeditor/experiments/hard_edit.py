@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from easyeditor.base.errors import ConfigError, DataError
 from easyeditor.base.files import read_json, write_json
+from easyeditor.base.places import at_least_one
 from easyeditor.base.progress import steps
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sets import FACTS, RequestSet, load_collapse
@@ -34,7 +35,7 @@ from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
 from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
 from easyeditor.experiments.tools.candidates import Candidate, from_endpoint, from_facts
-from easyeditor.experiments.tools.lab import Lab, at_least_one, common_flags, hparams_of
+from easyeditor.experiments.tools.lab import Lab, common_flags, hparams_of
 from easyeditor.methods.rome.hparams import ROMEHyperParams
 
 SCREENED_TOGETHER = 16

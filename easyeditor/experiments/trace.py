@@ -18,12 +18,12 @@ from easyeditor.analysis.safety import first_place, safety_of
 from easyeditor.analysis.traced import curves, fact_table, findings, heat_map, layer_table, role_table, traced_lines
 from easyeditor.analysis.tracing import Tracer, known_facts, noise_of
 from easyeditor.base.errors import DataError
-from easyeditor.base.places import declare
+from easyeditor.base.places import at_least_one, declare
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sets import FACTS
 from easyeditor.drawing.outcome import Outcome
 from easyeditor.editing.editor import Editor
-from easyeditor.experiments.tools.lab import at_least_one, common_flags, hparams_of
+from easyeditor.experiments.tools.lab import common_flags, hparams_of
 from easyeditor.methods.locate.method import LocateMethod
 
 

@@ -60,13 +60,6 @@ def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) ->
     declare(p, *(("collapse", "normal") if normal else ("collapse",)))
 
 
-def at_least_one(args: argparse.Namespace, *flags: str) -> None:
-    """Raise ConfigError for a number below 1."""
-    for flag in flags:
-        if (value := getattr(args, flag)) is not None and value < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; allowed: 1 or more")
-
-
 def hparams_of(args: argparse.Namespace) -> ROMEHyperParams:
     """The YAML with --set, --device and --values applied. Raises ConfigError: another method's, or several layers."""
     hparams = load_hparams(args.hparams, overrides(args.set, device=args.device, targets_dir=args.values))
