@@ -59,7 +59,7 @@ def main() -> int:
     ways = products("exact")
     if hasattr(args, "hparams"):
         hparams = hparams_of(args)
-        reads = {key: at for key, at in hparams.reads().items() if args.values is None or key != "targets_dir"}
+        reads = hparams.reads()
         ways = products(hparams.matmul, hparams.cpu_products)
     places = checked(args, reads)
     quiet_transformers()

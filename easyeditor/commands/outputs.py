@@ -80,10 +80,10 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "survey": _check_survey,
     "run": check_run,
     "run that goes on": _check_folder,
-    "shared": _check_folder,
+    **dict.fromkeys(("shared", *WRITTEN), _check_folder),
 }
-"""What a flag writes -> the check of its place."""
-LOCKED_WITHIN = ("survey", "run", "run that goes on", "shared")
+"""What a flag writes -> the check of its place. A flag that gives a hyper-parameter its value is of that key's kind."""
+LOCKED_WITHIN = ("survey", "run", "run that goes on", "shared", *WRITTEN)
 """Kinds of folders that hold locks of their own."""
 
 
@@ -136,14 +136,15 @@ def checked(
             read += [(flag, path) for path in _read(flag, value)]
         elif value is not None:
             written.append((flag, Path(value), kind))
+    by_flag = {kind for *_, kind in written}
     for flag, value in (reads or {}).items():
         key = flag.split()[-1]  # a survey names the cell before it
-        if key in WRITTEN and value:
-            written.append((flag, Path(value), "shared"))
-        else:
+        if key not in WRITTEN:
             read += [(flag, path) for path in _read(flag, value)]
+        elif value and key not in by_flag:
+            written.append((flag, Path(value), key))
     for number, (flag, place, kind) in enumerate(written):
-        others = [(name, path) for name, path in read if not (kind == "shared" and name in SHARED)]
+        others = [(name, path) for name, path in read if not (kind in ("shared", *WRITTEN) and name in SHARED)]
         for other, its in [*others, *((name, path) for name, path, _ in written[number + 1 :])]:
             if kind == "report" and place == its / "report":
                 continue  # a run's own

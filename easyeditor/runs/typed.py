@@ -176,18 +176,8 @@ def session(
     with run_at as folder:
         editor = make_editor(hparams)
         settle_model(folder, what, editor, rank)
-        work = Work(
-            editor=editor,
-            settings=settings,
-            together=1,
-            requests=(),
-            numbers=(),
-            journal=Journal(folder / RESULTS),
-            folder=folder,
-            done={},
-            evaluated=set(),
-            watch=Watch(None, 0),
-        )
+        journal, watch = Journal(folder / RESULTS), Watch(None, 0)
+        work = Work(editor=editor, settings=settings, requests=(), journal=journal, folder=folder, watch=watch)
         opened = Session(work)
         discard(folder / SUMMARY)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,15 @@ class Work:
 
     editor: Editor
     settings: RunSettings
-    together: int
+    together: int = 1
     """Edits computed together in mode single: what the settings say, or what `auto` came to when the run began."""
     requests: Sequence[EditRequest]
-    numbers: Sequence[int]
+    numbers: Sequence[int] = ()
     starts: Sequence[int] = ()
     journal: Journal
     folder: Path
-    done: Mapping[int, RunLine]
-    evaluated: set[int]
+    done: Mapping[int, RunLine] = field(default_factory=dict)
+    evaluated: set[int] = field(default_factory=set)
     watch: Watch
 
     def record(self, line: RunLine) -> None:

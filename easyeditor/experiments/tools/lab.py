@@ -43,7 +43,7 @@ def common_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="GPU number, cpu, cuda:1 ... (default: the YAML's)")
     p.add_argument("--values", metavar="DIR", help="keep value searches here, and take what is here already")
     p.add_argument("--output", metavar="DIR", help="run folder (default: a new one under results/)")
-    declare(p, "hparams", values="shared", output="run")
+    declare(p, "hparams", values="targets_dir", output="run")
 
 
 def set_flags(p: argparse.ArgumentParser, limit: int, *, normal: bool = True) -> None:
