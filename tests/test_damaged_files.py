@@ -469,7 +469,7 @@ def test_a_journal_without_an_end_of_line_is_not_read_whole(tmp_path: Path) -> N
 TEXTS = {"data", "sentences.txt", "corpus.txt", "corpus.parquet", "results.jsonl"}  # or read by their lines
 
 
-@pytest.mark.parametrize("name", [*(READERS.keys() - TEXTS), "model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", [*sorted(READERS.keys() - TEXTS), "model.safetensors", "config.json"])
 def test_an_html_page_in_place_of_a_fetched_file_is_called_that(tmp_path: Path, name: str) -> None:
     path = save_edit(tmp_path) / name
     path.write_text("\n<!DOCTYPE html>\n<html><body>404: not found</body></html>\n", encoding="utf-8")
