@@ -18,7 +18,6 @@ from easyeditor.lm.budget import free_bytes, tokens_for
 from easyeditor.lm.discover import anatomy
 from easyeditor.methods.rome.method import ROME
 from easyeditor.runs import single
-from easyeditor.runs.mass import stored
 
 FREE = 10**8
 
@@ -88,7 +87,7 @@ def test_a_number_that_is_none_is_refused(value: str, mass: Any) -> None:
 
 
 def test_a_run_that_goes_on_keeps_its_groups(mass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was free when it began counts, and of an earlier version's run its default."""
+    """What was free when it began counts."""
     sizes: list[int] = []
     real = single._groups
     monkeypatch.setattr(single, "_groups", lambda numbers, size: sizes.append(size) or real(numbers, size))
@@ -101,17 +100,7 @@ def test_a_run_that_goes_on_keeps_its_groups(mass: Any, tmp_path: Path, monkeypa
     for damage in (0, "x", None):
         path.write_text(json.dumps({**manifest, "together": damage}))
         assert mass("--resume", "run", fresh=False).code == 2
-    path.write_text(json.dumps({key: value for key, value in manifest.items() if key != "together"}))
-    assert mass("--resume", "run", fresh=False).code == 0
-    assert sizes == [40, 40, 8]
-
-
-def test_defaults_of_earlier_versions_are_the_same_run(mass: Any, tmp_path: Path) -> None:
-    """A survey compares the plan's cells with what was begun."""
-    assert mass("--output", "run", "--limit", 1, "--together", 8, "--set", "batch_tokens=8192").code == 0
-    assert mass("--resume", "run", "--together", "auto", fresh=False).code == 0
-    assert mass("--resume", "run", "--together", "3", fresh=False).code == 2
-    assert stored(tmp_path / "run")[1].together == 8
+    assert sizes == [40, 40]
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

@@ -13,8 +13,10 @@ from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states,
 from fake_runs import edit
 
 from easyeditor.base.errors import ConfigError, StatsError
+from easyeditor.dataset.sets import DATA
 from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.evaluate.registry import evaluate
+from easyeditor.experiments.protection import WAYS
 from easyeditor.lm.budget import Budget
 from easyeditor.lm.discover import anatomy
 from easyeditor.lm.tokens import Row, encode
@@ -28,6 +30,7 @@ from easyeditor.methods.memit.method import MEMIT
 from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import verdict
 from easyeditor.results.cause import CURE
+from easyeditor.results.journal import check_kept, read_journal
 from easyeditor.stats.factored import Factored
 from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
 from easyeditor.stats.null_space import computed
@@ -303,6 +306,12 @@ _MEMIT_KEYS = (
     *("model_name", "device", "layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay"),
     *("clamp_norm_factor", "kl_factor", "context_templates", "ppl_sentence_num"),
 )
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "protection").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_published_edits_can_be_gone_on_with(path: Path) -> None:
+    check_kept(path, "protection")
+    assert all(line["way"] in WAYS for line in read_journal(path))
 
 
 def test_the_verdict_proposes_protection_where_it_was_measured() -> None:
