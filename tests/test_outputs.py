@@ -309,6 +309,7 @@ def test_a_place_that_would_cost_something_is_refused_before_the_work(
         (evaluate, [*EVALUATE, "--output", "new"], "new"),
         (export, ["saved", "--to", "adapter", "--output", "new"], "new"),
         (report, ["run"], "run/report"),
+        (report, ["run", "--output", "site"], "site"),  # begun: without a page it looks like somebody's folder
         (convert, [*CONVERT, "--output", "new"], "new"),
         (tune, [*TUNE, "--kept", "new"], "new"),
         (tune, TUNE, "new.yaml"),

@@ -152,6 +152,7 @@ def checked(
             if relation and not (flag.split()[-1] in WRITTEN and (relation == "contains" or other in WRITTEN)):
                 raise OutputError(f"{flag} {place} {relation} {other} {its}; choose a place of its own")
     for _, place, kind in written if first else ():
+        check_above(place / "within")  # first: what another process has begun there looks like a stranger's files
         KINDS[kind](place)
     return Places(reads=tuple(read), writes=tuple(written) if first else ())
 
