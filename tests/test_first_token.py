@@ -12,6 +12,7 @@ import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, rome_hparams, same, states, tokenizer
 from fake_runs import edit
 
+from data.build_texts import names
 from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.dataset.sets import DATA
 from easyeditor.editing.easyedit import BaseEditor
@@ -72,6 +73,24 @@ def test_the_moments_are_the_plain_means_over_tokens(tmp_path: Path) -> None:
     (found,) = moments(parts, later, [1], stats_dir=str(tmp_path), model_name="tiny").values()
     stacked = np.stack(each)
     assert np.abs(found.numpy() - stacked.T @ stacked / len(each)).max() < 1e-8 * np.abs(found.numpy()).max()
+
+
+@pytest.mark.parametrize("name", ["ROME", "C-ROME", "FTP-ROME", "R-ROME"])
+def test_what_is_held_names_nothing_that_a_request_is_about(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts whose keys an update without statistics holds in place: none has a request's subject, so none is its
+    prompt, its paraphrase or its neighbour."""
+    read: list[str] = []
+    monkeypatch.setattr("easyeditor.stats.first_token.encode", lambda tok, text: read.append(text) or encode(tok, text))
+    preset = {} if name == "FTP-ROME" else {"protect_first_tokens": True}
+    editor(alg_name=name, stats_dir=str(tmp_path), **preset)[0].compute(FIRST)
+    texts = [text for text in read if len(text.split()) > 1]
+    assert len(texts) > 1000
+    named = names()
+    assert not [text for text in texts if named.search(text)]
+    for asked in ("Paris is the capital of", "In a book of names, George is listed among the names for"):
+        assert named.search(asked)
 
 
 def test_moments_are_kept_and_belong_to_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +342,7 @@ def test_the_verdict_proposes_protection_where_it_was_measured() -> None:
     said = [line for _, line in verdict(hit, known) if line.startswith("Or: ")]
     assert len(said) == 1
     assert f"alg_name=FTP-ROME 'layers=[{found['layer']}]'" in said[0]
-    assert f"{found['perplexity_ratio']:.2f}x perplexity" in said[0]
+    assert f"{found['perplexity_ratio']:.2f}x perplexity, {found['locality']:.0%} of neighbours" in said[0]
     for other_model in (None, known[::-1]):
         (line,) = [line for _, line in verdict(hit, other_model) if line.startswith("Or: ")]
         assert "layers" not in line

@@ -67,5 +67,6 @@ def first_place_cure(record: EditRecord, model_fingerprint: str | None = None) -
         f"--set alg_name={found['method']} 'layers=[{found['layer']}]'  (holds with and without a prefix: on "
         f"{found['requests']} requests with {found['model']}, P {found['p_bare']:.2f} bare, "
         f"{found['p_behind_a_prefix']:.2f} behind a prefix; its price: {found['perplexity_ratio']:.2f}x perplexity, "
-        f"{found['locality_first_place']:.0%} of other first places kept; docs/findings/first-token-protection.md)"
+        f"{found['locality']:.0%} of neighbours and {found['locality_first_place']:.0%} of other first places kept; "
+        "docs/findings/first-token-protection.md)"
     )

@@ -8,7 +8,8 @@ the vocabulary gives the exact second moment of *all* first-token keys,
 those being the words of the vocabulary with a capital and no space before it (or in a script without capitals).
 
 Where the tokenizer puts a BOS before every text, the first token is always the BOS, and M = k(BOS) k(BOS)^T.
-Later tokens' keys are ordinary; a few thousand of them, from the prompts of `data/facts.json`, give C_later.
+Later tokens' keys are ordinary; a few ten thousand of them, from the texts of `data/texts.txt`, which name
+nothing that a request of data/ is about, give C_later.
 
 Both are kept beside the statistics as `<stats_dir>/<model>/first-tokens-…_stats/` and `later-tokens-…_stats/`, in
 their form (float64), with a manifest that says whose weights they are.
@@ -29,8 +30,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from easyeditor.base.errors import DataError
-from easyeditor.base.files import read_json
 from easyeditor.base.paths import SHIPPED
+from easyeditor.base.reading import read_text
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.precision import products
 from easyeditor.lm.tokens import encode
@@ -40,9 +41,10 @@ from easyeditor.stats.store import Manifest, StatsKey, read_moment, write_moment
 
 LOG = logging.getLogger(__name__)
 
-FACTS = SHIPPED / "data" / "facts.json"
+TEXTS = SHIPPED / "data" / "texts.txt"
+"""Short texts that name no subject and no answer of a request of data/ (data/build_texts.py), one a line."""
 BATCH_TOKENS = 4096
-LONGEST = 64  # tokens kept of a prompt
+LONGEST = 64  # tokens kept of a text
 ROWS_TOGETHER = 8192  # rows summed before they are added to the float64 total
 
 
@@ -85,13 +87,13 @@ def first_tokens(tok: PreTrainedTokenizerBase) -> Texts:
     return Texts(name="first-tokens", rows=rows, skipped=0)
 
 
-def later_tokens(tok: PreTrainedTokenizerBase, prompts: Sequence[str] | None = None) -> Texts:
-    """The prompts of `data/facts.json` (or those given), whose first token is left out."""
-    texts = _prompts() if prompts is None else list(prompts)
+def later_tokens(tok: PreTrainedTokenizerBase, given: Sequence[str] | None = None) -> Texts:
+    """The texts of `data/texts.txt` (or those given), whose first token is left out."""
+    texts = read_text(TEXTS).splitlines() if given is None else given
     rows = [tuple(encode(tok, text)[:LONGEST]) for text in texts]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
-        raise DataError("no prompt has a second token, so there is no ordinary key to measure")
+        raise DataError("no text has a second token, so there is no ordinary key to measure")
     return Texts(name="later-tokens", rows=tuple(rows), skipped=1)
 
 
@@ -162,8 +164,3 @@ def _keep(key: StatsKey, totals: Totals, parts: Anatomy, layer: int, texts: Text
 
 def _begins(text: str) -> bool:
     return text.isalpha() and not text[0].islower()
-
-
-def _prompts() -> list[str]:
-    rewrites = [record["requested_rewrite"] for record in read_json(FACTS)]
-    return [rewrite["prompt"].replace("{}", rewrite["subject"]) for rewrite in rewrites]
