@@ -481,6 +481,7 @@ EARLY = [
     bad(["mass", "--resume", "a\0b"]),
     bad(["measure", "--model", f"m{HIDDEN}"]),
     bad(["measure", "--output", "a\0b"]),
+    bad(["mass", "--union", "x", "--collect-collapsed", "a\0b"]),
     bad(["stats", "--model", f"m{HIDDEN}", "--layers", "1"]),
     *(
         bad(words, given=looped)

@@ -66,7 +66,7 @@ def lock_of(place: Path) -> Path:
 
 def check_above(place: Path) -> None:
     """Raise OutputError if another process is to write a folder that `place` lies in, whole."""
-    for above in place.resolve().parents[:-1]:  # the root has no lock
+    for above in Path(os.path.realpath(place)).parents[:-1]:  # the root has no lock
         with suppress(OSError):  # nobody has one
             handle = os.open(lock_of(above), os.O_RDONLY)
             try:

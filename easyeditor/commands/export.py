@@ -16,6 +16,7 @@ has a model card (README.md) and edit.json.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def main() -> int:
     from easyeditor.export.sources import read_source
 
     check_rank(args.rank)
-    if len({Path(edit).resolve() for edit in args.edits}) < len(args.edits):
+    if len({os.path.realpath(edit) for edit in args.edits}) < len(args.edits):
         raise ConfigError("an edit is named twice, and would be written twice; name each once")
     sources = [read_source(Path(edit)) for edit in args.edits]
     name = args.model or base_of(sources)

@@ -152,7 +152,7 @@ def checked(
             if relation and not (flag.split()[-1] in WRITTEN and (relation == "contains" or other in WRITTEN)):
                 raise OutputError(f"{flag} {place} {relation} {other} {its}; choose a place of its own")
     for _, place, kind in written if first else ():
-        check_above(place / "within")  # first: what another process has begun there looks like a stranger's files
+        check_above(_resolved(place) / "within")  # first: else another process's files look foreign
         KINDS[kind](place)
     return Places(reads=tuple(read), writes=tuple(written) if first else ())
 
@@ -192,6 +192,6 @@ def _read(flag: str, value: Any) -> Iterator[Path]:
 
 def _resolved(place: Path) -> Path:
     try:
-        return place.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in the name
+        return Path(os.path.realpath(place))
+    except ValueError as error:  # a NUL in the name
         raise OutputError(f"{place}: is no place for a file ({error})") from error
