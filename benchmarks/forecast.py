@@ -3,8 +3,8 @@
   python benchmarks/forecast.py RUN ...        run folders of mass_edit.py (modes sequential and batch)
 
 A threshold is so many times the perplexity of the unedited model (--times), so a sequence gives several crossings.
-A forecast counts where the threshold was crossed later, or where the sequence went on for twice the way foretold and
-did not cross it. It was right where the true way was within a factor of two of the one foretold
+A forecast counts where the threshold was crossed later, or where the sequence went on for twice the way predicted and
+did not cross it. It was right where the true way was within a factor of two of the one predicted
 (easyeditor/results/forecast.py).
 """
 
@@ -34,7 +34,7 @@ def table(runs: Sequence[Path], times: Sequence[float]) -> list[str]:
     from easyeditor.results.run import load_run
 
     lines = [
-        "| sequence | perplexity | threshold | crossed at edit | foretold | right | median true way / foretold |",
+        "| sequence | perplexity | threshold | crossed at edit | predicted | right | median true way / predicted |",
         "|---|---|---|---|---|---|---|",
     ]
     everything: dict[float, list[Told]] = {factor: [] for factor in times}
@@ -61,7 +61,7 @@ def row(name: str, seen: str, limit: str, crossed: str, told: Sequence[object]) 
 
     made = [one for one in told if isinstance(one, Told)]
     right = sum(one.right for one in made)
-    ways = [one.true / one.foretold for one in made if one.true is not None]
+    ways = [one.true / one.predicted for one in made if one.true is not None]
     share = f"{right} ({right / len(made):.0%})" if made else ""
     middle = f"{statistics.median(ways):.2f}" if ways else ""
     return f"| {name} | {seen} | {limit} | {crossed} | {len(made)} | {share} | {middle} |"

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def run(method: str, optimizer: str, folder: Path, args: argparse.Namespace) -> None:
-    """One mass edit, begun or gone on with."""
+    """One mass edit, begun or resumed."""
     if (folder / "summary.json").exists():
         return
     hparams = ROOT / "hparams" / ("ROME" if method == "C-ROME" else method) / f"{args.model}.yaml"

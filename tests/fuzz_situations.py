@@ -137,7 +137,7 @@ PARTS += [":export adapter a\0b", ":export checkpoint " + "x" * 300, ":export", 
 
 
 def typed_lines(draw: random.Random, folder: Path) -> str | None:
-    """Any lines in an interactive session: it ends with 0 or one line, and can be gone on with."""
+    """Any lines in an interactive session: it ends with 0 or one line, and can be resumed."""
     begin, talks = ["--interactive", "--hparams", "h.yaml", "--output", "run"], "begins"
     before = sys.stdin
     for _ in range(2):
@@ -251,7 +251,7 @@ def signals(draw: random.Random, folder: Path) -> str | None:
         if code not in (0, 128 + sent):
             return f"exit code {code} by {sent}"
         if code := awaited(forked(job.script, job.now(), typed=job.typed())):
-            return f"gone on with: exit code {code}"
+            return f"resumed: exit code {code}"
     found = harm(wanted, picture(folder / "whole"))
     return "; ".join(found)[:300] if found else None
 

@@ -1,5 +1,5 @@
 """Everything a user runs, on pretended GPUs (tests/pretend.py), against the plain CPU run: one device, blocks split
-over two, fresh and gone on with. The models are float64, so that what differs is the device and not the rounding."""
+over two, fresh and resumed. The models are float64, so that what differs is the device and not the rounding."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def mend_edit(folder: Path) -> Scenario:
 
 
 class Cut(Exception):
-    """The end of a run that is gone on with."""
+    """The end of a run that is resumed."""
 
 
 def collected(pair: Any, folder: Path, resumed: bool) -> Numbers:

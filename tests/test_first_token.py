@@ -295,7 +295,7 @@ def test_memit_holds_first_tokens_too(tmp_path: Path) -> None:
 
 
 def test_the_null_space_leaves_first_tokens_out_too(tmp_path: Path) -> None:
-    """AlphaEdit and its kin write into the null space of A = C + w M, not of C, with `protect_first_tokens`."""
+    """AlphaEdit and its variants write into the null space of A = C + w M, not of C, with `protect_first_tokens`."""
     model, tok = build("llama"), tokenizer()
     shared = {
         **{key: value for key, value in vars(rome_hparams((model, tok))).items() if key in _MEMIT_KEYS},

@@ -1,4 +1,4 @@
-"""Ended at every point where the disk changes, and gone on with: nothing lost, nothing doubled, nothing different.
+"""Ended at every point where the disk changes, and resumed: nothing lost, nothing doubled, nothing different.
 
 The points are those of an undisturbed run (crash_points.py). `make test` ends runs at some of them, evenly spread over
 each kind; `make kills` (KILLS=1000) at every one. docs/reliability.md has the counts.

@@ -33,7 +33,7 @@ from easyeditor.report.opening import opening
 from easyeditor.results.cause import cause
 from easyeditor.results.lines import EditLine, FailureLine, Guard, Retained
 from easyeditor.results.run import load_run, load_runs
-from easyeditor.values.collapse import foretold
+from easyeditor.values.collapse import prediction_quality
 
 INF = math.inf
 HARD = {"denominator": -0.05, "rewrite": [0.0], "rephrase": None, "locality": [0.0, 0.5]}
@@ -100,7 +100,7 @@ def test_predictions_are_scored_over_edits_that_were_judged(written: Path) -> No
 
 
 def test_no_prediction_has_no_precision() -> None:
-    none, wrong = foretold([(False, True), (False, False)]), foretold([(True, False)])
+    none, wrong = prediction_quality([(False, True), (False, False)]), prediction_quality([(True, False)])
     assert (none.pairs, none.predicted, none.happened, none.both, none.precision, none.recall) == (2, 0, 1, 0, None, 0)
     assert (wrong.predicted, wrong.both, wrong.precision, wrong.recall) == (1, 0, 0, None)
 
@@ -126,7 +126,7 @@ def test_collapsed_edits_come_worst_first_with_their_cause(written: Path) -> Non
     worst, second = read_csv(written / "tables" / "collapsed.csv")
     assert (worst["subject"], worst["perplexity"]) == ("<script>alert(1)</script>", "inf")
     assert second["cause"].startswith(
-        "the denominator at layer 5 is -0.05 (a collapse is foretold below 1): the key of the"
+        "the denominator at layer 5 is -0.05 (a collapse is predicted below 1): the key of the"
     )
 
 
@@ -144,7 +144,7 @@ def test_of_several_layers_the_smallest_denominator_counts(tmp_path: Path) -> No
         "4": {**numbers, "numerator_norm": 2.0, "denominator": -0.5},
     }
     (edit,) = load_run(write_run(tmp_path / "run", [line])).edits
-    assert (edit.record.telling or [None])[0] == 4
+    assert (edit.record.decisive_layer or [None])[0] == 4
     assert (edit.record.denominator, edit.record.numerator) == (-0.5, 2.0)
 
 

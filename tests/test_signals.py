@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run cleanly: exit code 143 or 130, one line, and a run that can be gone on with."""
+"""SIGTERM and SIGINT end a run cleanly: exit code 143 or 130, one line, and a run that can be resumed."""
 
 from __future__ import annotations
 

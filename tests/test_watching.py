@@ -308,7 +308,7 @@ def test_the_table_of_forecasts_of_recorded_runs(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["flat", "jump"])
-def test_no_crossing_is_foretold_where_nothing_rises(kind: str) -> None:
+def test_no_crossing_is_predicted_where_nothing_rises(kind: str) -> None:
     assert sum(hindsight(sequence(kind, seed), 1000)[1] for seed in range(100)) == 0
 
 

@@ -4,12 +4,11 @@
   python -m easyeditor.tune --model NAME --method MEMIT --minutes 60 --output hparams/MEMIT/NAME.yaml
   python -m easyeditor.tune … --kept results/tune-…/tune.jsonl      go on: nothing measured is measured again
 
-The method is any that rewrites one projection at chosen layers (ROME, MEMIT and their kin, FT). Values that are not
-searched for are taken from --start, by default the file in hparams/ of the model's name, else the embedded model's. The
-YAML says in comments what was tried and measured, and how it does on held-out facts; the run folder (--run) has a page
-with tables and figures. A decoder of a type that is not known is taken apart by its module tree, which is said.
-docs/models.md explains the search.
-Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
+The method is any that rewrites one projection at chosen layers (ROME, MEMIT and their variants, FT). Values that are
+not searched for are taken from --start, by default the file in hparams/ of the model's name, else the embedded model's.
+The YAML says in comments what was tried and measured, and how it does on held-out facts; the run folder (--run) has a
+page with tables and figures. A decoder of a type that is not known is taken apart by its module tree, which is said.
+docs/models.md explains the search. Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def is_old_buffer(name: str) -> bool:
 
 
 def is_encoder(model: PreTrainedModel) -> bool:
-    """Is this a model of masked words (BERT and its kin), loaded without being made a decoder?"""
+    """Is this a model of masked words (BERT and its variants), loaded without being made a decoder?"""
     masked = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return masked and not getattr(model.config, "is_decoder", False)
 

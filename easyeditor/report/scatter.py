@@ -71,7 +71,7 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     axes.set_xlim(left, right)
     log_ticks(axes.xaxis, left, right)
     _reference_lines(axes, run)
-    axes.axvline(limit, color=BLACK, lw=1.0, ls="-.", label=f"collapse foretold below {limit:g}")
+    axes.axvline(limit, color=BLACK, lw=1.0, ls="-.", label=f"collapse predicted below {limit:g}")
     places = [size if size > 0 else left for size in sizes]
     _points(axes, places, both, scale)
     axes.set_xlabel("|denominator| of the update (smallest over the edited layers)")

@@ -11,7 +11,7 @@ from easyeditor.drawing.table import Column, Table
 from easyeditor.results.cause import cause
 from easyeditor.results.lines import PARTS, EditLine
 from easyeditor.results.run import Run
-from easyeditor.values.collapse import foretold, is_small
+from easyeditor.values.collapse import is_small, prediction_quality
 from easyeditor.values.plain import mean
 from easyeditor.values.record import EditRecord
 
@@ -71,7 +71,7 @@ def _accuracy_columns(chosen: Sequence[str]) -> tuple[Column, ...]:
 
 
 def prediction_table(runs: Sequence[Run]) -> Table:
-    """How well a small denominator foretold collapse: of the recorded screen, and of the edits' own denominators."""
+    """How well a small denominator predicted collapse: of the recorded screen, and of the edits' own denominators."""
     rows = []
     for run in runs:
         collapsed = {edit.index: edit.record.collapsed for edit in run.edits if edit.record.collapsed is not None}
@@ -84,13 +84,13 @@ def prediction_table(runs: Sequence[Run]) -> Table:
         for source, told in (("screen", screen), (f"own |denominator| < {run.screen_threshold:g}", small)):
             pairs = [(said, bool(collapsed[index])) for index, said in told.items() if index in collapsed]
             if pairs:
-                found = foretold(pairs)
+                found = prediction_quality(pairs)
                 counts = (found.pairs, found.predicted, found.happened, found.both)
                 rows.append((run.label, source, *counts, found.precision, found.recall))
     titles = ("edits", "predicted", "collapsed", "both")
     return Table(
         name="prediction",
-        title="Was collapse foretold?",
+        title="Was collapse predicted?",
         columns=(
             Column(title="run"),
             Column(title="predicted by"),

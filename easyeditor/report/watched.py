@@ -89,14 +89,14 @@ def watched_table(runs: Sequence[Run]) -> Table:
             Column(title="nearest keys", kind="number"),
             Column(title="value / anchor", kind="number"),
             Column(title="forecast"),
-            Column(title="crossings foretold", kind="count"),
+            Column(title="crossings predicted", kind="count"),
             Column(title="of these right", kind="count"),
         ),
         rows=tuple(rows),
         note="Growth (norm over the original's) and drift (0: leading directions as in the original, 1: at right "
         "angles) after the last step, the largest over the edited weights; the largest cosine of new keys to earlier "
         "ones; the largest value norm over the norm anchor, or, where the method has none, over the mean of the run's "
-        "first step. Crossings foretold: those the same rule would have named on the way, and how many lay within a "
+        "first step. Crossings predicted: those the same rule would have named on the way, and how many lay within a "
         "factor of two. docs/runs.md has the rule.",
     )
 

@@ -19,14 +19,14 @@ def cause(record: EditRecord) -> str:
     """What the numbers of an edit that collapsed or damaged its model say of the cause; empty for any other edit."""
     if record.collapse is None or not record.collapse.damaged:
         return ""
-    telling = record.telling
-    if telling is None:
+    decisive = record.decisive_layer
+    if decisive is None:
         return "the method has no denominator; look at the size of the update"
-    layer, trace = telling
+    layer, trace = decisive
     denominator, grown = trace.denominator, trace.value_growth
     if is_small(denominator):
         return (
-            f"the denominator at layer {layer} is {denominator:.3g} (a collapse is foretold below "
+            f"the denominator at layer {layer} is {denominator:.3g} (a collapse is predicted below "
             f"{SMALL_DENOMINATOR:g}): the key of the bare prompt (norm {trace.key_norm:.3g}) hardly overlaps the mean "
             f"key over contexts (norm {trace.prefixed_key_norm:.3g}), and the update is divided by it"
         )
@@ -39,10 +39,10 @@ def cause(record: EditRecord) -> str:
 
 def remedy(record: EditRecord) -> str:
     """What to try against the cause; empty where `cause` is."""
-    telling = record.telling
-    if telling is None or not cause(record):
+    decisive = record.decisive_layer
+    if decisive is None or not cause(record):
         return ""
-    _, trace = telling
+    _, trace = decisive
     if is_small(trace.denominator):
         return f"--set {record.remedy}  (the mean key on both sides; docs/metrics.md)" if record.remedy else ""
     if trace.value_growth is None:

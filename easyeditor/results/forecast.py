@@ -21,7 +21,7 @@ FEWEST = 5
 SURE = 3.0
 FAR = 4
 FACTOR = 2.0
-"""A forecast was right when the true distance to the crossing is within this factor of the foretold one."""
+"""A forecast was right when the true distance to the crossing is within this factor of the predicted one."""
 
 Points = Sequence[tuple[int, float]]
 """(edits made, perplexity), ascending."""
@@ -29,7 +29,7 @@ Points = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """`crossed`: the edits made at the first point beyond the threshold; `near`: where the crossing is foretold;
+    """`crossed`: the edits made at the first point beyond the threshold; `near`: where the crossing is predicted;
     `rising`: is there a rise at all? `used` points were fitted, the last at `after` edits."""
 
     threshold: float
@@ -93,24 +93,24 @@ def forecast(points: Points, threshold: float) -> Forecast | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Told:
-    """A crossing that was foretold `after` so many edits, `foretold` edits ahead; it came `true` edits ahead (None: it
-    did not come)."""
+    """A crossing predicted `after` so many edits, `predicted` edits ahead; it came `true` edits ahead (None: it did not
+    come)."""
 
     after: int
-    foretold: int
+    predicted: int
     true: int | None
 
     @property
     def right(self) -> bool:
-        """Was the way still to go within FACTOR of the one foretold?"""
-        return self.true is not None and self.foretold / FACTOR <= self.true <= FACTOR * self.foretold
+        """Was the way still to go within FACTOR of the one predicted?"""
+        return self.true is not None and self.predicted / FACTOR <= self.true <= FACTOR * self.predicted
 
 
 def looked_back(points: Points, threshold: float) -> list[Told]:
-    """The crossings foretold before the last point of a sequence, beside what came.
+    """The crossings predicted before the last point of a sequence, next to what came.
 
-    A sequence that has not come as far as FACTOR times the foretold way and has not crossed says nothing of a forecast,
-    which is left out.
+    A sequence that ends before FACTOR times the predicted way and has not crossed says nothing of a forecast, which is
+    left out.
     """
     crossed = next((at for at, ppl in points if not ppl <= threshold), None)
     made = []
@@ -118,15 +118,15 @@ def looked_back(points: Points, threshold: float) -> list[Told]:
         told = forecast(points[:end], threshold)
         if told is None or told.near is None:
             continue
-        foretold = told.near - told.after
-        if crossed is not None or points[-1][0] - told.after >= FACTOR * foretold:
+        predicted = told.near - told.after
+        if crossed is not None or points[-1][0] - told.after >= FACTOR * predicted:
             true = None if crossed is None else crossed - told.after
-            made.append(Told(after=told.after, foretold=foretold, true=true))
+            made.append(Told(after=told.after, predicted=predicted, true=true))
     return made
 
 
 def hindsight(points: Points, threshold: float) -> tuple[int, int]:
-    """(right, made): of the crossings foretold before the last point, how many came true."""
+    """(right, made): of the crossings predicted before the last point, how many came true."""
     made = looked_back(points, threshold)
     return sum(told.right for told in made), len(made)
 

@@ -120,7 +120,7 @@ class Run:
 
     @property
     def screen_threshold(self) -> float:
-        """The |denominator| below which a collapse is foretold: the run's own, else the usual one."""
+        """The |denominator| below which a collapse is predicted: the run's own, else the usual one."""
         found = self.setting("screen_threshold")
         return float(found) if isinstance(found, (int, float)) else SMALL_DENOMINATOR
 

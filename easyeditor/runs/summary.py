@@ -16,7 +16,7 @@ from easyeditor.results.forecast import forecast, points_of
 from easyeditor.results.lines import PARTS, EditLine, EvaluationLine, RunLine, ScreenLine
 from easyeditor.results.run import CONFIG, MANIFEST, run_lines
 from easyeditor.runs.manifest import read_manifest
-from easyeditor.values.collapse import foretold
+from easyeditor.values.collapse import prediction_quality
 from easyeditor.values.plain import mean
 
 
@@ -166,7 +166,7 @@ def quality(pairs: Iterable[tuple[float, bool]], threshold: float) -> dict[str, 
 
     Null where there is nothing to divide by: no prediction, or no collapse.
     """
-    found = foretold((size < threshold, collapsed) for size, collapsed in pairs)
+    found = prediction_quality((size < threshold, collapsed) for size, collapsed in pairs)
     return {
         "predicted": found.predicted,
         "true_positive": found.both,

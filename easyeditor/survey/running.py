@@ -50,7 +50,7 @@ def run_cells(cells: Sequence[Cell], rank: Rank, show: bool) -> None:
 
 
 def run_cell(cell: Cell, show: bool) -> None:
-    """One cell, begun or gone on with, as mass_edit.py does it; raises what that raises."""
+    """One cell, begun or resumed, as mass_edit.py does it; raises what that raises."""
     alone, folder = Rank(), cell.folder
     made = (folder / CONFIG).exists()
     measured = restart_peak()

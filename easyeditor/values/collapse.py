@@ -77,7 +77,7 @@ def is_small(denominator: float | None, border: float = SMALL_DENOMINATOR) -> bo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Foretold:
+class PredictionQuality:
     """How well something was predicted: counts, and the two shares, None for 0 / 0."""
 
     pairs: int
@@ -96,10 +96,10 @@ class Foretold:
         return self.both / self.happened if self.happened else None
 
 
-def foretold(pairs: Iterable[tuple[bool, bool]]) -> Foretold:
+def prediction_quality(pairs: Iterable[tuple[bool, bool]]) -> PredictionQuality:
     """Counts of (predicted, happened) pairs."""
     listed = list(pairs)
-    return Foretold(
+    return PredictionQuality(
         pairs=len(listed),
         predicted=sum(said for said, _ in listed),
         happened=sum(was for _, was in listed),

@@ -176,7 +176,7 @@ class EditRecord:
         return bool((self.perplexity.get("before") or {}).get("bos"))
 
     @property
-    def telling(self) -> tuple[int, LayerNumbers] | None:
+    def decisive_layer(self) -> tuple[int, LayerNumbers] | None:
         """The layer with the smallest |denominator|; where there is none, the one with the largest numerator."""
 
         def order(item: tuple[int, LayerNumbers]) -> tuple[float, float]:
@@ -188,12 +188,12 @@ class EditRecord:
     @property
     def denominator(self) -> float | None:
         """The denominator smallest in size over the layers; None for a method that has none."""
-        return None if self.telling is None else self.telling[1].denominator
+        return None if self.decisive_layer is None else self.decisive_layer[1].denominator
 
     @property
     def numerator(self) -> float | None:
         """The numerator that belongs to `denominator`."""
-        return None if self.telling is None else self.telling[1].numerator_norm
+        return None if self.decisive_layer is None else self.decisive_layer[1].numerator_norm
 
     def after(self, name: str) -> float | None:
         """A metric's value after the edit; None where the request has none."""

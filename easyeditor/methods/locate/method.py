@@ -1,4 +1,4 @@
-"""What ROME, MEMIT and their kin share: parts, contexts, statistics, deltas.
+"""What ROME, MEMIT and their variants share: parts, contexts, statistics, deltas.
 
 Axes: K key width, D model width, r rank.
 """

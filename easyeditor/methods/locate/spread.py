@@ -1,4 +1,4 @@
-"""The base of MEMIT and its kin: many facts at once, spread over several layers; only the equation is open.
+"""The base of MEMIT and its variants: many facts at once, spread over several layers; only the equation is open.
 
 Axes: N requests, K key width, D model width, r rank.
 """

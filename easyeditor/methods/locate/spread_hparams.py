@@ -1,4 +1,4 @@
-"""Hyper-parameters shared by MEMIT and its kin."""
+"""Hyper-parameters shared by MEMIT and its variants."""
 
 from __future__ import annotations
 
