@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import shlex
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +25,7 @@ from easyeditor.base.locks import lock_of, locked
 from easyeditor.commands import mass_edit
 from easyeditor.commands import survey as survey
 from easyeditor.drawing.render import to_csv, to_latex
-from easyeditor.drawing.table import Column, Estimate, Table
+from easyeditor.drawing.table import Column, Table
 from easyeditor.methods.rome.method import ROME
 from easyeditor.methods.table import METHODS
 from easyeditor.results.lines import Retained
@@ -35,9 +34,10 @@ from easyeditor.runs.ranks import Rank
 from easyeditor.survey import cells as cells_file
 from easyeditor.survey import running
 from easyeditor.survey.cells import Cell, cells_of
-from easyeditor.survey.page import first_beyond
+from easyeditor.survey.page import COLUMNS, first_beyond
 from easyeditor.survey.plan import read_plan
-from easyeditor.survey.quality import harmonic_of, mean_of, median_of, quality_of, score_of, values_of
+from easyeditor.survey.quality import Measured, measured, pairs_table, quality_of, score_of
+from easyeditor.values.estimates import Estimate
 
 QUICK: dict[str, Any] = {"v_num_grad_steps": 3, "context_templates": ["{}", "You. {}"], "ppl_sentence_num": 2}
 FT = {"alg_name": "FT", "device": "cpu", "layers": [1], "num_steps": 2, "lr": 1e-3, "ppl_sentence_num": 2}
@@ -471,38 +471,7 @@ def test_the_shipped_plans_name_every_method_and_read(monkeypatch: pytest.Monkey
 # Numbers
 
 
-def test_means_and_their_intervals() -> None:
-    values = [1.0] * 60 + [0.0] * 40
-    found = mean_of(values)
-    assert found is not None
-    spread = 1.96 * math.sqrt(0.6 * 0.4 / 100)  # the normal interval; 1,000 resamples know its ends to some 0.01
-    assert float(found) == pytest.approx(0.6)
-    assert (found.low, found.high) == (pytest.approx(0.6 - spread, abs=0.03), pytest.approx(0.6 + spread, abs=0.03))
-    again = mean_of([*values, None])
-    assert again is not None
-    assert float(again) == pytest.approx(0.6)  # what is not known is left out
-    assert mean_of([]) is None
-    assert mean_of([None, None]) is None
-    one = mean_of([0.25])
-    assert one is not None
-    assert (float(one), one.low, one.high) == (0.25, 0.25, 0.25)
-    same = mean_of(values)
-    assert same is not None
-    assert (same.low, same.high) == (found.low, found.high)  # seeded
-
-
-def test_the_harmonic_mean_is_of_the_means_and_resamples_requests() -> None:
-    halves = [1.0, 0.0] * 20
-    found = harmonic_of([halves, halves])
-    assert found is not None
-    alone = mean_of(halves)
-    assert alone is not None
-    assert (float(found), found.low, found.high) == (
-        pytest.approx(0.5), pytest.approx(alone.low), pytest.approx(alone.high),
-    )  # fmt: skip
-    zero = harmonic_of([halves, [0.0] * 40])
-    assert zero is not None
-    assert float(zero) == 0
+def test_the_scores_are_of_the_means() -> None:
     scores = score_of({"ES": [1.0, 1.0], "PS": [0.5, 0.5], "NS": [0.5, 0.5]})
     assert scores is not None
     assert float(scores) == pytest.approx(3 / (1 + 2 + 2))
@@ -510,9 +479,25 @@ def test_the_harmonic_mean_is_of_the_means_and_resamples_requests() -> None:
     quality = quality_of({"rewrite_acc": [1.0], "rephrase_acc": [None], "locality_acc": [0.5]})
     assert quality is not None
     assert float(quality) == pytest.approx(2 / 3)
-    middle = median_of([3.0, 1.0, 2.0, 50.0])
-    assert middle is not None
-    assert float(middle) == pytest.approx(float(np.median([3.0, 1.0, 2.0, 50.0])))
+
+
+def test_methods_are_compared_on_the_requests_that_both_have() -> None:
+    """B answers what A answers not; C stopped early; another group or seed is not compared."""
+
+    def cell(method: str, values: list[float | None], group: str = "g", seed: int = 0) -> Measured:
+        own = {"rewrite_acc": values, "locality_acc": [0.5] * len(values)}
+        return Measured(group=group, method=method, seed=seed, places=tuple(range(len(values))), values=own)
+
+    cells = [cell("A", [0.0] * 6), cell("B", [1.0] * 6), cell("C", [0.0, 1.0]), cell("A", [0.0], seed=1)]
+    table = pairs_table([*cells, cell("D", [1.0] * 6, group="h")], COLUMNS)
+    heads = ["group", "seed", "method", "less", "requests", "efficacy", "locality", "told apart by"]
+    assert [column.title for column in table.columns] == heads
+    rows = {(row[2], row[3]): row[4:] for row in table.rows}
+    assert rows.keys() == {("A", "B"), ("A", "C"), ("B", "C")}
+    assert rows["A", "B"][::3] == (6, "efficacy")
+    assert rows["A", "C"][::3] == (2, "≈")
+    assert [float(rows[pair][1]) for pair in rows] == [-1.0, -0.5, 0.5]
+    assert pairs_table([], COLUMNS).rows == ()
 
 
 def test_values_are_of_the_last_evaluation_or_of_single_edits(tmp_path: Path) -> None:
@@ -524,10 +509,16 @@ def test_values_are_of_the_last_evaluation_or_of_single_edits(tmp_path: Path) ->
     sequence = load_run(
         write_run(tmp_path / "a", [*lines, evaluation(1, 95.0, False, rows[0]), evaluation(2, 5e3, True, rows[1])])
     )
-    assert values_of(sequence) == {"rewrite_acc": [0.0], "rephrase_acc": [None], "locality_acc": [0.25], "ES": [0.0]}
+    assert measured(sequence).places == (0,)
+    assert measured(sequence).values == {
+        "rewrite_acc": [0.0],
+        "rephrase_acc": [None],
+        "locality_acc": [0.25],
+        "ES": [0.0],
+    }
     assert first_beyond(sequence) == "2"
     single = load_run(write_run(tmp_path / "b", [json.loads(json.dumps(edit(n).to_json())) for n in range(2)]))
-    assert values_of(single)["rewrite_acc"] == [1.0, 1.0]
+    assert measured(single).values["rewrite_acc"] == [1.0, 1.0]
     assert first_beyond(single) == "0 of 2 alone"
     assert first_beyond(None) is None
 
@@ -537,6 +528,9 @@ def test_an_estimate_in_a_table() -> None:
     table = Table(name="t", title="T", columns=columns, rows=(("A", Estimate(0.5, 0.25, 0.75)), ("B", None)))
     assert to_csv(table) == "method,efficacy,efficacy low,efficacy high\nA,0.5,0.25,0.75\nB,,,\n"
     assert "50.00 [25.00, 75.00]" in to_latex(table)
+    unknown = replace(table, rows=(("A", Estimate(0.5)),))
+    assert to_csv(unknown).splitlines()[1] == "A,0.5,,"
+    assert "50.00 " in to_latex(unknown)
 
 
 def test_memory_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

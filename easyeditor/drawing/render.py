@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from easyeditor.drawing.table import Column, Estimate, Table
+from easyeditor.drawing.table import Column, Table
 from easyeditor.results.shown import shown_ppl
+from easyeditor.values.estimates import Estimate
 
 _SHORT = {
     "|denominator|": "|denom.|",
@@ -31,8 +32,8 @@ def shown(value: Any, column: Column) -> str:
     """A cell for reading: rounded, thousands apart, accuracies in %; an estimate with its interval."""
     if value is None:
         return "–"
-    if isinstance(value, Estimate):
-        middle, low, high = (shown(float(number), column) for number in (value, value.low, value.high))
+    if isinstance(value, Estimate) and value.low is not None:
+        middle, low, high = (shown(float(number), column) for number in (value, value.low, value.high or 0.0))
         return f"{middle} [{low}, {high}]"
     if column.kind == "text":
         return " ".join(str(value).split())

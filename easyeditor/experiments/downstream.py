@@ -32,6 +32,7 @@ from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installe
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.papers import SPEARMAN, WORST_MODELS
 from easyeditor.values.edit import EditRequest, WeightDelta
+from easyeditor.values.estimates import share_of
 
 STRONG = -0.7  # Spearman at or below: a strong relation
 
@@ -164,16 +165,21 @@ def _findings(
         return [told]
     low = [row for row in rows if row.model == "worst"]
     means = {name: float(np.mean([row.accuracy(name) for row in low])) for name in names}
-    slack = {name: 2 * math.sqrt(max(CHANCE[name] * (1 - CHANCE[name]), 0.01) / counts[name]) for name in names}
-    able = [name for name in names if rows[0].accuracy(name) > CHANCE[name] + slack[name]]
+
+    def above(name: str, accuracy: float) -> bool:
+        least = share_of(round(accuracy * counts[name]), counts[name]).low
+        return least is not None and least > CHANCE[name]
+
+    able = [name for name in names if above(name, rows[0].accuracy(name))]
     at_chance = Finding(
         claim=f"The {min(worst, len(low))} worst models answer at chance",
-        holds=all(means[name] <= CHANCE[name] + slack[name] for name in able) if able else None,
+        holds=not any(above(name, means[name]) for name in able) if able else None,
         because=", ".join(
             f"{name} {means[name]:.2f} (unedited {rows[0].accuracy(name):.2f}, chance {CHANCE[name]:.2f})"
             for name in names
         )
-        + f"; two standard errors allowed; papers: perplexity {max(w[0] for w in WORST_MODELS.values()):,.0f}, chance",
+        + "; at chance: within Wilson's 95 % interval"
+        + f"; papers: perplexity {max(w[0] for w in WORST_MODELS.values()):,.0f}, chance",
     )
     return [at_chance, told]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from easyeditor.drawing.canvas import styled
-from easyeditor.drawing.table import Column, Estimate, Table
+from easyeditor.drawing.table import Column, Table
 from easyeditor.report import compared, curves, watched
 from easyeditor.report.build import Report
 from easyeditor.results.run import CONFIG, Run, load_run
 from easyeditor.runs.planning import batch_of
 from easyeditor.survey.cells import Cell, Progress, progress_of
 from easyeditor.survey.plan import Expected, Survey
-from easyeditor.survey.quality import ACCURACIES, DRAWS, SCORES, mean_of, median_of, quality_of, score_of, values_of
+from easyeditor.survey.quality import ACCURACIES, SCORES, Measured, measured, pairs_table, quality_of, score_of
+from easyeditor.values.estimates import Estimate, mean_of, median_of
 
 QUALITY = "harmonic mean of efficacy, generalization and locality (of those the data has)"
 COLUMNS = (
@@ -29,10 +31,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A cell and what it came to: `values` has each metric's mean with its interval."""
+    """A cell and what it came to: `values` has each metric's mean with its interval, `measured` every request's own."""
 
     progress: Progress
     run: Run | None
+    measured: Measured | None
     values: dict[str, Estimate | None]
     quality: Estimate | None
     seconds: Estimate | None
@@ -65,7 +68,8 @@ def make_page(survey: Survey, plan: Path, outcomes: Sequence[Outcome]) -> Report
             compared.cost_figure(priced, "cost", QUALITY),
             watched.watched_figure(sequences, "watched"),
         )
-    tables = [survey_table(outcomes), expected_table(survey.expected, outcomes), watched.watched_table(runs)]
+    pairs = pairs_table([o.measured for o in outcomes if o.measured is not None], COLUMNS)
+    tables = [survey_table(outcomes), pairs, expected_table(survey.expected, outcomes), watched.watched_table(runs)]
     done = sum(outcome.cell.done for outcome in outcomes)
     notes = [f"{done} of {len(outcomes)} cells are done."] if done < len(outcomes) else []
     notes += [f"{o.cell.name}: {o.progress.state}" for o in outcomes if o.progress.state.startswith("failed")]
@@ -99,9 +103,9 @@ def survey_table(outcomes: Sequence[Outcome]) -> Table:
             Column(title="state"),
         ),
         rows=tuple(rows),
-        note=f"In brackets: 95 % of the values of {DRAWS:,} resamples of the requests (for seconds: of the batches), "
-        "seed 0. Sequences are measured at their last evaluation, over all edits in the model; single edits right "
-        "after each. Perplexity: of the last model of a sequence; the median over single edits"
+        note="In brackets: the 95 % interval over requests (for seconds: over batches). Sequences are measured at "
+        "their last evaluation, over all edits in the model; single edits right after each. Perplexity: of the last "
+        "model of a sequence; the median over single edits"
         f"{_begun(outcomes)}. docs/report.md explains each column.",
     )
 
@@ -176,14 +180,17 @@ def _outcome(progress: Progress, label: str) -> Outcome:
     cell = progress.cell
     run = load_run(cell.folder) if progress.made and (cell.folder / CONFIG).exists() else None
     if run is None:
-        return Outcome(progress=progress, run=None, values={}, quality=None, seconds=None, memory_gb=None)
-    found = values_of(run)
+        nothing: dict[str, Any] = dict.fromkeys(("run", "measured", "quality", "seconds", "memory_gb"))
+        return Outcome(progress=progress, values={}, **nothing)
+    own = measured(run, cell.group, cell.method, cell.seed)
+    found = own.values
     values = {name: mean_of(numbers) for name, numbers in found.items()} | {"S": score_of(found)}
     first_of = batch_of(cell.folder, run.manifest)
     steps = {first_of(edit.index): edit.seconds["edit"] for edit in run.edits}
     return Outcome(
         progress=progress,
         run=replace(run, label=label),
+        measured=own,
         values=values,
         quality=quality_of({name: found.get(name, []) for name in ACCURACIES}),
         seconds=mean_of(list(steps.values())),
