@@ -189,8 +189,8 @@ EDIT_FLAGS = (
     "--save-model --save-adapter --adapter-rank --locality-prompt --locality-ground-truth --ground-truth --nothing"
 )
 MASS_FLAGS = (
-    "--mode --batch-size --eval-every --stop-on-collapse --start --limit --shuffle --seed --union --on-collapse "
-    "--together --metrics --screen --screen-threshold --collect-collapsed --resume --set"
+    "--mode --batch-size --eval-every --stop-on-collapse --start --limit --shuffle --seed --order --order-seed --union "
+    "--on-collapse --together --metrics --screen --screen-threshold --collect-collapsed --resume --set"
 )
 STATS_FLAGS = (
     "--layers --corpus --samples --max-length --batch-tokens --tokens-per-dim --dtype --every --every-seconds --output "

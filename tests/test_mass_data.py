@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,36 @@ def test_selection() -> None:
     assert settings(shuffle=True, seed=1, start=2, limit=3).select(items) == once[2:5]
     with pytest.raises(ConfigError, match="start is 10, but d has 10 usable records"):
         settings(start=10).select(items)
+
+
+def test_the_order_is_another_of_the_same_records(tmp_path: Path) -> None:
+    """Two sentences of a relation, four subjects each, in turn: only `clustered` brings a sentence's together."""
+    facts = [(f"City{n}", ("{} is in", "Where is {}? In")[n % 2]) for n in range(8)]
+    texts = {"target_new": {"str": "Rome"}, "target_true": {"str": "Wales"}}
+    records = [
+        {"case_id": n, "requested_rewrite": {"subject": subject, "prompt": prompt, **texts}}
+        for n, (subject, prompt) in enumerate(facts)
+    ]
+    data = read_dataset(write(tmp_path / "a.json", records))
+
+    def order(**values: Any) -> list[int]:
+        return [number for number, _ in chosen(data, settings(**values))[1]]
+
+    assert order() == order(order="as-is") == list(range(8))
+    for kind in ("random", "clustered"):
+        orders = {tuple(order(order=kind, order_seed=seed)) for seed in range(6)}
+        assert len(orders) > 3
+        assert {tuple(sorted(one)) for one in orders} == {tuple(range(8))}
+        switches = [sum(a % 2 != b % 2 for a, b in pairwise(one)) for one in orders]
+        assert (max(switches) == 1) is (kind == "clustered")
+        assert order(order=kind, order_seed=3) == order(order=kind, order_seed=3)
+        assert sorted(order(order=kind, start=2, limit=3)) == [2, 3, 4]
+    few = [sorted(order(shuffle=True, seed=4, limit=3, order="random", order_seed=seed)) for seed in range(3)]
+    assert few == [sorted(order(shuffle=True, seed=4, limit=3))] * 3
+    with pytest.raises(ConfigError, match="order_seed is 2 with order as-is; it belongs to random, clustered"):
+        settings(order_seed=2)
+    with pytest.raises(ConfigError, match="order is 'by date'"):
+        settings(order="by date")
 
 
 def chain(number: int, *facts: tuple[str, str]) -> dict[str, Any]:

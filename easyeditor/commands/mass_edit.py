@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 FLAGS = (  # flags that are run settings of the same name
     *("data", "mode", "batch_size", "eval_every", "stop_on_collapse", "sample", "start", "limit", "shuffle", "seed"),
-    *("skip_bad", "screen", "screen_threshold", "on_collapse", "together", "measure", "metrics"),
+    *("order", "order_seed", "skip_bad", "screen", "screen_threshold", "on_collapse", "together", "measure", "metrics"),
 )
 
 
@@ -75,6 +75,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--limit", **n, help="most records used (default: all)")
     p.add_argument("--shuffle", **yes, help="shuffle by --seed before --start and --limit choose")
     p.add_argument("--seed", **n, help="seed of --shuffle (default: 0); contexts have --set seed=N")
+    order = "order of the chosen records: as-is (default), random, or clustered: random, and the same words "
+    p.add_argument("--order", choices=("as-is", "random", "clustered"), help=f"{order}around a subject together")
+    p.add_argument("--order-seed", **n, help="seed of --order random and clustered (default: 0)")
     p.add_argument("--skip-bad", **yes, help="leave bad records out instead of refusing the dataset")
     guard = "leave a collapsing edit (default), take it back, take it back and do it again with the method's remedy, "
     guard += "or go back to the last batch that stood and say which (rollback; not in mode single)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def chosen(dataset: Dataset, settings: RunSettings) -> tuple[Dataset, list[Recor
     Raises:
         ConfigError: no record is left. DataError: two requests of a batch contradict each other.
     """
-    records = settings.select(dataset.grouped())
+    records = ordered(settings.select(dataset.grouped()), settings)
     if settings.mode != "batch":
         return dataset, records, list(range(sum(len(own) for _, own in records)))
     starts, opposed = batched(records, settings.batch_size)
@@ -106,6 +107,20 @@ def chosen(dataset: Dataset, settings: RunSettings) -> tuple[Dataset, list[Recor
     out = {record.number for record in opposed}
     kept = [record for record in records if record[0] not in out]
     return replace(dataset, bad=(*dataset.bad, *opposed)), kept, starts
+
+
+def ordered(records: list[Record], settings: RunSettings) -> list[Record]:
+    """The chosen records in the order the settings ask for; a record's edits stay together."""
+    if settings.order == "as-is":
+        return records
+    drawn = list(records)
+    random.Random(f"order {settings.order_seed}").shuffle(drawn)
+    if settings.order == "random":
+        return drawn
+    clusters: dict[tuple[str, str], list[Record]] = {}
+    for record in drawn:
+        clusters.setdefault((record[1][0].before, record[1][0].after), []).append(record)
+    return [record for own in clusters.values() for record in own]
 
 
 def batched(records: Sequence[Record], size: int) -> tuple[list[int], list[BadRecord]]:

@@ -20,6 +20,7 @@ TYPED = "(typed)"
 
 Mode = Literal["single", "sequential", "batch"]
 Guard = Literal["keep", "revert", "remedy", "rollback"]
+Order = Literal["as-is", "random", "clustered"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,11 @@ class RunSettings:
     """Shuffle the records by `seed` before `start` and `limit` choose."""
     seed: int = 0
     """Seed of the shuffle; contexts and test prefixes have the hyper-parameters' `seed`."""
+    order: Order = "as-is"
+    """Order of the records that were chosen: as they are, drawn, or drawn and then those together whose prompts have
+    the same words around the subject (of CounterFact: one sentence of a relation)."""
+    order_seed: int = 0
+    """Seed of the order `random` or `clustered`; it changes no choice of records."""
     skip_bad: bool = False
     """Leave bad records out instead of refusing the dataset."""
     screen: bool = False
@@ -78,6 +84,7 @@ class RunSettings:
     def validate(self, where: str) -> None:
         """Cross-checks between settings. Raises ConfigError."""
         check_seed_size(self.seed, where)
+        check_seed_size(self.order_seed, where)
         require(self.batch_size > 0, where, "batch_size", self.batch_size, "1 or more")
         require(self.eval_every >= 0, where, "eval_every", self.eval_every, "0 or more")
         require(self.start >= 0, where, "start", self.start, "0 or more")
@@ -90,6 +97,10 @@ class RunSettings:
         if self.mode != "batch" and self.batch_size != 1:
             raise ConfigError(
                 f"{where}: batch_size is {self.batch_size} with mode {self.mode}; it belongs to mode batch"
+            )
+        if self.order == "as-is" and self.order_seed:
+            raise ConfigError(
+                f"{where}: order_seed is {self.order_seed} with order as-is; it belongs to random, clustered"
             )
         if self.mode == "single" and self.on_collapse == "rollback":
             raise ConfigError(
