@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from functools import lru_cache
 from types import ModuleType
@@ -253,6 +254,19 @@ def test_no_bare_except_and_no_print() -> None:
 
 def test_files_are_short() -> None:
     assert [file for file in PACKAGE if SOURCES[file].count("\n") > MAX_LINES] == []
+
+
+def test_every_requirement_is_used() -> None:
+    """What the package asks for is imported by it; `transformers` reads GGUF by `gguf`, and `wild` is scikit-learn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = {**project["optional-dependencies"], "": project["dependencies"]}
+    asked = {re.split(r"[<>=\[]", line)[0] for name, lines in groups.items() if name != "dev" for line in lines}
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "easyeditor").rglob("*.py"))
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "gguf": "gguf_file"}
+    names = {name: modules.get(name.lower(), name.replace("-", "_")) for name in asked if name != "edit-collapse"}
+    assert not [
+        name for name, module in names.items() if not re.search(rf"(import |from |\"){module}\b|{module}=", source)
+    ]
 
 
 def test_everything_public_has_a_docstring() -> None:
