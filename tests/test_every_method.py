@@ -188,7 +188,7 @@ def test_edits_are_values_and_leave_the_weights_as_they_were(name: str, place: P
     first = made.compute(FACTS[0] if not made.method.joint else FACTS[:2])
     assert same(made.model, before)
     with made.applied(first):
-        assert not same(made.model, before)
+        assert same(made.model, before) != METHODS[name.partition(" ")[0]].writes
     assert same(made.model, before)
     made.commit(first)
     once = states(made.model)
@@ -209,11 +209,11 @@ def test_edits_are_values_and_leave_the_weights_as_they_were(name: str, place: P
 
 @pytest.mark.parametrize("name", METHODS)
 def test_edited_models_measured_side_by_side_are_those_measured_alone(name: str, place: Path) -> None:
-    """Of every method whose deltas are of low rank; the others' are left to be measured alone."""
+    """Of every method whose deltas are of low rank; the others' are left to be measured alone, as memories are."""
     made, asked = editor(name, "llama", place), FACTS[:2]
     results, before = made.compute_each(asked), made.measure(asked, [None] * 2)
     edits = [(fact, results[n], None, before.only([n])) for n, fact in enumerate(asked)]
-    dense = any(delta.full is not None for result in results for delta in result.deltas)
+    dense = any(delta.full is not None for result in results for delta in result.deltas) or not METHODS[name].writes
     for state, fact, result in zip(made.measure_many(edits), asked, results, strict=True):
         assert (state is None) == dense
         if state is not None:
@@ -290,7 +290,7 @@ def test_a_type_that_is_not_known_is_edited(name: str, kind: str, named: bool, p
     made = editor(name, kind, place, **(names if named else {}))
     assert made.method.parts.architecture.rewrite == "model.layers.{}.mlp.down_proj"
     (result,) = made.compute_each(FACTS[:1])
-    assert any(float(delta.dense().norm()) > 0 for delta in result.deltas) or name == "UltraEdit"
+    assert any(float(delta.dense().norm()) > 0 for delta in result.deltas) or name == "UltraEdit" or result.facts
 
 
 def test_a_wrong_name_of_a_module_is_one_line(place: Path) -> None:
@@ -306,6 +306,9 @@ def test_a_mixture_of_experts_is_refused_by_every_method(name: str, place: Path)
         model = build(kind)
         hparams = load_hparams({**values, "model_name": (model, tokenizer())})
         make: Any = partial(BaseEditor.from_hparams, hparams)
+        if not METHODS[name].writes and kind == "deepseek_v2":  # no layer is edited, and one is dense
+            assert make().compute(FACTS[0]).facts
+            continue
         if (name, kind) == ("MEND", "deepseek_v2"):  # no archive of one can be trained
             make = partial(edited_weights, anatomy(model), ["model.layers.1.mlp.down_proj.weight"])
         with pytest.raises(ModelError, match=rf"layer [01] is a mixture of experts \(mlp.experts\): .*{told}"):

@@ -37,7 +37,7 @@ LAYERS = [  # low to high; rooms of one layer do not import each other
     ("commands", "scripts"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SHARED_BY_METHODS = ("base", "fine_tuning", "gradient", "hparams", "memory", "registry", "table", "locate")
+SHARED_BY_METHODS = ("base", "fine_tuning", "gradient", "hparams", "memory", "recalled", "registry", "table", "locate")
 LAZY = (
     "easyeditor/__init__.py",
     "easyeditor/methods/registry.py",

@@ -194,7 +194,7 @@ def test_a_subject_that_is_not_in_the_prompt_matters_to_methods_that_look_it_up(
     hparams = hparams_class(name).from_dict({**values, "alg_name": name}, where="test")
     absent = [flat("Bay"), {**flat("Rome"), "subject": "Roma"}, {"prompt": "It is in", "target_new": "Italy"}]
     data = write(tmp_path / "a.json", absent)
-    if name not in ("MEND", "FT", "FT-M", "LocFT-BF", "UltraEdit", "LoRA"):
+    if METHODS[name].needs_subject:
         with pytest.raises(DataError, match=r"2 records have no place .* 'Roma' is not in the prompt .*--skip-bad"):
             plan(hparams, settings(data=data))
         assert [r.subject for r in plan(hparams, settings(data=data, skip_bad=True)).requests] == ["Bay"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import CONTEXTS, build, tokenizer
 from test_every_method import settings, supplies
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -117,7 +116,7 @@ def test_every_method_and_metric_joins_by_one_rule(name: str, place: Path) -> No
     bare = dataclasses.replace(BLANK, prompt="Bay lies in", rephrase_prompts=("One finds Bay in",))
     code = EditRequest.make("They say df.", subject="They", target_new="to_csv(")
     edits = [made(name, place).examine(request) for request in (BLANK, bare, code)]
-    assert torch.equal(edits[0].result.deltas[0].dense(), edits[1].result.deltas[0].dense())
+    assert edits[0].result.sha256() == edits[1].result.sha256()
     records = [edit.record.to_json(whole=False) for edit in edits]
     for record in records[:2]:
         assert "target_space" not in record
@@ -127,7 +126,7 @@ def test_every_method_and_metric_joins_by_one_rule(name: str, place: Path) -> No
     always = made(name, place, target_space="always").examine(code)
     assert "target_space" not in always.record.to_json(whole=False)
     assert always.record.probabilities != edits[2].record.probabilities
-    assert losses(always) != losses(edits[2])
+    assert losses(always) != losses(edits[2]) or always.result.facts != edits[2].result.facts
     never = made(name, place, target_space="never")
     found = never.measure([bare], [None]).answers.scored["Bay lies in", "Rome"]
     assert found.target == tuple(target_ids(never.tok, "Bay lies in", "Rome", Prompting(space="never")))

@@ -19,7 +19,7 @@ import argparse
 import gc
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +151,7 @@ def _measure(
     from easyeditor.evaluate.registry import evaluate
     from easyeditor.lm.loading import load
     from easyeditor.lm.weights import applied
+    from easyeditor.methods.registry import method_of
 
     before = None
     if args.base_model is not None:
@@ -165,6 +166,10 @@ def _measure(
             pass  # an edit of another model is refused before anything is measured
         with progress_bar("before", True) as bar:
             before = evaluate(model, tok, requests, names, settings=settings, progress=bar)
+        if edit.facts:
+            method = method_of(edit, (model, tok))
+            method.committed(edit)
+            names, settings = [*names, "recall"], replace(settings, recall=method.recall)
     with applied(model, edit.deltas if edit is not None else ()), progress_bar("after", True) as bar:
         return before, evaluate(model, tok, requests, names, settings=settings, before=before, progress=bar)
 

@@ -186,7 +186,7 @@ class Talk:
             raise DataError("? needs a text for the model to go on from")
         editor = self._session.editor
         decoding = Decoding(tokens=SAID, prompting=editor.method.prompting)
-        (made,) = generate(editor.model, editor.tok, [text], decoding)
+        (made,) = generate(editor.model, editor.tok, [editor.asked(text)], decoding)
         self._say(made.whole)
 
     def _list(self, _: str) -> None:

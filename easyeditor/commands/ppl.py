@@ -92,6 +92,8 @@ def measured(args: argparse.Namespace, sentences: Sentences) -> dict[str, Any]:
 
     quiet_transformers()
     edit = EditResult.load(args.edit) if args.edit is not None else None
+    if edit is not None:
+        edit.check_weights(args.edit, "measure: perplexity is the model's own")
     model, tok = model_of(args, edit)
     bos = begins_with_bos(tok, args.ppl_bos)
     long = set(too_long(tok, sentences.texts, bos, max_positions(model)) if args.skip_long else ())

@@ -119,8 +119,7 @@ class Editor(Measuring):
     @contextmanager
     def applied(self, result: EditResult) -> Iterator[PreTrainedModel]:
         """The edited model inside the block; the weights are bit-equal to before after it, also on error."""
-        self._follow()
-        with weights.applied(self.model, result.deltas):
+        with self.method.recalling(result), weights.applied(self.model, result.deltas):
             yield self.model
 
     @property
@@ -131,13 +130,14 @@ class Editor(Measuring):
     @contextmanager
     def original(self) -> Iterator[PreTrainedModel]:
         """The model before the first commit inside the block; as it was, bit-exactly, after it, also on error."""
-        with self._ledger.original():
+        with self._ledger.original(), self.method.recalling(None):
             yield self.model
 
     def commit(self, result: EditResult, saved: Path | None = None) -> None:
         """Keep an edit in the model; `revert` takes it back. With `saved`, the folder it is saved in, its deltas and
         what its method remembers of it are not kept a second time."""
         method = self.method
+        method.check_kind(result)
         if not self.edited:
             self._base = None
         self._ledger.commit(result.deltas, saved)
@@ -149,7 +149,7 @@ class Editor(Measuring):
 
     def revert(self, result: EditResult) -> None:
         """Take a committed edit back, bit-exactly; edits committed after it stay, as if it had never been made."""
-        if not self._ledger.revert(result.deltas):
+        if not self.method.holds(result) or not self._ledger.revert(result.deltas):
             raise DataError("this edit is not committed in this editor, so there is nothing to revert")
         self.method.reverted(result)
 

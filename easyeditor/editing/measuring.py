@@ -15,9 +15,10 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.hparams import HyperParams
 from easyeditor.base.progress import progress_bar
 from easyeditor.dataset.sentences import Sentences, load_sentences
+from easyeditor.evaluate.behind import RECALL
 from easyeditor.evaluate.examined import State
 from easyeditor.evaluate.many import measure_many
-from easyeditor.evaluate.metric import Settings
+from easyeditor.evaluate.metric import Metric, Settings
 from easyeditor.evaluate.perplexity import PerplexityProbe, PerplexityReport, begins_with_bos
 from easyeditor.evaluate.registry import Evaluation, chosen, judge_for, measure
 from easyeditor.lm.checks import check_modes
@@ -25,7 +26,9 @@ from easyeditor.lm.ledger import Ledger
 from easyeditor.lm.loading import load
 from easyeditor.lm.many import why_alone
 from easyeditor.lm.precision import products
+from easyeditor.lm.recall import Recall
 from easyeditor.lm.tokens import SLOT
+from easyeditor.lm.weights import version
 from easyeditor.methods.base import EditMethod
 from easyeditor.methods.registry import method_class
 from easyeditor.values import collapse
@@ -75,6 +78,7 @@ class Measuring:
         self._committed = Ledger(self.model)
         self._probe: PerplexityProbe | None = None
         self._base: PerplexityReport | None = None  # of the model before the first commit, once it was needed
+        self._steady: tuple[object, PerplexityReport] | None = None  # of a version of the weights
         self._warned: set[str] = set()
         self._prefixes = random.Random(self.hparams.seed)
         self._method: EditMethod[Any] = method_class(self.hparams.alg_name)(self.model, self.tok, self.hparams)
@@ -138,7 +142,7 @@ class Measuring:
 
     @sentences.setter
     def sentences(self, sentences: Sentences | None) -> None:
-        self._sentences, self._probe, self._base = sentences, None, None
+        self._sentences, self._probe, self._base, self._steady = sentences, None, None, None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -172,7 +176,7 @@ class Measuring:
         """What records say of the requests, and with `metrics` the chosen ones; every prompt is asked once, all batched
         together. `before` is what this gave on the unedited model, which some metrics compare with."""
         settings = [self._settings(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
-        asked = self._metrics if metrics else []
+        asked = [*self._metrics, *self._recalled] if metrics else []
         with self._products():
             return measure(self.model, self.tok, requests, asked, settings, record=True, before=before)
 
@@ -213,15 +217,31 @@ class Measuring:
             budget=self.method.budget,
             prompting=self.method.scoring,
             judge=judge_for(self.metrics),
+            recall=self.method.recall,
         )
+
+    @property
+    def _recalled(self) -> list[Metric]:
+        """What is measured of a memory besides the chosen metrics."""
+        looked_up = isinstance(self.method, Recall)
+        return [metric for metric in RECALL if looked_up and metric not in self._metrics]
+
+    def asked(self, text: str) -> str:
+        """A text as the model is given it: behind the memory of the edits in force, where they are one."""
+        recall = self.method.recall
+        return text if recall is None else recall.asked([(text, None)])[0].prompt
 
     def perplexity(self, *, verbose: bool = False, title: str = "perplexity") -> PerplexityReport | None:
         """Perplexity of the model; None when `ppl_sentence_num` is 0. `verbose` shows progress under `title`."""
         probe = self._perplexity_probe()
         if probe is None:
             return None
-        with progress_bar(title, verbose) as show, self._products():
-            return probe.measure(None if show is None else lambda done, of: show(done, of, ""))
+        now = version(self.model.parameters()) if not self.method.layers else None
+        if now is None or self._steady is None or self._steady[0] != now:  # else no edit has changed the model
+            with progress_bar(title, verbose) as show, self._products():
+                report = probe.measure(None if show is None else lambda done, of: show(done, of, ""))
+            self._steady = now, report
+        return self._steady[1]
 
     def _perplexity_probe(self) -> PerplexityProbe | None:
         method = self.method  # first: it follows a model that was assigned
@@ -231,7 +251,7 @@ class Measuring:
                 self.tok,
                 self.sentences.texts,
                 parts=method.parts,
-                resume_layer=min(method.layers),
+                resume_layer=min(method.layers, default=None),
                 fast=bool(self.hparams.replay),
                 batch_size=self.hparams.ppl_batch_size,
                 longest=self.hparams.longest_text,

@@ -13,6 +13,7 @@ from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.budget import USUAL_TOKENS, Budget
 from easyeditor.lm.generate import Decoding, Generated, Stop
 from easyeditor.lm.prompting import PLAIN, Prompting
+from easyeditor.lm.recall import Asked, Recall
 from easyeditor.lm.tokens import SLOT
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.plain import Value as Value
@@ -31,7 +32,8 @@ class Settings:
     `prefix` (a context with ``{}``) is put before the rewrite prompt in teacher-forced metrics, and before paraphrases
     with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics that want
     a judge. `idf_texts` are the documents RS takes its word weights from; by default the reference texts of the
-    requests measured together. `budget` bounds the tokens of a batch, and remembers what did not fit.
+    requests measured together. `budget` bounds the tokens of a batch, and remembers what did not fit. `recall` is the
+    memory that prompts are asked behind.
     """
 
     prefix: str | None = None
@@ -43,6 +45,7 @@ class Settings:
     budget: Budget = field(default_factory=lambda: Budget(USUAL_TOKENS), compare=False)
     prompting: Prompting = PLAIN
     judge: Endpoint | None = None
+    recall: Recall | None = field(default=None, compare=False)
 
     def rewrite(self, request: EditRequest) -> str:
         """The rewrite prompt, behind the prefix if there is one."""
@@ -61,7 +64,8 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one state of a model answered to all that the chosen metrics asked; `before` is the unedited model's."""
+    """What one state of a model answered to all that the chosen metrics asked; `before` is the unedited model's.
+    `asked` says how a request's prompts were asked, where that was behind a memory."""
 
     settings: Settings
     scored: Mapping[Pair, Scored] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class Answers:
     perplexities: Mapping[str, float] = field(default_factory=dict)
     verdicts: Mapping[Judged, Verdict] = field(default_factory=dict)
     before: Answers | None = None
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
     def unedited(self) -> Answers:

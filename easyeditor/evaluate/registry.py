@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.base.endpoint import Endpoint
 from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.base.progress import Progress
-from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE, record_pairs, record_side
+from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE, record_side
+from easyeditor.evaluate.behind import RECALL, Behind, asking_of, owned_pairs
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
@@ -39,6 +40,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "zsre": ZSRE,
     "generation": GENERATION,
     "first_place": FIRST_PLACE,
+    "recall": RECALL,
     **WILD,
 }
 METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() for metric in group}
@@ -53,6 +55,7 @@ class Evaluation:
     answers: Answers
     requests: tuple[EditRequest, ...] = ()
     settings: tuple[Settings, ...] = ()
+    behind: Behind = field(default_factory=Behind)
 
     def only(self, numbers: Sequence[int]) -> Evaluation:
         """That of some of the requests."""
@@ -61,11 +64,13 @@ class Evaluation:
             rows=tuple(self.rows[n] for n in numbers),
             requests=tuple(self.requests[n] for n in numbers),
             settings=tuple(self.settings[n] for n in numbers),
+            behind=Behind(tuple(self.behind.asked[n] for n in numbers if self.behind.asked)),
         )
 
     def side(self, number: int, ppl: float | None = None) -> Side:
         """One request under EasyEdit's names, without locality; only of an evaluation `measure` made for records."""
-        return record_side(self.requests[number], replace(self.answers, settings=self.settings[number]), ppl)
+        answers = self.behind.answers(number, self.answers, self.settings[number])
+        return record_side(self.requests[number], answers, ppl)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Per metric: the mean over the requests that have a value, how many have one, and why others lack it."""
@@ -176,58 +181,52 @@ def measure(
     budget = first.budget
     first.prompting.checked(tok)
     unable = {m.name: reason for m in metrics if (reason := _unable(m, tok, first))}
-    asking = _asking(requests, [m for m in metrics if m.name not in unable], settings)
-    asks: dict[Ask, None] = dict.fromkeys(ask for m, r, own in asking for ask in m.asks(r, own))
-    texts = dict.fromkeys(text for m, r, _ in asking for text in m.texts(r))
+    asking = asking_of(requests, [m for m in metrics if m.name not in unable], settings)
+    asks = [(n, ask) for m, n, r, own in asking for ask in m.asks(r, own)]
+    texts = dict.fromkeys(text for m, _, r, _ in asking for text in m.texts(r))
     with frozen(model):
+        owned = owned_pairs(requests, metrics, settings, record=record)
+        behind = Behind.of(first.recall, requests, ((n, prompt) for n, (prompt, _) in (*owned, *asks)))
         if scored is None:
-            pairs = pairs_of(requests, metrics, settings, record=record)
+            pairs = list(dict.fromkeys(behind.pair(n, pair) for n, pair in owned))
             found = score(model, tok, pairs, budget=budget, prompting=first.prompting, requests=requests)
             scored = dict(zip(pairs, found, strict=True))
         answers = Answers(
             settings=first,
             scored=scored,
-            generated=_generated(model, tok, list(asks), budget, progress, requests),
+            generated=_generated(model, tok, [behind.ask(*ask) for ask in asks], budget, progress, requests),
             perplexities=_perplexities(model, tok, list(texts), budget),
             before=None if before is None else before.answers,
         )
     if first.judge is not None:
-        cases = (case for m, r, own in asking if m.judged for case in m.judged(r, replace(answers, settings=own)))
+        asked = ((m, r, behind.answers(n, answers, own)) for m, n, r, own in asking)
+        cases = (case for m, r, own in asked if m.judged for case in m.judged(r, own))
         answers = replace(answers, verdicts=verdicts(first.judge, cases, progress))
     rows = tuple(
         {
-            m.name: missing(unable[m.name]) if m.name in unable else _value(m, r, replace(answers, settings=own))
+            m.name: missing(unable[m.name])
+            if m.name in unable
+            else _value(m, r, behind.answers(n, answers, settings[n]))
             for m in metrics
             if m.value is not None
         }
-        for r, own in zip(requests, settings, strict=True)
+        for n, r in enumerate(requests)
     )
-    names = tuple(m.name for m in metrics)
-    return Evaluation(names=names, rows=rows, answers=answers, requests=tuple(requests), settings=tuple(settings))
+    return Evaluation(
+        names=tuple(m.name for m in metrics),
+        rows=rows,
+        answers=answers,
+        requests=tuple(requests),
+        settings=tuple(settings),
+        behind=behind,
+    )
 
 
 def pairs_of(
     requests: Sequence[EditRequest], metrics: Sequence[Metric], settings: Sequence[Settings], *, record: bool = False
 ) -> list[Pair]:
     """All that `measure` scores, each once."""
-    asking = _asking(requests, metrics, settings)
-    pairs: dict[Pair, None] = dict.fromkeys(pair for m, r, own in asking for pair in m.pairs(r, own))
-    if record:
-        pairs |= dict.fromkeys(p for r, own in zip(requests, settings, strict=True) for p in record_pairs(r, own))
-    return list(pairs)
-
-
-def _asking(
-    requests: Sequence[EditRequest], metrics: Sequence[Metric], settings: Sequence[Settings]
-) -> list[tuple[Metric, EditRequest, Settings]]:
-    """Every metric with every request it can be had of."""
-    return [
-        (m, r, own)
-        for m in metrics
-        if m.value is not None
-        for r, own in zip(requests, settings, strict=True)
-        if m.lacks(r) is None
-    ]
+    return list(dict.fromkeys(pair for _, pair in owned_pairs(requests, metrics, settings, record=record)))
 
 
 def judge_for(names: Sequence[str]) -> Endpoint | None:
@@ -276,7 +275,7 @@ def _generated(
     requests: Sequence[EditRequest],
 ) -> dict[Ask, Generated]:
     by_decoding: dict[Decoding, list[str]] = {}
-    for prompt, decoding in asks:
+    for prompt, decoding in dict.fromkeys(asks):
         by_decoding.setdefault(decoding, []).append(prompt)
     made: dict[Ask, Generated] = {}
     for decoding, prompts in by_decoding.items():

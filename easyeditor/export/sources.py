@@ -51,18 +51,22 @@ def read_source(folder: Path) -> Source:
     """The edits of one folder.
 
     Raises:
-        DataError: neither a saved edit nor a run whose edits stay; or one that is damaged.
+        DataError: neither a saved edit nor a run whose edits stay; one that is damaged; or edits that change no weight.
     """
     if (folder / "edit.safetensors").exists():
-        return _saved(folder)
-    if folder.is_dir() and journals(folder):
-        return _of_run(folder)
-    if (folder / RESULT).exists():
+        source = _saved(folder)
+    elif folder.is_dir() and journals(folder):
+        source = _of_run(folder)
+    elif (folder / RESULT).exists():
         raise DataError(f"{folder}: a run of one edit, which is not kept in it; give the folder of its --save-edit")
-    raise DataError(
-        f"{folder}: no edit is here; give a folder of single_case_edit.py --save-edit, or a run of mass_edit.py with "
-        "mode sequential or batch"
-    )
+    else:
+        raise DataError(
+            f"{folder}: no edit is here; give a folder of single_case_edit.py --save-edit, or a run of mass_edit.py "
+            "with mode sequential or batch"
+        )
+    for edit in source.edits:
+        edit.check_weights(str(folder), "export")
+    return source
 
 
 def hub_name(model_name: str) -> str:

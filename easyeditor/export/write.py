@@ -40,6 +40,8 @@ def export(
         DataError: an edit of another model, or one that an adapter cannot hold. ConfigError: it needs a rank.
         OutputError: the folder holds something, or cannot be written.
     """
+    for edit in edits:
+        edit.check_weights(str(folder), "export")
     deltas = [delta for edit in edits for delta in edit.deltas]
     with applied(model, deltas):
         pass  # an edit of another model is refused before anything is written

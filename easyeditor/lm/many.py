@@ -29,6 +29,8 @@ def why_alone(parts: Anatomy, deltas: Deltas) -> str | None:
     """
     if not parts.architecture.replay:
         return f"{type(parts.model).__name__} is not in the table of architectures"
+    if not deltas:
+        return "nothing is written into the weights"
     for delta in deltas:
         if delta.left is None or delta.right is None:
             return f"the delta of {delta.name} is dense"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -18,6 +19,7 @@ from easyeditor.base.progress import Progress
 from easyeditor.lm.architectures import Anatomy, max_positions
 from easyeditor.lm.budget import GRADIENT_COST, Budget, tokens_for
 from easyeditor.lm.prompting import Prompting
+from easyeditor.lm.recall import Recall
 from easyeditor.lm.scored import line
 from easyeditor.lm.tokens import check_length, whole
 from easyeditor.methods.table import METHODS
@@ -143,6 +145,34 @@ class EditMethod(ABC, Generic[H]):
 
     def reverted(self, result: EditResult | None) -> None:
         """`result`, or one with the same deltas, was just taken out of the model; None: all committed edits were."""
+
+    @property
+    def recall(self) -> Recall | None:
+        """The memory of the edits in force that questions are asked behind; None where there is none."""
+        return None
+
+    @contextmanager
+    def recalling(self, result: EditResult | None) -> Iterator[None]:
+        """`result` in force inside the block, beside the committed edits; None: no edit at all. It matters to edits
+        that are looked up: those in the weights are there already.
+
+        Raises:
+            ConfigError: an edit of another kind of method.
+        """
+        self.check_kind(result)
+        yield
+
+    def check_kind(self, result: EditResult | None) -> None:
+        """Raise ConfigError for an edit that only its own method can put before questions."""
+        if result is not None and result.facts:
+            raise ConfigError(
+                f"this edit of {result.method} is a memory of facts, which {self.title} does not look up; make the "
+                f"editor with hyper-parameters of {result.method}"
+            )
+
+    def holds(self, result: EditResult) -> bool:
+        """Is an edit that is looked up committed here? True of those in the weights, which the ledger knows."""
+        return True
 
     @property
     def remedy(self) -> str | None:

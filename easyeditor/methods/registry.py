@@ -22,6 +22,7 @@ THINKING, TOLD = "enable_thinking", "chat_template_kwargs"  # EasyEdit's key is 
 
 if TYPE_CHECKING:
     from easyeditor.methods.base import EditMethod
+    from easyeditor.values.edit import EditResult
 
 
 def load_hparams(source: str | Path | Mapping[str, Any], settings: Iterable[str] = ()) -> HyperParams:
@@ -86,6 +87,12 @@ def hparams_class(alg_name: str) -> type[HyperParams]:
 def method_class(alg_name: str) -> type[EditMethod[Any]]:
     """The class of a method. Raises ConfigError listing the methods."""
     return _load(row_of(alg_name).method)
+
+
+def method_of(edit: EditResult, pair: Any) -> EditMethod[Any]:
+    """The method of a saved edit on a loaded (model, tokenizer). Raises ConfigError: damaged hyper-parameters."""
+    hparams, (model, tok) = load_hparams({**edit.hparams, "model_name": pair}), pair
+    return method_class(hparams.alg_name)(model, tok, hparams)
 
 
 def row_of(alg_name: str) -> MethodRow:

@@ -24,6 +24,8 @@ class MethodRow:
     """Where it is published."""
     needs_subject: bool = True
     """Does the method look the subject up in the prompt? False: requests may be without one."""
+    writes: bool = True
+    """Does an edit change weights? False: it is a memory that is looked up."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters the name stands for; another value is refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -191,5 +193,13 @@ METHODS: dict[str, MethodRow] = {
         unused=("data_parallel", "lora_distributed", "merge", "merge_alpha"),
         renamed={"lora_r": "rank"},
         spellings=("LORA", "Lora"),
+    ),
+    "ICE": MethodRow(
+        title="ICE",
+        hparams="easyeditor.methods.in_context.hparams:InContextHyperParams",
+        method="easyeditor.methods.in_context.method:ICE",
+        needs_subject=False,
+        writes=False,
+        paper="https://arxiv.org/abs/2307.12976",
     ),
 }

@@ -25,6 +25,8 @@ COLUMNS = (
     ("locality", "locality_acc", "percent"),
     *((name, name, "percent") for name in SCORES),
     ("S", "S", "percent"),
+    ("hit rate", "recall_hit", "percent"),
+    ("tokens a question", "recall_tokens", "number"),
     ("fluency", "GE", "number"),
 )
 

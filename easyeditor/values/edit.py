@@ -14,6 +14,7 @@ from easyeditor.base.reading import open_tensors, read_tensors, read_text
 from easyeditor.values.record import LayerNumbers
 from easyeditor.values.request import EditRequest as EditRequest
 from easyeditor.values.request import Probe as Probe
+from easyeditor.values.request import is_text
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
@@ -147,7 +148,8 @@ class EditResult:
     """An edit as a value: computed on an unchanged model; apply it with `editor.applied` or `editor.commit`.
 
     `deltas` are added in order; `traces` has one mapping layer -> LayerTrace per request. `memory` is what the method
-    must know of the edit when it makes later ones, once this one is committed. `folder` is where it is saved and stays,
+    must know of the edit when it makes later ones, once this one is committed. An edit that writes no weight has
+    `facts`, a text for each request, which its method puts before questions. `folder` is where it is saved and stays,
     if it does: what is needed again is read there.
     """
 
@@ -160,6 +162,7 @@ class EditResult:
     model_fingerprint: str | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
     folder: Path | None = None
 
     @property
@@ -174,7 +177,7 @@ class EditResult:
         return [{str(layer): t.to_json() for layer, t in trace.items()} for trace in self.traces]
 
     def sha256(self) -> str:
-        """Hash of the change itself: every delta's weight, factors and bits, and the memory; not of time or texts."""
+        """Hash of the change itself: deltas with their bits, memory and facts; not of time or contexts."""
         import torch
 
         named = [(f"{d.name} {key}", value) for d in self.deltas for key, value in sorted(d.tensors().items())]
@@ -183,7 +186,16 @@ class EditResult:
         for name, tensor in named:
             digest.update(to_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update("".join(to_json(["fact", fact]) for fact in self.facts).encode())
         return digest.hexdigest()
+
+    def check_weights(self, where: str, what: str) -> None:
+        """Raise DataError for an edit that changes no weight: there is nothing to `what`."""
+        if not self.deltas:
+            raise DataError(
+                f"{where}: an edit of {self.method} is a memory of facts that are put before questions; it changes no "
+                f"weight, so there is nothing to {what}"
+            )
 
     def save(self, folder: str | Path) -> Path:
         """Write the edit as `edit.safetensors` + `edit.json`; loadable with `load`, revertible with `editor.revert`."""
@@ -200,6 +212,7 @@ class EditResult:
             "seconds": self.seconds,
             "hparams": dict(self.hparams),
             "memory": sorted(self.memory),
+            **({"facts": list(self.facts)} if self.facts else {}),
         }
         tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.items()}
         write_tensors(folder / "edit.safetensors", tensors)
@@ -237,6 +250,7 @@ class EditResult:
                 model_fingerprint=raw["model_fingerprint"],
                 hparams=raw["hparams"],
                 memory=memory,
+                facts=tuple(raw.get("facts", ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, DataError) as error:
             raise DataError(
@@ -278,12 +292,15 @@ def _check_description(raw: Mapping[str, Any], tensors: set[str]) -> None:
     for key, kind in kinds.items():
         if not isinstance(raw[key], kind):
             raise ValueError(f"{key} is {raw[key]!r:.40}")
-    if not raw["deltas"]:
-        raise ValueError("it changes no weight (no deltas)")
+    facts = raw.get("facts", [])
+    if not raw["deltas"] and not facts:
+        raise ValueError("it changes no weight (no deltas), and has no facts")
     if not raw["requests"]:
         raise ValueError("it is of no request")
     if not all(isinstance(text, str) for text in raw["contexts"]):
         raise ValueError("contexts are not texts")
+    if facts and not (isinstance(facts, list) and len(facts) == len(raw["requests"]) and all(map(is_text, facts))):
+        raise ValueError("facts are not a text for each request")
     placed = {f"{i}.{key}" for i, delta in enumerate(raw["deltas"]) for key in delta["tensors"]}
     if surplus := tensors - placed - {f"memory.{name}" for name in raw["memory"]}:
         raise ValueError(f"tensor {min(surplus)!r} belongs to no delta")

@@ -12,6 +12,7 @@ from easyeditor.base.errors import DataError
 from easyeditor.base.hparams import HyperParams
 from easyeditor.editing.editor import Editor
 from easyeditor.methods.registry import hparams_class
+from easyeditor.methods.table import METHODS
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import CONFIG, Run, load_run
 from easyeditor.runs.planning import batch_of
@@ -46,6 +47,8 @@ class Finished:
             ) from error
         if not run.edits:
             raise DataError(f"{folder}: the run recorded no edit")
+        if not METHODS[hparams.alg_name].writes:
+            raise DataError(f"{folder}: edits of {hparams.alg_name} change no weight, so there is nothing to look into")
         return cls(run, hparams.override(overrides), batch_of(folder, run.manifest))
 
     def updates(self, editor: Editor, limit: int) -> Iterator[tuple[EditLine, Sequence[WeightDelta]]]:
