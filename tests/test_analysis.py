@@ -28,8 +28,10 @@ from easyeditor.commands import analysis as analysis
 from easyeditor.commands import mass_edit, single_case_edit
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sets import DATA, load_collapse, load_normal, starts_with_one_word
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, ResultTable, short
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding
+from easyeditor.drawing.render import short, to_csv
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.downstream import choose
 from easyeditor.experiments.first_token import decoder_keys, encoder_keys
 from easyeditor.experiments.tools import harness
@@ -58,8 +60,8 @@ FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}",
 @pytest.fixture(autouse=True)
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
-    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", None)
+    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(canvas, "LAYOUT", None)
 
 
 @pytest.fixture(scope="module")
@@ -737,6 +739,6 @@ def test_a_finding_says_whether_it_holds_and_why() -> None:
         assert Finding(claim="It is so", holds=holds, because="1 of 2").sentence == f"It is so: {part} (1 of 2)."
     shown = {None: "–", True: "yes", 0.123456: "0.1235", 12345.6: "12,346", math.nan: "not finite", "x": "x"}
     assert [short(value) for value in shown] == list(shown.values())
-    made = ResultTable(name="t", title="", columns=("a", "b"), rows=[[1.5, None]])
-    assert made.csv() == "a,b\n1.5,\n"
+    made = Table.of("t", "", ("a", "b"), [[1.5, None]])
+    assert to_csv(made) == "a,b\n1.5,\n"
     assert made.to_json() == [{"a": 1.5, "b": None}]

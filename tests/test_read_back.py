@@ -23,7 +23,7 @@ from easyeditor.commands import analysis as analysis
 from easyeditor.commands import cli, mass_edit, single_case_edit
 from easyeditor.commands import evaluate as evaluate
 from easyeditor.commands import report as report
-from easyeditor.drawing import figures
+from easyeditor.drawing import canvas
 from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import print_record
 from easyeditor.values import collapse
@@ -112,8 +112,8 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `made` to work in; figures small and not laid out, for they are not what is tested here."""
     shutil.copytree(made, tmp_path / "made")
     monkeypatch.chdir(tmp_path / "made")
-    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", None)
+    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(canvas, "LAYOUT", None)
     return tmp_path / "made"
 
 

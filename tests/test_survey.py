@@ -25,7 +25,7 @@ from easyeditor.base.locks import lock_of, locked
 from easyeditor.commands import mass_edit
 from easyeditor.commands import survey as survey
 from easyeditor.drawing.render import to_csv, to_latex
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Table
 from easyeditor.methods.rome.method import ROME
 from easyeditor.methods.table import METHODS
 from easyeditor.results.lines import Retained
@@ -524,8 +524,8 @@ def test_values_are_of_the_last_evaluation_or_of_single_edits(tmp_path: Path) ->
 
 
 def test_an_estimate_in_a_table() -> None:
-    columns = (Column(title="method"), Column(title="efficacy", kind="percent"))
-    table = Table(name="t", title="T", columns=columns, rows=(("A", Estimate(0.5, 0.25, 0.75)), ("B", None)))
+    rows = (("A", Estimate(0.5, 0.25, 0.75)), ("B", None))
+    table = Table.of("t", "T", ("method", ("efficacy", "percent")), rows)
     assert to_csv(table) == "method,efficacy,efficacy low,efficacy high\nA,0.5,0.25,0.75\nB,,,\n"
     assert "50.00 [25.00, 75.00]" in to_latex(table)
     unknown = replace(table, rows=(("A", Estimate(0.5)),))

@@ -15,7 +15,7 @@ from script_runs import call, save_tiny, write_yaml
 from easyeditor.analysis.safety import safety_of
 from easyeditor.analysis.tracing import ROLES, Fact, Tracer, by_role, fact_of, known_facts, noise_of
 from easyeditor.commands import analysis as analysis
-from easyeditor.drawing import figures
+from easyeditor.drawing import canvas
 from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.discover import anatomy
@@ -29,8 +29,8 @@ SAMPLES, WINDOW, NOISE = 2, 3, 0.4
 
 @pytest.fixture(autouse=True)
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", None)
+    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(canvas, "LAYOUT", None)
 
 
 ENDINGS = ("", " in", " the", " of", " and", " to", " on", " at", " was", " not", " by", " with", " from", " or", " we")

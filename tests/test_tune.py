@@ -23,7 +23,7 @@ from easyeditor.base.errors import DataError
 from easyeditor.commands import tune as tune
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
-from easyeditor.drawing import figures
+from easyeditor.drawing import canvas
 from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.methods.locate import statistics
 from easyeditor.methods.registry import load_hparams
@@ -44,8 +44,8 @@ OFF = ("collect_stats=off",)  # no statistics are tried
 
 @pytest.fixture(autouse=True)
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(figures, "LAYOUT", None)
+    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(canvas, "LAYOUT", None)
     monkeypatch.setattr(running, "ASKED", 64)
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from easyeditor.analysis.safety import SAFETY, LayerSafety
 from easyeditor.analysis.tracing import KINDS, LAST, ROLES, Fact, Tracer, by_role
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, ResultTable
-from easyeditor.drawing.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.figures import Group
+from easyeditor.drawing.outcome import Finding
+from easyeditor.drawing.palette import BLUE, GREEN, ORANGE, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.results.journal import Journal, read_journal
 
 Line = dict[str, Any]
@@ -101,7 +104,7 @@ def _averages(lines: Sequence[Line]) -> dict[tuple[str, str], Array]:
     return {key: values for key in every if (values := average(lines, *key)) is not None}
 
 
-def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> ResultTable:
+def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Table:
     """By layer: the effects at the subject's last token, and the safety of subjects in first place."""
     effects = {kind: values for (kind, role), values in _averages(lines).items() if role == LAST}
     rows = [
@@ -111,31 +114,31 @@ def layer_table(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> ResultT
     title = f"average indirect effect at the subject's last token ({len(lines)} facts)"
     title += ", and subjects in first place: reach |k^u.u|/|kbar.u|" if safety else ""
     columns = ["layer", *(f"effect of {NAMES[kind]}" for kind in effects), *(SAFETY if safety else ())]
-    return ResultTable(name="layers", title=title, columns=columns, rows=rows)
+    return Table.of("layers", title, columns, rows)
 
 
-def role_table(lines: Sequence[Line]) -> ResultTable:
+def role_table(lines: Sequence[Line]) -> Table:
     """By kind and role: the greatest average effect, and the layer it is at."""
     rows = [
         [NAMES[kind], role, float(values.max()), int(values.argmax()), float(values.mean())]
         for (kind, role), values in _averages(lines).items()
     ]
     columns = ["put back", "token", "greatest effect", "at layer", "mean over layers"]
-    return ResultTable(name="roles", title="average indirect effect by token", columns=columns, rows=rows)
+    return Table.of("roles", "average indirect effect by token", columns, rows)
 
 
-def fact_table(lines: Sequence[Line]) -> ResultTable:
+def fact_table(lines: Sequence[Line]) -> Table:
     """Every fact with its total effect."""
     columns = ["case", "prompt", "answer", "P clean", "P corrupted"]
     rows = [[line[column] for column in columns] for line in lines]
-    return ResultTable(name="facts", title="every fact", columns=columns, rows=rows, printed=False)
+    return Table.of("facts", "every fact", columns, rows, longest=0)
 
 
 def heat_map(lines: Sequence[Line], window: int) -> Figure:
     """Average indirect effects, tokens by role down, layers across, a panel for each kind (paper, figure 1 and 2)."""
     kinds = kinds_of(lines)
     titles = [NAMES[kind] + ("" if kind == "state" else f", window of {window}") for kind in kinds]
-    figure = figures.panels(titles, width=4.6, height=2.6)
+    figure = canvas.panels(titles, width=4.6, height=2.6)
     for number, (ax, kind) in enumerate(zip(figure.get_axes(), kinds, strict=True)):
         found = {role: values for role in ROLES if (values := average(lines, kind, role)) is not None}
         image = ax.imshow(np.stack(list(found.values())), aspect="auto", cmap=figures.HEAT, interpolation="nearest")
@@ -150,35 +153,42 @@ def curves(lines: Sequence[Line], safety: Sequence[LayerSafety]) -> Figure:
     measured has no panel."""
     titles = ["Effect, subject's last token"] if lines else []
     titles += ["Reach |kᵘ·u| / |k̄·u|, first place", "‖v₀‖ of subjects in first place"] if safety else []
-    figure = figures.panels(titles, width=4.8)
-    for kind in kinds_of(lines):
-        if (values := average(lines, kind, LAST)) is not None:
-            color, marker, line = LOOKS[kind]
-            group = figures.Group(label=NAMES[kind], values=values[None], color=color, marker=marker, line=line)
-            figures.bands(
-                figure.get_axes()[0], range(len(values)), [group], "layer", "average indirect effect", every=True
-            )
-    layers = [one.layer for one in safety]
+    figure = canvas.panels(titles, width=4.8)
+    axes = figure.get_axes()
+    if lines:
+        draw_effects(axes[0], lines)
     if safety:
-        reach_ax, value_ax = figure.get_axes()[-2:]
-        least, median, most = np.array([[one.least_reach, one.reach, one.most_reach] for one in safety]).T
-        reach_ax.fill_between(layers, least, most, color=VERMILLION, alpha=0.15, linewidth=0)
-        reach_ax.plot(layers, median, "-o", color=VERMILLION, ms=5, label="median, least to most")
-        reach_ax.axhline(1, color=GREY, linestyle=":", linewidth=1)
-        reach_ax.set_xlabel("layer")
-        reach_ax.set_ylabel("reach")
-        bare, mean = np.array([[one.bare_v0, one.mean_v0] for one in safety]).T[:, None]
+        draw_reach(axes[-2], safety)
+        looks = (("bare prompt", "bare_v0", VERMILLION, "o", "-"), ("mean over contexts", "mean_v0", GREEN, "D", "--"))
         groups = [
-            figures.Group(label="bare prompt", values=bare, color=VERMILLION),
-            figures.Group(label="mean over contexts", values=mean, color=GREEN, marker="D", line="--"),
+            Group(label=label, values=[getattr(one, field) for one in safety], color=color, marker=marker, line=line)
+            for label, field, color, marker, line in looks
         ]
-        figures.bands(value_ax, layers, groups, "layer", "‖v₀‖, median", every=True)
-        for ax in (reach_ax, value_ax):
-            figures.log_scale(ax, "y")
-    for ax in figure.get_axes():
+        figures.curves(axes[-1], [one.layer for one in safety], groups, "layer", "‖v₀‖, median")
+        canvas.log_axis(axes[-1], "y")
+    for ax in axes:
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)
     return figure
+
+
+def draw_effects(ax: Axes, lines: Sequence[Line]) -> None:
+    """By layer: the average effect at the subject's last token, a curve for each kind."""
+    for kind in kinds_of(lines):
+        if (values := average(lines, kind, LAST)) is not None:
+            color, marker, line = LOOKS[kind]
+            group = Group(label=NAMES[kind], values=values, color=color, marker=marker, line=line)
+            figures.curves(ax, range(len(values)), [group], "layer", "average indirect effect")
+
+
+def draw_reach(ax: Axes, safety: Sequence[LayerSafety]) -> None:
+    """By layer: how far the keys of subjects in first place are reached, median and range."""
+    ends = [one.least_reach for one in safety], [one.most_reach for one in safety]
+    group = Group(label="first place, least to most", values=[one.reach for one in safety], color=VERMILLION)
+    figures.curve(ax, [one.layer for one in safety], group, ends)
+    figures.level(ax, 1)
+    ax.set(xlabel="layer", ylabel="reach")
+    canvas.log_axis(ax, "y")
 
 
 def findings(lines: Sequence[Line]) -> list[Finding]:

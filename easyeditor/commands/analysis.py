@@ -51,6 +51,7 @@ def main() -> int:
     args = own.parse_args(sys.argv[2:])
 
     from easyeditor.commands.outputs import checked
+    from easyeditor.drawing.canvas import styled
     from easyeditor.experiments.tools.lab import hparams_of
     from easyeditor.lm.precision import products
     from easyeditor.results.folder import run_folder
@@ -63,7 +64,7 @@ def main() -> int:
         ways = products(hparams.matmul, hparams.cpu_products)
     places = checked(args, reads)
     quiet_transformers()
-    with places.held(), run_folder(args.output, name) as folder, ways:
+    with places.held(), run_folder(args.output, name) as folder, ways, styled():
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
     outcome.show(terminal(None if sys.stdout.isatty() else WIDTH))

@@ -21,12 +21,6 @@ from easyeditor.base.places import declare
 from easyeditor.base.process import terminal
 from easyeditor.commands.cli import parser, run
 
-SHOWN = ("summary", "collapse", "collapsed", "prediction", "retention", "time")
-"""Tables printed in the terminal; all are in the files."""
-ROWS = 10
-LEFT_OUT = ("step", "case id", "prompt", "numerator", "generalization", "locality", "guard", "cause")
-"""Columns of the list of collapsed edits that a terminal has no room for."""
-
 
 def arguments() -> argparse.Namespace:
     """The flags."""
@@ -61,13 +55,8 @@ def main() -> int:
         page = write_report(report, output)
     console = terminal()
     for table in report.tables:
-        if table.name in SHOWN:
-            console.print(
-                rich_table(
-                    table, None if table.name == "summary" else ROWS, LEFT_OUT if table.name == "collapsed" else ()
-                )
-            )
-            console.print()
+        if table.longest != 0:
+            console.print(rich_table(table), "")
     for note in report.notes:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page} ({describe(report)})", markup=False, highlight=False, soft_wrap=True)

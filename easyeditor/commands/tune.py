@@ -86,6 +86,7 @@ def main() -> int:
 
     from easyeditor.base.files import write_text
     from easyeditor.commands.outputs import checked
+    from easyeditor.drawing.canvas import styled
     from easyeditor.report.build import PAGE
     from easyeditor.results.folder import run_folder
     from easyeditor.tune.page import page
@@ -100,9 +101,10 @@ def main() -> int:
         kept = folder / "tune.jsonl" if args.kept is None else Path(args.kept)
         with resumable(f"the same command with --kept {kept}"):
             found = run_search(plan, kept, deadline)
-        made = outcome(found)
-        written = [PAGE, *made.write(folder)]
-        write_text(folder / PAGE, page(found, made.tables, args.output))
+        with styled():
+            made = outcome(found)
+            written = [PAGE, *made.write(folder)]
+            write_text(folder / PAGE, page(found, made.tables, args.output))
         write_text(Path(args.output), yaml_text(found))  # last: once it is there, the command is not begun again
     made.show(terminal(None if sys.stdout.isatty() else WIDTH))
     print(f"\nwritten: {args.output}; in {folder}: {', '.join([*written, 'result.json'])}")

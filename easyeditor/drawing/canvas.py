@@ -1,15 +1,15 @@
-"""What all figures share: size, colours, fonts, the band for what is not finite, labels that do not collide, files."""
+"""What all figures share: size, fonts, axes, the band for what is not finite, labels that do not collide, files."""
 
 from __future__ import annotations
 
 import io
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -18,17 +18,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
 from easyeditor.drawing.palette import GREY
 
-DASHES = ("-", "--", "-.", ":")
-
 MANY = 2000  # more points than this are drawn as one bitmap inside the SVG: all of them, in a bounded file
-_STYLE = {
+LAYOUT: Literal["constrained"] | None = "constrained"
+STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -36,6 +37,7 @@ _STYLE = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.fontsize": 9,
     "svg.fonttype": "path",  # looks the same whatever fonts the reader has
     "svg.hashsalt": "easyeditor.report",  # the same run gives the same file
     "figure.dpi": 150,
@@ -57,18 +59,37 @@ class Drawn:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The report's look inside the block; the user's settings come back after it."""
+    """The look of all figures inside the block; the user's settings come back after it."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         yield
 
 
 def new_figure(width: float = 9.0, height: float = 5.0) -> Figure:
     """An empty figure that can be measured and saved; inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=LAYOUT)
     FigureCanvasAgg(figure)
     return figure
+
+
+def panels(titles: Sequence[str], *, width: float = 4.6, height: float = 3.8, columns: int | None = None) -> Figure:
+    """A figure with one titled panel for each title, side by side or in rows of `columns`."""
+    columns = columns or len(titles)
+    rows = -(-len(titles) // columns)
+    figure = new_figure(width * columns, height * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    for axes in grid[len(titles) :]:
+        axes.remove()
+    return figure
+
+
+def stacked(count: int, height: float) -> tuple[Figure, list[Any]]:
+    """A figure of `count` panels one below the other, with one x axis."""
+    figure = new_figure(height=height)
+    return figure, list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def heading(figure: Figure, title: str, subtitle: str) -> None:
@@ -77,7 +98,7 @@ def heading(figure: Figure, title: str, subtitle: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=10.5)
 
 
-def finish(figure: Figure, name: str, title: str, caption: str) -> Drawn:
+def finish(figure: Figure, name: str, title: str = "", caption: str = "") -> Drawn:
     """Both pictures of a figure, without dates in them."""
     _freeze(figure)
     png, svg = io.BytesIO(), io.BytesIO()
@@ -141,9 +162,8 @@ def log_scale(axes: Any, values: Iterable[float], lines: Iterable[float | None])
     low, band = low / spread**0.06, high * spread**0.1
     lost = sum(not math.isfinite(value) for value in values)
     top = band * (spread**0.12 if lost else 1.0)
-    axes.set_yscale("log")
-    axes.set_ylim(low, top)
-    log_ticks(axes.yaxis, low, band)
+    log_axis(axes, "y", low, top)
+    _log_ticks(axes.yaxis, low, band)
     if lost:
         axes.axhspan(band, top, color="#EDEDED", zorder=0, lw=0)
         axes.axhline(band, color=GREY, lw=0.8, zorder=1)
@@ -153,14 +173,28 @@ def log_scale(axes: Any, values: Iterable[float], lines: Iterable[float | None])
     return Scale(low, band, top)
 
 
-def log_ticks(axis: Any, low: float, high: float) -> None:
+def log_axis(axes: Any, which: str, low: float | None = None, high: float | None = None) -> None:
+    """Make the "x" or "y" axis logarithmic, from `low` to `high` (None: where it ends now)."""
+    getattr(axes, f"set_{which}scale")("log")
+    low, high = getattr(axes, f"set_{which}lim")(low, high)
+    _log_ticks(getattr(axes, f"{which}axis"), low, high)
+
+
+def count_axis(axis: Any) -> None:
+    """Whole numbers at the ticks."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_formatter(THOUSANDS)
+
+
+def _log_ticks(axis: Any, low: float, high: float) -> None:
     """Ticks of a logarithmic axis from `low` to `high` only: decades, or plain 1, 2, 5 where it spans few decades."""
     first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
     decades, few = range(first, last + 1), high / low < 300
     every = max(1, len(decades) // 9)
     steps = (1, 2, 5) if few else (1,)
     finer = range(2, 10) if len(decades) <= 6 else ()
-    axis.set_major_locator(FixedLocator(_within(low, high, decades[::every], steps)))
+    ticks = FixedLocator(_within(low, high, decades[::every], steps))
+    axis.set_major_locator(ticks if high / low >= 4 else MaxNLocator(4))
     axis.set_minor_locator(FixedLocator(_within(low, high, decades, finer)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if few else _power(value)))
@@ -176,9 +210,14 @@ def _within(low: float, high: float, decades: Iterable[int], steps: Iterable[int
     return [tick for tick in ticks if low <= tick <= high]
 
 
+def legend_below(figure: Figure, axes: Any, columns: int) -> None:
+    """One legend under all panels, with the handles of one of them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
 def legend_above(axes: Any, columns: int = 4) -> None:
     """The legend over the axes, where it hides nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, fontsize=9, columnspacing=1.4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, columnspacing=1.4)
 
 
 def label_points(
@@ -244,8 +283,3 @@ def _covers(box: Any, marks: Any) -> bool:
 def counted(number: int, one: str, more: str | None = None) -> str:
     """`1 edit`, `2 edits`, `20,000 edits`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
-def values_of(mapping: Mapping[str, float], key: str) -> float:
-    """A number of a training line, NaN where the line has none."""
-    return mapping.get(key, math.nan)

@@ -1,42 +1,29 @@
-"""Shared drawing: one style, colours that colour-blind readers can tell apart (Okabe and Ito 2008), PNG and SVG.
+"""What is drawn on the canvas: curves, points, bars, strips, maps.
 
-Colour is never the only sign: the two sets also differ by marker or line style. Nothing here opens a window.
+Colour is never the only sign: sets and runs also differ by marker or line style.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
-from easyeditor.base.files import whole_file
-from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
+from easyeditor.drawing.canvas import MANY, count_axis, log_axis
+from easyeditor.drawing.palette import BLUE, CYCLE, GREY, VERMILLION
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 COLLAPSE, NORMAL = VERMILLION, BLUE
 HEAT = "cividis"  # made to look the same to readers with and without colour blindness
-
-LAYOUT: Literal["constrained"] | None = "constrained"
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.hashsalt": "easyeditor",  # the same figure gives the same file
-    "figure.dpi": 110,
-}
+DASHES = ("-", "--", "-.", ":")
+FEW = 60
+"""A curve of at most so many points has a marker at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,56 +31,69 @@ class Group:
     """Points or a line with the look they are drawn in."""
 
     label: str
-    values: Array
+    values: Any
     color: str
     marker: str = "o"
     line: str = "-"
     filled: bool = True
 
 
-def panels(titles: Sequence[str], *, width: float = 4.6, height: float = 3.8, columns: int | None = None) -> Figure:
-    """A figure with one titled panel for each title, side by side or in rows of `columns`."""
-    columns = columns or len(titles)
-    rows = -(-len(titles) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height * rows), layout=LAYOUT)
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax, title in zip(grid, titles, strict=False):
-            ax.set_title(title, loc="left")
-        for ax in grid[len(titles) :]:
-            ax.set_axis_off()
-    return figure
+def run_group(number: int, label: str, values: Sequence[float]) -> Group:
+    """The `number`-th curve of a figure that compares runs."""
+    line = DASHES[number // len(CYCLE) % len(DASHES)]
+    return Group(label=label, values=values, color=CYCLE[number % len(CYCLE)], line=line)
 
 
-def cloud(ax: Axes, groups: Sequence[Group], xlabel: str, ylabel: str) -> None:
+def curve(axes: Axes, x: Any, group: Group, ends: tuple[Any, Any] | None = None) -> None:
+    """A line with the band between `ends`; `values` are (len(x),), or (samples, len(x)): their mean, least to most."""
+    values = np.asarray(group.values, dtype=np.float64)
+    if values.ndim == 2:
+        ends, values = (values.min(0), values.max(0)), values.mean(0)
+    if ends is not None:
+        axes.fill_between(x, *ends, color=group.color, alpha=0.15, linewidth=0)
+    axes.plot(
+        x, values, group.line, color=group.color, marker=group.marker if len(x) <= FEW else "", ms=4, lw=1.6,
+        label=group.label, zorder=3, rasterized=len(x) > MANY,
+    )  # fmt: skip
+
+
+def curves(axes: Axes, x: Any, groups: Sequence[Group], xlabel: str, ylabel: str) -> None:
+    """Curves over whole numbers."""
+    for group in groups:
+        curve(axes, x, group)
+    count_axis(axes.xaxis)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def edits_axis(axes: Axes) -> None:
+    """The x axis of what is drawn along a sequence of edits."""
+    count_axis(axes.xaxis)
+    axes.set_xlabel("edits made")
+    axes.set_xlim(left=0)
+
+
+def points(axes: Axes, x: Any, y: Any, group: Group, *, size: float = 34, **more: Any) -> None:
+    """Marks in the group's look."""
+    face = group.color if group.filled else "none"
+    axes.scatter(x, y, s=size, marker=group.marker, facecolors=face, edgecolors=group.color, label=group.label, **more)
+
+
+def cloud(axes: Axes, groups: Sequence[Group], xlabel: str, ylabel: str) -> None:
     """Points in the plane, one colour and marker for each group; `values` are (N, 2)."""
     for group in groups:
-        face = group.color if group.filled else "none"
-        x, y = group.values[:, 0], group.values[:, 1]
-        ax.scatter(
-            x, y, s=34, marker=group.marker, facecolors=face, edgecolors=group.color, label=group.label, alpha=0.85
-        )
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+        points(axes, group.values[:, 0], group.values[:, 1], group, alpha=0.85)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
 
 
-def bands(
-    ax: Axes, x: Sequence[float], groups: Sequence[Group], xlabel: str, ylabel: str, *, every: bool = False
-) -> None:
-    """Mean lines with a min-to-max band; `values` are (samples, len(x)); `every` marks each point of a line."""
-    for group in groups:
-        low, mean, high = group.values.min(0), group.values.mean(0), group.values.max(0)
-        ax.fill_between(x, low, high, color=group.color, alpha=0.15, linewidth=0)
-        step = 1 if every else max(1, len(x) // 8)
-        ax.plot(x, mean, group.line, color=group.color, marker=group.marker, markevery=step, ms=5, label=group.label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+def level(axes: Axes, value: float, name: str = "") -> None:
+    """A horizontal line with its name."""
+    axes.axhline(value, color=GREY, linestyle=":", linewidth=1)
+    look: dict[str, Any] = {"ha": "right", "va": "bottom", "color": GREY, "fontsize": 8}
+    axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), **look)
 
 
 def bars(
-    ax: Axes,
+    axes: Axes,
     names: Sequence[str],
     values: Mapping[str, Sequence[float | None]],
     colors: Sequence[str],
@@ -105,24 +105,17 @@ def bars(
     width = 0.8 / len(values)
     for place, (label, heights) in enumerate(values.items()):
         x = [i - 0.4 + (place + 0.5) * width for i in range(len(names))]
-        ax.bar(
-            x,
-            [0 if h is None else h for h in heights],
-            0.92 * width,
-            color=colors[place],
-            hatch=hatches[place],
-            edgecolor="white",
-            label=label,
-        )
+        look: dict[str, Any] = {"color": colors[place], "hatch": hatches[place], "edgecolor": "white"}
+        axes.bar(x, [h or 0 for h in heights], 0.92 * width, label=label, **look)
         for at, height in zip(x, heights, strict=True):
             shown = "–" if height is None else f"{height:.2f}"
-            ax.annotate(shown, (at, height or 0), ha="center", va="bottom", fontsize=8)
-    ax.set_xticks(range(len(names)), list(names))
-    ax.set_ylabel(ylabel)
+            axes.annotate(shown, (at, height or 0), ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(names)), list(names))
+    axes.set_ylabel(ylabel)
 
 
 def strips(
-    ax: Axes,
+    axes: Axes,
     groups: Sequence[Group],
     ylabel: str,
     *,
@@ -138,39 +131,15 @@ def strips(
     for left in range(len(groups) - 1 if paired else 0):
         x = np.stack([left + spreads[left], left + 1 + spreads[left + 1]])
         y = np.stack([groups[left].values, groups[left + 1].values])
-        ax.plot(x, y, color=GREY, linewidth=0.7, alpha=0.6, zorder=0)
+        axes.plot(x, y, color=GREY, linewidth=0.7, alpha=0.6, zorder=0)
     for place, group in enumerate(groups):
-        face = group.color if group.filled else "none"
-        ax.scatter(
-            place + spreads[place], group.values, s=34, marker=group.marker, facecolors=face, edgecolors=group.color
-        )
-    ax.set_xticks(range(len(groups)), [group.label for group in groups])
-    ax.set_xlim(-0.6, len(groups) - 0.4)
-    ax.set_ylabel(ylabel)
+        points(axes, place + spreads[place], group.values, group)
+    axes.set_xticks(range(len(groups)), [group.label for group in groups])
+    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel=ylabel)
     if line is not None:
-        ax.axhline(line[0], color=GREY, linestyle=":", linewidth=1)
-        ax.annotate(
-            line[1], (1, line[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8
-        )
+        level(axes, *line)
     if log:
-        log_scale(ax, "y")
-
-
-def log_scale(ax: Axes, axis: str) -> None:
-    """A logarithmic axis ("x" or "y") with plain numbers at its ticks, also where it spans little, and with powers of
-    ten where it spans very much; call it last."""
-    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-    chosen = ax.xaxis if axis == "x" else ax.yaxis
-    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    if high / low < 4:
-        chosen.set_major_locator(MaxNLocator(4))
-    elif high / low < 300:
-        chosen.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    if high / low > 1e8:
-        chosen.set_major_formatter(LogFormatterSciNotation())
-    else:
-        chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
-    chosen.set_minor_locator(NullLocator())
+        log_axis(axes, "y")
 
 
 def heat_maps(figure: Figure, maps: Sequence[Array], xlabel: str, ylabel: str, bar: str) -> None:
@@ -182,15 +151,9 @@ def heat_maps(figure: Figure, maps: Sequence[Array], xlabel: str, ylabel: str, b
     for ax, values in zip(axes, maps, strict=True):
         image = ax.imshow(values, aspect="auto", cmap=HEAT, norm=norm, interpolation="nearest")
         ax.set_xlabel(xlabel)
+        ax.grid(visible=False)
     axes[0].set_ylabel(ylabel)
     figure.colorbar(image, ax=axes, label=bar, shrink=0.9)
-
-
-def legend_below(figure: Figure, handles_of: Axes, columns: int) -> None:
-    """One legend under all panels, with the handles of one of them."""
-    handles, labels = handles_of.get_legend_handles_labels()
-    with matplotlib.rc_context(STYLE):
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def max_pooled(matrix: Array, rows: int, columns: int) -> Array:
@@ -200,16 +163,3 @@ def max_pooled(matrix: Array, rows: int, columns: int) -> Array:
     across = np.linspace(0, size.shape[1], min(columns, size.shape[1]) + 1).astype(int)[:-1]
     pooled: Array = np.maximum.reduceat(np.maximum.reduceat(size, down, axis=0), across, axis=1)
     return pooled
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[str]:
-    """Write `<name>.png` and `<name>.svg`, each whole or not at all. Returns the file names."""
-    with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()  # lays the figure out, once for both files
-    figure.set_layout_engine("none")
-    written: Mapping[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-    for kind, metadata in written.items():
-        path = folder / f"{name}.{kind}"
-        with whole_file(path) as part, matplotlib.rc_context(STYLE):
-            figure.savefig(part, format=kind, metadata=metadata)
-    return [f"{name}.{kind}" for kind in written]

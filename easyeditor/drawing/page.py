@@ -11,7 +11,7 @@ from pathlib import Path
 
 from easyeditor.base.reading import check_file, read_bytes
 from easyeditor.drawing.canvas import Drawn
-from easyeditor.drawing.render import NUMERIC, cut, shown
+from easyeditor.drawing.render import cut, shown
 from easyeditor.drawing.table import Table
 
 LONGEST = 500
@@ -148,7 +148,7 @@ def _figure(figure: Drawn) -> str:
 
 
 def _table(table: Table) -> str:
-    kinds = [' class="n"' if column.kind in NUMERIC else "" for column in table.columns]
+    kinds = [' class="n"' if number else "" for number in table.numeric]
     heads = "".join(
         f"<th{kind}><button>{escape(column.title)}{' (%)' if column.kind == 'percent' else ''}</button></th>"
         for column, kind in zip(table.columns, kinds, strict=True)

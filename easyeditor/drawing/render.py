@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -25,18 +25,16 @@ _SHORT = {
     "numerator": "numer.",
 }
 """Titles in a terminal, so that the papers' table fits 80 columns."""
-NUMERIC = ("count", "number", "perplexity", "percent", "seconds")
+SHORTEST_TEXT = 8  # characters a printed text is never cut below
 
 
 def shown(value: Any, column: Column) -> str:
     """A cell for reading: rounded, thousands apart, accuracies in %; an estimate with its interval."""
-    if value is None:
-        return "–"
     if isinstance(value, Estimate) and value.low is not None:
         middle, low, high = (shown(float(number), column) for number in (value, value.low, value.high or 0.0))
         return f"{middle} [{low}, {high}]"
-    if column.kind == "text":
-        return " ".join(str(value).split())
+    if value is None or column.kind in ("", "text"):
+        return " ".join(short(value).split())
     if column.kind == "perplexity":
         return shown_ppl(value)
     if not math.isfinite(value):
@@ -50,6 +48,19 @@ def shown(value: Any, column: Column) -> str:
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def short(value: Any) -> str:
+    """A value by itself: four significant digits, yes or no, a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "not finite"
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    return str(value)
+
+
 def cut(text: str, longest: int) -> str:
     """`text`, or its beginning and an ellipsis."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
@@ -57,32 +68,43 @@ def cut(text: str, longest: int) -> str:
 
 def without_run(table: Table) -> Table:
     """The table less its column of run labels, for a report on one run."""
-    if not table.columns or table.columns[0].title != "run":
+    if table.columns[0].title != "run":
         return table
-    rows = tuple(row[1:] for row in table.rows)
-    return Table(name=table.name, title=table.title, columns=table.columns[1:], rows=rows, note=table.note)
+    return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows))
 
 
-def rich_table(table: Table, longest: int | None = None, leave_out: Sequence[str] = ()) -> RichTable:
-    """For a terminal: the first `longest` rows, without the columns titled in `leave_out`."""
+def rich_table(table: Table) -> RichTable:
+    """For a terminal: numbers whole, texts cut where there is no room."""
     made = RichTable(title=Text(table.title, style="bold"), title_justify="left", header_style="bold")
     made.box, made.pad_edge, made.padding = SIMPLE_HEAD, False, (0, 0, 0, 1)
-    if longest is not None and len(table.rows) > longest:
-        made.caption = Text(f"{len(table.rows) - longest:,} more rows in {table.name}.csv")
+    rows = table.rows[: table.longest]
+    if len(rows) < len(table.rows):
+        made.caption = Text(f"{len(table.rows) - len(rows):,} more rows in {table.name}.csv")
         made.caption_justify = "left"
-    kept = [(place, column) for place, column in enumerate(table.columns) if column.title not in leave_out]
-    for _, column in kept:
-        right = column.kind in NUMERIC
-        title = escape(_SHORT.get(column.title, column.title))
-        made.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in table.rows[:longest]:
-        made.add_row(*(_cell(row[place], column) for place, column in kept))
+    kept = [n for n, column in enumerate(table.columns) if table.brief is None or column.title in table.brief]
+    numeric = table.numeric
+    cells = [[_cell(row[n], table.columns[n]) for n in kept] for row in rows]
+    for place, n in enumerate(kept):
+        column, number = table.columns[n], numeric[n]
+        widest = max((len(row[place]) for row in cells), default=1)
+        least = widest if number else 1 if column.kind == "text" else min(widest, SHORTEST_TEXT)
+        made.add_column(
+            escape(_SHORT.get(column.title, column.title)),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=column.kind not in ("", "text"),
+            min_width=least,
+        )
+    for row in cells:
+        made.add_row(*row)
     return made
 
 
 def _cell(value: Any, column: Column) -> Text:
     unit = {"percent": "%", "seconds": " s"}.get(column.kind, "") if value is not None else ""
-    return Text(_printable(shown(value, column)) + unit)
+    whole = column.kind == "text"
+    text = _printable(shown(value, column)) + unit
+    return Text(text, no_wrap=not whole, overflow="fold" if whole else "ellipsis")
 
 
 def _printable(text: str) -> str:
@@ -122,7 +144,7 @@ def latex_escaped(text: str) -> str:
 
 def to_latex(table: Table, longest: int = 200) -> str:
     """A booktabs `tabular` of the first `longest` rows, ready to \\input."""
-    align = "".join("r" if column.kind in NUMERIC else "l" for column in table.columns)
+    align = "".join("r" if number else "l" for number in table.numeric)
     percent = {column.title: r" (\%)" for column in table.columns if column.kind == "percent"}
     titles = [latex_escaped(column.title) + percent.get(column.title, "") for column in table.columns]
     lines = [

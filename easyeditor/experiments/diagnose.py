@@ -26,8 +26,9 @@ from torch import Tensor
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.places import at_least_one, declare
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.table import Table
 from easyeditor.editing.editor import Editor
 from easyeditor.experiments.tools.finished import Finished
 from easyeditor.experiments.tools.lab import group
@@ -81,12 +82,12 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         raise ConfigError(f"{args.run}: none of the run's edits stayed in its model; there is nothing to diagnose")
     return Outcome(
         tables=[
-            ResultTable(
-                name="edits",
-                title=f"the four causes, {editor.method.title}",
-                columns=COLUMNS,
-                rows=[list(row.values()) for row in rows],
-                shown=SHOWN,
+            Table.of(
+                "edits",
+                f"the four causes, {editor.method.title}",
+                COLUMNS,
+                [list(row.values()) for row in rows],
+                brief=SHOWN,
             )
         ],
         figures={"diagnose": _draw(rows, borders(args.rank))},
@@ -162,7 +163,7 @@ def _finding(rows: list[Row], cause: str) -> Finding:
 
 def _draw(rows: list[Row], limits: Mapping[str, float]) -> Figure:
     titles = ["(a) |denominator|", "(b) ‖v*‖ / ‖v₀‖", "(c) ‖W′‖ / ‖W‖", "(d) overlap of singular subspaces"]
-    figure = figures.panels(titles, columns=2, width=4.2, height=2.9)
+    figure = canvas.panels(titles, columns=2, width=4.2, height=2.9)
     for ax, cause in zip(figure.get_axes(), CAUSES, strict=True):
         values = _split(rows, cause)
         shown = [

@@ -25,9 +25,10 @@ from scipy.stats import spearmanr
 
 from easyeditor.base.places import at_least_one
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
-from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.palette import BLUE, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools.harness import CHANCE, Harness, check_installed
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.papers import SPEARMAN, WORST_MODELS
@@ -89,11 +90,9 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     edits = [[request.case_id, request.prompt, ppl] for request, _, ppl in pool]
     return Outcome(
         tables=[
-            ResultTable(name="models", title="accuracy of edited models", columns=columns, rows=shown),
+            Table.of("models", "accuracy of edited models", columns, shown),
             _correlations(correlated),
-            ResultTable(
-                name="edits", title="all edits", columns=("case", "prompt", "perplexity"), rows=edits, printed=False
-            ),
+            Table.of("edits", "all edits", ("case", "prompt", "perplexity"), edits, longest=0),
         ],
         figures={"downstream": _draw(rows, harness.names)},
         findings=_findings(rows, harness.names, counts, correlated, args.worst),
@@ -143,11 +142,11 @@ def _spearman(rows: list[Row], task: str) -> float | None:
     return float(spearmanr(ppls, accuracies).statistic) if min(len({*ppls}), len({*accuracies})) > 1 else None
 
 
-def _correlations(ours: dict[str, float | None]) -> ResultTable:
+def _correlations(ours: dict[str, float | None]) -> Table:
     rows: list[list[Any]] = [["ours", name, value] for name, value in ours.items()]
     rows += [[f"paper, {model}", task, rho] for model, tasks in SPEARMAN.items() for task, rho in tasks.items()]
     title = "Spearman's rank correlation of perplexity and accuracy"
-    return ResultTable(name="spearman", title=title, columns=("models", "task", "rho"), rows=rows)
+    return Table.of("spearman", title, ("models", "task", "rho"), rows)
 
 
 def _findings(
@@ -185,16 +184,16 @@ def _findings(
 
 
 def _draw(rows: list[Row], names: tuple[str, ...]) -> Figure:
-    figure = figures.panels(list(names), width=3.6, height=3.4)
+    figure = canvas.panels(list(names), width=3.6, height=3.4)
     for ax, name in zip(figure.get_axes(), names, strict=True):
         for label, marker, color, own in (("unedited", "s", BLUE, rows[:1]), ("edited", "^", VERMILLION, rows[1:])):
             points = [[row.ppl, row.accuracy(name)] for row in own if math.isfinite(row.ppl)]
             values = np.array(points, dtype=np.float64).reshape(-1, 2)
             group = figures.Group(label=label, values=values, color=color, marker=marker)
             figures.cloud(ax, [group], "perplexity", "accuracy")
-        figures.log_scale(ax, "x")
+        canvas.log_axis(ax, "x")
         ax.set_ylim(-0.05, 1.05)
         if name in CHANCE:
-            ax.axhline(CHANCE[name], color=GREY, linestyle=":", linewidth=1)
-    figures.legend_below(figure, figure.get_axes()[0], 2)
+            figures.level(ax, CHANCE[name])
+    canvas.legend_below(figure, figure.get_axes()[0], 2)
     return figure

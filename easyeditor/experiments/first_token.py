@@ -27,9 +27,10 @@ from transformers import PreTrainedModel
 from easyeditor.base.errors import DataError
 from easyeditor.base.places import declare
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
 from easyeditor.drawing.palette import BLUE, GREY, ORANGE, SKY, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools.lab import Lab, common_flags, set_flags
 from easyeditor.experiments.tools.projection import cosine_distances, draw_planes, silhouette
 from easyeditor.lm.architectures import Anatomy, encoder_projections
@@ -160,24 +161,24 @@ def _distances(clouds: Clouds) -> dict[str, Array]:
     }
 
 
-def _layer_table(name: str, title: str, clouds: Clouds) -> ResultTable:
+def _layer_table(name: str, title: str, clouds: Clouds) -> Table:
     measured = {"|key|": _norms(clouds), "distance": _distances(clouds)}
     rows = []
     for layer in range(clouds["first"].shape[1]):
         means = [float(keys[:, layer].mean()) for kinds in measured.values() for keys in kinds.values()]
         rows.append([layer, *means, silhouette(clouds["first"][:, layer], clouds["later"][:, layer])])
     columns = ["layer", *(f"{what} {kind}" for what in measured for kind in clouds), "silhouette first"]
-    return ResultTable(name=name, title=title, columns=columns, rows=rows, printed=False)
+    return Table.of(name, title, columns, rows, longest=0)
 
 
-def _summary(at: dict[str, Array], name: str, title: str) -> ResultTable:
+def _summary(at: dict[str, Array], name: str, title: str) -> Table:
     near = _near(at)
     rows = [
         [LOOK[kind]["label"], len(keys), float(np.linalg.norm(keys, axis=1).mean()), near[kind]]
         for kind, keys in at.items()
     ]
     columns = ["tokens", "keys", "mean norm", "mean cosine with the mean first-token key"]
-    return ResultTable(name=name, title=title, columns=columns, rows=rows)
+    return Table.of(name, title, columns, rows)
 
 
 def _near(at: dict[str, Array]) -> dict[str, float]:
@@ -217,20 +218,20 @@ def _findings(at: dict[str, Array]) -> list[Finding]:
 
 def _draw(clouds: Clouds, layer: int, seed: int) -> Figure:
     titles = ["Key norm by layer", "Distance from the mean later-token key"]
-    figure = figures.panels([*titles, f"Layer {layer}, PCA", f"Layer {layer}, t-SNE"], columns=2)
+    figure = canvas.panels([*titles, f"Layer {layer}, PCA", f"Layer {layer}, t-SNE"], columns=2)
     norm_ax, distance_ax, *planes = figure.get_axes()
     depth = range(clouds["first"].shape[1])
 
     def groups(values: dict[str, Array]) -> list[figures.Group]:
         return [figures.Group(values=values[kind], **LOOK[kind]) for kind in clouds]
 
-    figures.bands(norm_ax, depth, groups(_norms(clouds)), "layer", "key norm (mean, min to max)")
-    figures.log_scale(norm_ax, "y")
-    figures.bands(distance_ax, depth, groups(_distances(clouds)), "layer", "cosine distance")
+    figures.curves(norm_ax, depth, groups(_norms(clouds)), "layer", "key norm (mean, min to max)")
+    canvas.log_axis(norm_ax, "y")
+    figures.curves(distance_ax, depth, groups(_distances(clouds)), "layer", "cosine distance")
     for ax in (norm_ax, distance_ax):
         ax.axvline(layer, color=GREY, linestyle=":", linewidth=1)
     draw_planes(planes, groups(_at(clouds, layer)), seed)
-    figures.legend_below(figure, norm_ax, len(clouds))
+    canvas.legend_below(figure, norm_ax, len(clouds))
     return figure
 
 

@@ -31,9 +31,11 @@ from easyeditor.base.places import at_least_one
 from easyeditor.base.progress import steps
 from easyeditor.dataset.formats import parse
 from easyeditor.dataset.sets import FACTS, RequestSet, load_collapse
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
-from easyeditor.drawing.palette import BLUE, GREY, VERMILLION
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.figures import Group
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.palette import BLUE, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools.candidates import Candidate, from_endpoint, from_facts
 from easyeditor.experiments.tools.lab import Lab, common_flags, hparams_of
 from easyeditor.methods.rome.hparams import ROMEHyperParams
@@ -83,16 +85,8 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     screened = [[r.prompt, r.target_new, d] for r, d in zip(requests, denominators, strict=True)]
     return Outcome(
         tables=[
-            ResultTable(
-                name="edits", title=f"edited candidates; unedited perplexity {base:.1f}", columns=COLUMNS, rows=edited
-            ),
-            ResultTable(
-                name="screened",
-                title="all candidates",
-                columns=("prompt", "target_new", "denominator"),
-                rows=screened,
-                printed=False,
-            ),
+            Table.of("edits", f"edited candidates; unedited perplexity {base:.1f}", COLUMNS, edited),
+            Table.of("screened", "all candidates", ("prompt", "target_new", "denominator"), screened, longest=0),
         ],
         figures={"hard_edit": _draw(rows, denominators, lab.hparams.collapse_threshold)},
         findings=[
@@ -137,20 +131,19 @@ def _screened(lab: Lab) -> list[float]:
 
 
 def _draw(rows: list[Row], denominators: list[float], threshold: float) -> Figure:
-    figure = figures.panels(["|denominator| of all candidates", "Perplexity of the edited ones"])
+    figure = canvas.panels(["|denominator| of all candidates", "Perplexity of the edited ones"])
     screened, edited = figure.get_axes()
     sizes = np.sort(np.abs(np.array(denominators, dtype=np.float64)))
-    screened.plot(np.arange(1, len(sizes) + 1), sizes, ".", color=BLUE)
-    screened.plot(np.arange(1, len(rows) + 1), sizes[: len(rows)], "^", color=VERMILLION, label="edited")
-    figures.log_scale(screened, "y")
-    screened.set_xlabel("candidate, by |denominator|")
-    screened.set_ylabel("|denominator|")
-    screened.legend(frameon=False)
+    places = np.stack([np.arange(1, len(sizes) + 1), sizes], axis=1)
+    looks = ((places[len(rows) :], BLUE, "o", "not edited"), (places[: len(rows)], VERMILLION, "^", "edited"))
+    groups = [Group(label=name, values=v, color=color, marker=marker) for v, color, marker, name in looks]
+    figures.cloud(screened, groups, "candidate, by |denominator|", "|denominator|")
+    canvas.log_axis(screened, "y")
+    screened.legend()
     points = [[abs(row["denominator"]), row["perplexity"]] for row in rows if math.isfinite(row["perplexity"])]
     values = np.array(points, dtype=np.float64).reshape(-1, 2)
-    group = figures.Group(label="edited", values=values, color=VERMILLION, marker="^")
+    group = Group(label="edited", values=values, color=VERMILLION, marker="^")
     figures.cloud(edited, [group], "|denominator|", "perplexity")
-    edited.axhline(threshold, color=GREY, linestyle=":", linewidth=1, label="collapse threshold")
-    edited.legend(frameon=False)
-    figures.log_scale(edited, "y")
+    figures.level(edited, threshold, "collapse threshold")
+    canvas.log_axis(edited, "y")
     return figure

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import RequestSet
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing import canvas
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, group, set_flags
 from easyeditor.experiments.tools.projection import draw_planes, separation, silhouette
 from easyeditor.methods.locate.key_files import dump_keys
@@ -67,7 +68,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows, f"keys at layer {lab.layer}"),
-            ResultTable(name="requests", title="every request", columns=COLUMNS, rows=rows, printed=False),
+            Table.of("requests", "every request", COLUMNS, rows, longest=0),
         ],
         figures={"keys": _draw(keys, lab.hparams.mom2_adjustment, lab.hparams.seed)},
         findings=_findings(rows, keys),
@@ -98,7 +99,7 @@ def _keys_of(lab: Lab, one: RequestSet, folder: Path, rows: list[Row]) -> dict[s
     return {kind: np.stack(keys) for kind, keys in zip(KINDS, zip(*found, strict=True), strict=True)}
 
 
-def _summary(rows: list[Row], title: str) -> ResultTable:
+def _summary(rows: list[Row], title: str) -> Table:
     made = []
     for name in SETS:
         own = [row for row in rows if row.set == name]
@@ -106,7 +107,7 @@ def _summary(rows: list[Row], title: str) -> ResultTable:
         means = np.array([(row.plain_norm, row.mean_norm, row.cosine) for row in own]).mean(0)
         made.append([name, len(own), float(sizes.mean()), float(sizes.min()), *map(float, means)])
     columns = ["set", "requests", "mean |denominator|", "smallest", "mean |k^u|", "mean |kbar|", "mean cos"]
-    return ResultTable(name="summary", title=title, columns=columns, rows=made)
+    return Table.of("summary", title, columns, made)
 
 
 def _findings(rows: list[Row], keys: dict[str, dict[str, Array]]) -> list[Finding]:
@@ -133,7 +134,7 @@ def _findings(rows: list[Row], keys: dict[str, dict[str, Array]]) -> list[Findin
 def _draw(keys: dict[str, dict[str, Array]], solved: bool, seed: int) -> Figure:
     planes = [["k^u", "kbar"], *([["C^-1 kbar"]] if solved else [])]
     shown = [" and ".join(KINDS[kind] for kind in kinds) for kinds in planes]
-    figure = figures.panels([f"{kinds}, {plane}" for kinds in shown for plane in ("PCA", "t-SNE")], columns=2)
+    figure = canvas.panels([f"{kinds}, {plane}" for kinds in shown for plane in ("PCA", "t-SNE")], columns=2)
     axes = figure.get_axes()
     for row, kinds in enumerate(planes):
         groups = [
@@ -142,5 +143,5 @@ def _draw(keys: dict[str, dict[str, Array]], solved: bool, seed: int) -> Figure:
             for kind in kinds
         ]
         draw_planes(axes[2 * row : 2 * row + 2], groups, seed)
-    figures.legend_below(figure, axes[0], 4)
+    canvas.legend_below(figure, axes[0], 4)
     return figure

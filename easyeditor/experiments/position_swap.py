@@ -19,9 +19,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
 from easyeditor.drawing.palette import BLUE, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools.lab import Lab, column, common_flags, set_flags
 from easyeditor.experiments.tools.papers import POSITION_SWAP
 from easyeditor.lm.hooks import second_position_first
@@ -63,7 +64,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows, base, base_swapped),
-            ResultTable(name="requests", title="every case", columns=COLUMNS, rows=rows),
+            Table.of("requests", "every case", COLUMNS, rows),
         ],
         figures={"position_swap": _draw(rows, lab.hparams.collapse_threshold)},
         findings=[
@@ -92,17 +93,17 @@ def _edits(lab: Lab, title: str) -> tuple[float, list[tuple[float | None, float]
     return base, measured
 
 
-def _summary(rows: list[Row], base: float, base_swapped: float) -> ResultTable:
+def _summary(rows: list[Row], base: float, base_swapped: float) -> Table:
     ours = [f(column(rows, field)) for field in ("ppl", "ppl_swapped") for f in (np.min, np.mean, np.max)]
     made: list[list[Any]] = [["ours", base, base_swapped, *map(float, ours)]]
     made += [[f"paper, {model}", None, None, *plain, *moved] for model, (plain, moved) in POSITION_SWAP.items()]
     kinds = [f"{what}{swapped}" for swapped in ("", " swapped") for what in ("min", "mean", "max")]
     title = "perplexity of the collapse cases after ROME"
-    return ResultTable(name="summary", title=title, columns=["", "unedited", "unedited swapped", *kinds], rows=made)
+    return Table.of("summary", title, ["", "unedited", "unedited swapped", *kinds], made)
 
 
 def _draw(rows: list[Row], threshold: float) -> Figure:
-    figure = figures.panels(["Perplexity after ROME, collapse cases", "|denominator|"])
+    figure = canvas.panels(["Perplexity after ROME, collapse cases", "|denominator|"])
     shown = (("ppl", "perplexity", (threshold, "collapse threshold")), ("down", "|denominator|", None))
     for ax, (field, label, line) in zip(figure.get_axes(), shown, strict=True):
         plain, swapped = (np.abs(column(rows, name)) for name in (field, f"{field}_swapped"))

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
 from easyeditor.drawing.palette import BLUE, SKY, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import measure
 from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, set_flags
@@ -71,7 +72,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows),
-            ResultTable(name="requests", title="every test", columns=COLUMNS, rows=rows, printed=False),
+            Table.of("requests", "every test", COLUMNS, rows, longest=0),
         ],
         figures={"prefix_test": _draw(rows)},
         findings=_findings(rows),
@@ -105,7 +106,7 @@ def _value(rows: list[Row], name: str, way: str, metric: str) -> float | None:
     return mean(column(rows, metric, set=name, test=way).tolist())
 
 
-def _summary(rows: list[Row]) -> ResultTable:
+def _summary(rows: list[Row]) -> Table:
     made: list[list[Any]] = []
     for name in SETS:
         for way in WAYS:
@@ -113,7 +114,7 @@ def _summary(rows: list[Row]) -> ResultTable:
             made.append([name, way, "ours", *(None if v is None else 100 * v for v in values)])
             published = PREFIX_TEST.get((name, way), {})
             made += [[name, way, f"paper, {model}", *numbers] for model, numbers in published.items()]
-    return ResultTable(name="summary", title="C-ROME, percent", columns=["set", "test", "model", *METRICS], rows=made)
+    return Table.of("summary", "C-ROME, percent", ["set", "test", "model", *METRICS], made)
 
 
 def _findings(rows: list[Row]) -> list[Finding]:
@@ -140,10 +141,10 @@ def _findings(rows: list[Row]) -> list[Finding]:
 
 
 def _draw(rows: list[Row]) -> Figure:
-    figure = figures.panels([f"{name} set" for name in SETS], width=5.0, height=3.4)
+    figure = canvas.panels([f"{name} set" for name in SETS], width=5.0, height=3.4)
     for ax, name in zip(figure.get_axes(), SETS, strict=True):
         values = {way: [_value(rows, name, way, metric) for metric in METRICS] for way in WAYS}
         figures.bars(ax, METRICS, values, (VERMILLION, BLUE, SKY), "share", hatches=("", "//", ".."))
         ax.set_ylim(0, 1.05)
-    figures.legend_below(figure, figure.get_axes()[0], 3)
+    canvas.legend_below(figure, figure.get_axes()[0], 3)
     return figure

@@ -23,10 +23,11 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.places import declare
 from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import DATA, RequestSet, load_collapse, load_normal
-from easyeditor.drawing import figures
+from easyeditor.drawing import canvas, figures
 from easyeditor.drawing.figures import Group
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
+from easyeditor.drawing.outcome import Finding, Outcome
 from easyeditor.drawing.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.evaluate.metric import Settings
 from easyeditor.evaluate.registry import Evaluation, evaluate
 from easyeditor.evaluate.scoring import score
@@ -209,9 +210,9 @@ def _prompts(lab: Lab, request: EditRequest) -> list[tuple[str, str]]:
     return [(text.replace(SLOT, request.prompt), request.target_new) for text in texts]
 
 
-def _table(lines: Sequence[Line]) -> ResultTable:
+def _table(lines: Sequence[Line]) -> Table:
     rows = [[line[column] for column in COLUMNS] for line in lines]
-    return ResultTable(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False)
+    return Table.of("edits", "every edit", COLUMNS, rows, longest=0)
 
 
 def _values(lines: Sequence[Line], way: str, column: str, layer: int | None = None) -> list[float]:
@@ -222,7 +223,7 @@ def _values(lines: Sequence[Line], way: str, column: str, layer: int | None = No
     return [value for value in chosen if value is not None]
 
 
-def _summary(lines: Sequence[Line], base: float) -> ResultTable:
+def _summary(lines: Sequence[Line], base: float) -> Table:
     rows = []
     for layer in sorted({line["layer"] for line in lines}):
         for way in WAYS:
@@ -233,9 +234,7 @@ def _summary(lines: Sequence[Line], base: float) -> ResultTable:
             collapsed = sum(_values(lines, way, "collapsed", layer))
             rows.append([layer, way, len(ppl), statistics.median(ppl), max(ppl), int(collapsed), *means])
     columns = ["layer", "way", "edits", "median perplexity", "worst perplexity", "collapsed", *COLUMNS[8:]]
-    return ResultTable(
-        name="summary", title=f"means over edits; unedited perplexity {base:.1f}", columns=columns, rows=rows
-    )
+    return Table.of("summary", f"means over edits; unedited perplexity {base:.1f}", columns, rows)
 
 
 def _findings(lines: Sequence[Line], base: float) -> list[Finding]:
@@ -269,7 +268,7 @@ def _findings(lines: Sequence[Line], base: float) -> list[Finding]:
 
 def _draw(lines: Sequence[Line], base: float, threshold: float) -> Figure:
     titles = ("Worst perplexity after one edit", "P(target), bare prompt", "Other subjects in first place")
-    figure = figures.panels(titles, width=4.8)
+    figure = canvas.panels(titles, width=4.8)
     looks = zip(
         WAYS,
         (ORANGE, VERMILLION, SKY, BLUE, GREEN),
@@ -285,9 +284,9 @@ def _draw(lines: Sequence[Line], base: float, threshold: float) -> Figure:
             values = [_values(lines, way, column, layer) for layer in layers]
             most = [(max(v) if column == "perplexity" else statistics.fmean(v)) if v else np.nan for v in values]
             group = Group(label=way, values=np.array([most]), color=color, marker=marker)
-            figures.bands(ax, layers, [group], "layer", column, every=True)
+            figures.curves(ax, layers, [group], "layer", column)
     axes[0].axhline(threshold, color=GREY, linestyle=":", linewidth=1)
     axes[0].axhline(base, color=BLACK, linewidth=0.7)
-    figures.log_scale(axes[0], "y")
-    figures.legend_below(figure, axes[0], len(WAYS))
+    canvas.log_axis(axes[0], "y")
+    canvas.legend_below(figure, axes[0], len(WAYS))
     return figure

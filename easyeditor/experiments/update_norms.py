@@ -25,8 +25,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable, short
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.render import short
+from easyeditor.drawing.table import Table
 from easyeditor.experiments.tools import layer_sweep
 from easyeditor.experiments.tools.lab import SETS, Lab, column, common_flags, group, oriented, set_flags
 from easyeditor.experiments.tools.papers import MAX_PERPLEXITY, MODELS, UPDATE_NORMS
@@ -73,7 +75,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         tables=[
             _summary(rows, base),
             _beside_papers(rows, base),
-            ResultTable(name="requests", title="every edit", columns=COLUMNS, rows=rows, printed=False),
+            Table.of("requests", "every edit", COLUMNS, rows, longest=0),
         ],
         figures={"update_norms": _draw(rows, lab.hparams.collapse_threshold), "heat_map": _heat_map(lab, rows, deltas)},
         findings=_findings(rows),
@@ -114,7 +116,7 @@ def _methods(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(row.method for row in rows))
 
 
-def _summary(rows: list[Row], base: float) -> ResultTable:
+def _summary(rows: list[Row], base: float) -> Table:
     made = []
     for method in _methods(rows):
         for name in SETS:
@@ -125,10 +127,10 @@ def _summary(rows: list[Row], base: float) -> ResultTable:
             made.append([method, name, len(own), *numbers, sum(row.collapsed for row in own)])
     columns = ["method", "set", "edits", "numerator", "|denominator|", "smallest", "|dW|", "ppl min", "mean", "max"]
     title = f"means over edits; perplexity of the unedited model: {base:.1f}"
-    return ResultTable(name="summary", title=title, columns=[*columns, "collapsed"], rows=made)
+    return Table.of("summary", title, [*columns, "collapsed"], made)
 
 
-def _beside_papers(rows: list[Row], base: float) -> ResultTable:
+def _beside_papers(rows: list[Row], base: float) -> Table:
     methods = {name: next(m for m in _methods(rows) if m.startswith(name)) for name in ("ROME", "C-ROME")}
     made: list[list[Any]] = []
     for name, numbers in UPDATE_NORMS.items():
@@ -139,7 +141,7 @@ def _beside_papers(rows: list[Row], base: float) -> ResultTable:
         method, _, name = what.partition(", ")
         ours = float(column(rows, "ppl", set=name, method=methods[method]).max()) if name else base
         made.append([f"{what}: highest perplexity", ours, *(worst[model] for model in MODELS)])
-    return ResultTable(name="papers", title="next to the papers' tables", columns=["", "ours", *MODELS], rows=made)
+    return Table.of("papers", "next to the papers' tables", ["", "ours", *MODELS], made)
 
 
 def _findings(rows: list[Row]) -> list[Finding]:
@@ -177,7 +179,7 @@ def _findings(rows: list[Row]) -> list[Finding]:
 def _draw(rows: list[Row], threshold: float) -> Figure:
     shown = {"numerator": "numerator", "denominator": "|denominator|", "size": "‖ΔW‖", "ppl": "perplexity"}
     methods = _methods(rows)
-    figure = figures.panels(list(shown.values()), columns=2, width=1.2 + 1.9 * len(methods), height=3.2)
+    figure = canvas.panels(list(shown.values()), columns=2, width=1.2 + 1.9 * len(methods), height=3.2)
     for ax, (field, label) in zip(figure.get_axes(), shown.items(), strict=True):
         groups = [
             group(
@@ -205,6 +207,6 @@ def _heat_map(lab: Lab, rows: list[Row], deltas: list[WeightDelta]) -> Figure:
         told = f"perplexity {short(row.ppl)}, ‖ΔW‖ {short(row.size)}"
         titles.append(f"{row.set}: {textwrap.shorten(row.prompt, 32)}\n{told}")
         maps.append(figures.max_pooled(oriented(delta.dense(), lab.method, lab.layer).numpy(), *HEAT_CELLS))
-    figure = figures.panels(titles)
+    figure = canvas.panels(titles)
     figures.heat_maps(figure, maps, "key dimension (grouped)", "value dimension (grouped)", "largest |ΔW| in a cell")
     return figure

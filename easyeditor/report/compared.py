@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+import numpy as np
 
 from easyeditor.drawing.canvas import (
-    DASHES,
-    THOUSANDS,
     Drawn,
     counted,
     drawable,
@@ -18,40 +16,51 @@ from easyeditor.drawing.canvas import (
     heading,
     label_points,
     legend_above,
-    log_ticks,
+    log_axis,
     new_figure,
+    stacked,
 )
-from easyeditor.drawing.palette import BLUE, CYCLE
+from easyeditor.drawing.figures import Group, cloud, curve, edits_axis, run_group
+from easyeditor.drawing.palette import BLUE
 from easyeditor.results.run import Run
 
+Points = Mapping[int, float | None]
+"""A number by edits made; None is not drawn."""
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of the `number`-th curve of a figure."""
-    return {"color": CYCLE[number % len(CYCLE)], "ls": DASHES[number // len(CYCLE) % len(DASHES)]}
+
+def along_edits(
+    name: str, title: str, caption: str, height: float, panels: Mapping[str, Sequence[tuple[Run, Points]]]
+) -> Drawn | None:
+    """Panels, titled by what they show, with a curve for each run against the edits made; None without any point."""
+    known = {
+        what: [(run, [(x, y) for x, y in found.items() if y is not None and math.isfinite(y)]) for run, found in runs]
+        for what, runs in panels.items()
+    }
+    if not any(found for runs in known.values() for _, found in runs):
+        return None
+    count = max(map(len, known.values()))
+    figure, rows = stacked(len(panels), height + 0.22 * count)
+    for axes, (what, runs) in zip(rows, known.items(), strict=True):
+        for number, (run, found) in enumerate(runs):
+            group = run_group(number, drawable(run.label, 90), [y for _, y in found])
+            curve(axes, [x for x, _ in found], group)
+        axes.set_ylabel(what)
+        if "%" in what:
+            axes.set_ylim(-3, 103)
+    edits_axis(rows[-1])
+    heading(figure, title, counted(count, "run"))
+    if count > 1 or len(rows) == 1:
+        legend_above(rows[0], 1)
+    return finish(figure, name, title, caption)
 
 
 def efficacy_figure(runs: Sequence[Run], name: str) -> Drawn | None:
     """Mean rewrite accuracy of all edits in the model at each evaluation, a curve for each run; None without any."""
-    curves = [(run, [(seen.after, seen.means()["rewrite_acc"]) for seen in run.evaluations]) for run in runs]
-    curves = [(run, points) for run, points in curves if any(value is not None for _, value in points)]
-    if not curves:
-        return None
-    figure = new_figure(height=5.0 + 0.22 * len(curves))
-    axes = figure.subplots()
-    for number, (run, points) in enumerate(curves):
-        known = [(after, 100 * value) for after, value in points if value is not None]
-        places, values = [after for after, _ in known], [value for _, value in known]
-        axes.plot(places, values, marker="o", ms=4, lw=1.6, label=drawable(run.label, 90), **look(number))
-    axes.set_xlabel("edits made")
-    axes.set_ylabel("efficacy of all edits so far (%)")
-    axes.set_ylim(-3, 103)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    heading(figure, "Efficacy of all edits so far", counted(len(curves), "run"))
-    legend_above(axes, 1)
+    means = [(run, {seen.after: seen.means()["rewrite_acc"] for seen in run.evaluations}) for run in runs]
+    shares = [(run, {x: 100 * y for x, y in found.items() if y is not None}) for run, found in means if found]
+    title = "Efficacy of all edits so far"
     caption = "Mean rewrite accuracy over the edits that are in the model, measured anew at each evaluation."
-    return finish(figure, name, "Efficacy of all edits so far", caption)
+    return along_edits(name, title, caption, 5.0, {"efficacy of all edits so far (%)": shares})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +72,19 @@ class Priced:
     quality: float
 
 
-def cost_figure(points: Sequence[Priced], name: str, quality: str) -> Drawn | None:
+def cost_figure(priced: Sequence[Priced], name: str, quality: str) -> Drawn | None:
     """Seconds an edit against `quality` (what it is, in words), named where there is room; None without points."""
-    points = [point for point in points if point.seconds > 0]
-    if not points:
+    runs = [run for run in priced if run.seconds > 0]
+    if not runs:
         return None
     figure = new_figure()
     axes = figure.subplots()
-    places = [(point.seconds, 100 * point.quality) for point in points]
-    axes.scatter([x for x, _ in places], [y for _, y in places], c=BLUE, s=42, zorder=3)
-    low, high = min(x for x, _ in places) / 2, max(x for x, _ in places) * 2
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    log_ticks(axes.xaxis, low, high)
+    places = [(run.seconds, 100 * run.quality) for run in runs]
+    cloud(axes, [Group(label="", values=np.array(places), color=BLUE)], "seconds an edit", "quality (%)")
+    log_axis(axes, "x", min(places)[0] / 2, max(places)[0] * 2)
     axes.set_ylim(-5, 108)
-    axes.set_xlabel("seconds an edit")
-    axes.set_ylabel("quality (%)")
-    heading(figure, "What quality costs", counted(len(points), "run"))
-    named = [(x, y, drawable(point.label, 40)) for (x, y), point in zip(places, points, strict=True)]
+    heading(figure, "What quality costs", counted(len(runs), "run"))
+    named = [(*place, drawable(run.label, 40)) for place, run in zip(places, runs, strict=True)]
     shown = label_points(axes, named, places, len(named))
     caption = f"Up and left is better. Quality: {quality}."
     caption += "" if shown == len(named) else f" {counted(len(named) - shown, 'point')} without room for a name."

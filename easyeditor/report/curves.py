@@ -8,25 +8,25 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from easyeditor.drawing import figures
 from easyeditor.drawing.canvas import (
-    DASHES,
     MANY,
-    THOUSANDS,
     Drawn,
     Scale,
+    count_axis,
     counted,
     drawable,
     finish,
     heading,
     legend_above,
+    log_axis,
     log_scale,
-    log_ticks,
     new_figure,
-    values_of,
+    stacked,
 )
+from easyeditor.drawing.figures import HEAT, Group, edits_axis, run_group
 from easyeditor.drawing.palette import BLUE, CYCLE, GREY, VERMILLION
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
@@ -69,11 +69,9 @@ def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
         axes.axhline(limits[0], color=GREY, lw=1.2, ls="--", label=f"threshold {limits[0]:,.0f}")
     for number, (run, steps, values) in enumerate(curves):
         _one_curve(axes, run, steps, values, scale, number)
-    axes.set_xlabel("edits made")
     axes.set_ylabel("perplexity of the edited model")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_xlim(left=0, right=max(1, *(steps[-1] for _, steps, _ in curves)) * 1.02)
+    edits_axis(axes)
+    axes.set_xlim(right=max(1, *(steps[-1] for _, steps, _ in curves)) * 1.02)
     heading(figure, "Perplexity along sequences of edits", counted(len(curves), "run"))
     legend_above(axes, 1)
     back = sum(not edit.stands for run, *_ in curves for edit in run.edits)
@@ -85,24 +83,17 @@ def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
 
 
 def _one_curve(axes: Any, run: Run, steps: list[int], values: list[float], scale: Scale, number: int) -> None:
-    colour, dash = CYCLE[number % len(CYCLE)], DASHES[number // len(CYCLE) % len(DASHES)]
-    heights = scale.place(values)
     limit = run.threshold if run.threshold is not None else math.inf
     first = next((i for i, value in enumerate(values) if value > limit or not math.isfinite(value)), None)
     end = f"collapsed after {counted(steps[first], 'edit')}" if first is not None else "no collapse"
-    marker = "o" if len(steps) <= 60 else None
-    axes.plot(
-        steps, heights, color=colour, ls=dash, marker=marker, ms=3.5, lw=1.6, zorder=3, rasterized=len(steps) > MANY,
-        label=f"{drawable(run.label, 80)}: {end}",
-    )  # fmt: skip
-    lost = [i for i, value in enumerate(values) if not math.isfinite(value)]
-    axes.scatter(
-        [steps[i] for i in [*lost, -1]], [heights[i] for i in [*lost, -1]], c=colour, s=22, zorder=4, clip_on=False
-    )
+    group = run_group(number, f"{drawable(run.label, 80)}: {end}", scale.place(values))
+    figures.curve(axes, steps, group)
+    dots = [*(i for i, value in enumerate(values) if not math.isfinite(value)), -1]
+    heights = group.values
+    look = {"c": group.color, "zorder": 5}
+    axes.scatter([steps[i] for i in dots], [heights[i] for i in dots], s=22, clip_on=False, **look)
     if first is not None:
-        axes.scatter(
-            steps[first], heights[first], c=colour, marker="*", s=150, zorder=5, edgecolors="white", linewidths=0.6
-        )
+        axes.scatter(steps[first], heights[first], marker="*", s=150, edgecolors="white", linewidths=0.6, **look)
 
 
 def retention_grid(run: Run, what: str = "rewrite_acc") -> Grid:
@@ -127,7 +118,6 @@ def retention_figure(run: Run, name: str) -> Drawn | None:
     after = [seen.after for seen in run.evaluations]
     figure = new_figure(height=6.4)
     means, heat = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 2.6]})
-    dots = evaluations <= 30
     for what, label, colour, marker in (
         ("rewrite_acc", "rewrite (efficacy)", BLUE, "o"),
         ("rephrase_acc", "rephrase (generalization)", VERMILLION, "s"),
@@ -135,23 +125,20 @@ def retention_figure(run: Run, name: str) -> Drawn | None:
     ):
         mean = _column_means(retention_grid(run, what))
         if not np.isnan(mean).all():
-            means.plot(range(evaluations), mean, color=colour, marker=marker if dots else None, ms=4, label=label)
-    means.set_ylim(-0.03, 1.03)
-    means.set_ylabel("mean over\nedits so far")
+            figures.curve(means, range(evaluations), Group(label=label, values=mean, color=colour, marker=marker))
+    means.set(ylim=(-0.03, 1.03), ylabel="mean over\nedits so far")
     legend_above(means, 3)
     cells, rows, columns = _grouped(grid)
     image = heat.imshow(
-        cells, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=1, origin="upper",
+        cells, aspect="auto", interpolation="nearest", cmap=HEAT, vmin=0, vmax=1, origin="upper",
         extent=(-0.5, evaluations - 0.5, edits + 0.5, 0.5),
     )  # fmt: skip
     heat.set_facecolor("#F2F2F2")
     heat.grid(visible=False)
     ticks = range(0, evaluations, math.ceil(evaluations / 14))
     heat.set_xticks(ticks, [f"{after[tick]:,}" for tick in ticks])
-    heat.set_xlabel("evaluation after n edits")
-    heat.set_ylabel("edit, in the order made")
-    heat.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    heat.yaxis.set_major_formatter(THOUSANDS)
+    heat.set(xlabel="evaluation after n edits", ylabel="edit, in the order made")
+    count_axis(heat.yaxis)
     figure.colorbar(image, ax=heat, label="rewrite accuracy", pad=0.01)
     heading(figure, "Retention of earlier edits", run.label)
     caption = "Rewrite accuracy of each edit at each evaluation; light grey: not made yet, or not measured."
@@ -193,8 +180,7 @@ def training_figure(run: Run, name: str) -> Drawn | None:
     panels = [(title, items) for title, items in panels if items]
     if not panels:
         return None
-    figure = new_figure(height=1.4 + 2.3 * len(panels))
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure, rows = stacked(len(panels), 1.4 + 2.3 * len(panels))
     lost = 0
     for axes, (title, items) in zip(rows, panels, strict=True):
         for number, (key, label) in enumerate(items):
@@ -203,14 +189,12 @@ def training_figure(run: Run, name: str) -> Drawn | None:
         if title == "accuracy":
             axes.set_ylim(-0.03, 1.03)
         elif title == "loss" and all(np.all(line.get_ydata() > 0) for line in axes.lines):
-            axes.set_yscale("log")
-            log_ticks(axes.yaxis, *axes.get_ylim())
+            log_axis(axes, "y")
         elif title == "drawdown" and all(np.all(line.get_ydata() >= 0) for line in axes.lines):
             axes.set_ylim(0, 1.08 * max(1e-9, *(float(np.max(line.get_ydata())) for line in axes.lines)))
         legend_above(axes, 2)
+    count_axis(rows[-1].xaxis)
     rows[-1].set_xlabel("training step")
-    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    rows[-1].xaxis.set_major_formatter(THOUSANDS)
     heading(figure, "Training of the hypernetwork", run.label)
     caption = "Thin: training, as logged; bold: its running mean; marked: validation on held-out requests."
     caption += f" {counted(lost, 'value')} not finite: crosses at the top edge of their panel." if lost else ""
@@ -220,28 +204,20 @@ def training_figure(run: Run, name: str) -> Drawn | None:
 def _training_lines(axes: Any, run: Run, key: str, label: str, colour: str) -> int:
     """Draw one quantity; returns how many of its values are not finite (marked at the top edge)."""
     lost: list[int] = []
-    for validation in (False, True):
-        lines = [line for line in run.training if line.validation == validation and key in line.values]
-        steps = np.array([line.step for line in lines], dtype=np.float64)
-        values = np.array([values_of(line.values, key) for line in lines], dtype=np.float64)
-        good = np.isfinite(values)
-        lost += [int(step) for step in steps[~good]]
-        steps, values = steps[good], values[good]
-        if not len(steps):
-            continue
-        if validation:
-            axes.plot(steps, values, color=colour, ls="--", marker="D", ms=4.5, lw=1.2, label=f"{label}, validation")
-            continue
-        wide = max(1, len(values) // 50)
-        if wide == 1:
-            axes.plot(steps, values, color=colour, lw=1.4, label=f"{label}, training")
-            continue
-        axes.plot(steps, values, color=colour, lw=0.7, alpha=0.3, rasterized=len(values) > MANY)
-        whole = len(values) // wide * wide
-        middle, mean = (part[:whole].reshape(-1, wide).mean(axis=1) for part in (steps, values))
-        axes.plot(middle, mean, color=colour, lw=1.8, label=f"{label}, training (mean of {wide})")
+    for what, line, marker in (("training", "-", ""), ("validation", "--", "D")):
+        mine = [t for t in run.training if t.validation == (what == "validation") and key in t.values]
+        good = [(t.step, t.values[key]) for t in mine if math.isfinite(t.values[key])]
+        lost += [t.step for t in mine if not math.isfinite(t.values[key])]
+        steps, values = np.array(good, dtype=np.float64).reshape(-1, 2).T
+        name, wide = f"{label}, {what}", 1 if marker else max(1, len(good) // 50)
+        if wide > 1:
+            axes.plot(steps, values, color=colour, lw=0.7, alpha=0.3, rasterized=len(values) > MANY)
+            whole = len(values) // wide * wide
+            steps, values = (part[:whole].reshape(-1, wide).mean(axis=1) for part in (steps, values))
+            name += f" (mean of {wide})"
+        if good:
+            figures.curve(axes, steps, Group(label=name, values=values, color=colour, marker=marker, line=line))
     if lost:
-        axes.scatter(
-            lost, [0.97] * len(lost), transform=axes.get_xaxis_transform(), c=colour, marker="X", s=36, zorder=5
-        )
+        look = {"c": colour, "marker": "X", "s": 36, "zorder": 5}
+        axes.scatter(lost, [0.97] * len(lost), transform=axes.get_xaxis_transform(), **look)
     return len(lost)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Table
 from easyeditor.results.run import Run
 from easyeditor.results.shown import shown_ppl
 
@@ -13,12 +13,9 @@ from easyeditor.results.shown import shown_ppl
 def summary_table(runs: Sequence[Run]) -> Table:
     """What was run, one column per run."""
     facts = [_facts(run) for run in runs]
-    return Table(
-        name="summary",
-        title="What was run",
-        columns=(Column(title="what"), *(Column(title=run.label) for run in runs)),
-        rows=tuple((key, *(fact[key] for fact in facts)) for key in facts[0] if any(fact[key] for fact in facts)),
-    )
+    rows = ((key, *(fact[key] for fact in facts)) for key in facts[0] if any(fact[key] for fact in facts))
+    titles = ("what", *(run.label for run in runs))
+    return Table.of("summary", "What was run", [(title, "text") for title in titles], rows)
 
 
 def command_line(run: Run) -> str:

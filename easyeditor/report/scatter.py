@@ -6,23 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from easyeditor.drawing.canvas import (
     MANY,
-    THOUSANDS,
     Drawn,
     Scale,
+    count_axis,
     counted,
     drawable,
     finish,
     heading,
     label_points,
     legend_above,
+    log_axis,
     log_scale,
-    log_ticks,
     new_figure,
 )
+from easyeditor.drawing.figures import Group, points
 from easyeditor.drawing.palette import BLACK, BLUE, GREY, VERMILLION
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import Run
@@ -44,9 +43,7 @@ def perplexity_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     _reference_lines(axes, run)
     _points(axes, [float(place) for place in places], judged, scale)
     axes.set_xlabel("place of the request in the dataset" if single else "edit number in the sequence")
-    axes.set_ylabel("perplexity of the edited model")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(THOUSANDS)
+    count_axis(axes.xaxis)
     axes.set_xlim(*_padded(min(places), max(places)))
     heading(figure, "Perplexity after each edit", run.label)
     legend_above(axes)
@@ -67,15 +64,12 @@ def denominator_figure(run: Run, name: str, worst: int = 8) -> Drawn | None:
     figure = new_figure()
     axes = figure.subplots()
     scale = log_scale(axes, [ppl for _, ppl in both], [run.base, run.threshold])
-    axes.set_xscale("log")
-    axes.set_xlim(left, right)
-    log_ticks(axes.xaxis, left, right)
+    log_axis(axes, "x", left, right)
     _reference_lines(axes, run)
     axes.axvline(limit, color=BLACK, lw=1.0, ls="-.", label=f"collapse predicted below {limit:g}")
     places = [size if size > 0 else left for size in sizes]
     _points(axes, places, both, scale)
     axes.set_xlabel("|denominator| of the update (smallest over the edited layers)")
-    axes.set_ylabel("perplexity of the edited model")
     heading(figure, "Denominator against perplexity", run.label)
     legend_above(axes, 3)
     _name_worst(axes, both, places, scale, worst)
@@ -103,7 +97,7 @@ def _reference_lines(axes: Any, run: Run) -> None:
 
 
 def _points(axes: Any, places: Sequence[float], judged: Sequence[Judged], scale: Scale) -> None:
-    """Normal edits as circles, collapsed as triangles, not finite as crossed squares in the band; all are drawn."""
+    """Perplexity: normal edits as circles, collapsed as triangles, not finite as crossed squares in the band."""
     kinds = (
         ("normal", BLUE, "o", 16, [math.isfinite(p) and not e.record.collapsed for e, p in judged]),
         ("collapsed", VERMILLION, "^", 30, [math.isfinite(p) and bool(e.record.collapsed) for e, p in judged]),
@@ -114,11 +108,11 @@ def _points(axes: Any, places: Sequence[float], judged: Sequence[Judged], scale:
     for label, colour, marker, size, chosen in kinds:
         x = [place for place, mine in zip(places, chosen, strict=True) if mine]
         if x:
-            axes.scatter(
-                x, [height for height, mine in zip(heights, chosen, strict=True) if mine], s=size if few else size / 4,
-                c=colour, marker=marker, linewidths=0, alpha=0.85 if few else 0.5, zorder=4, clip_on=False,
-                rasterized=not few, label=f"{label} ({len(x):,})",
-            )  # fmt: skip
+            group = Group(label=f"{label} ({len(x):,})", values=(), color=colour, marker=marker)
+            y = [height for height, mine in zip(heights, chosen, strict=True) if mine]
+            look = {"size": size if few else size / 4, "alpha": 0.85 if few else 0.5, "rasterized": not few}
+            points(axes, x, y, group, **look, linewidths=0, zorder=4, clip_on=False)
+    axes.set_ylabel("perplexity of the edited model")
 
 
 def _name_worst(axes: Any, judged: Sequence[Judged], places: Sequence[float], scale: Scale, worst: int) -> int:

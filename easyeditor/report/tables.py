@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Read, Spec, Table
 from easyeditor.results.cause import cause
 from easyeditor.results.lines import PARTS, EditLine
 from easyeditor.results.run import Run
@@ -17,6 +17,11 @@ from easyeditor.values.record import EditRecord
 
 ACCURACIES = {"efficacy": "rewrite_acc", "generalization": "rephrase_acc", "locality": "locality_acc"}
 """The papers' names of columns, and the metric that stands in them."""
+ROWS = 10
+"""Rows of a table that a terminal shows; the files have all."""
+Getter = tuple[str, str, Read]
+"""A column of a table of edits or requests: title, kind, and how it is read."""
+RUN = ("run", "text")
 _YES = {None: "", True: "yes", False: "no"}
 
 
@@ -30,22 +35,18 @@ def collapse_table(runs: Sequence[Run]) -> Table:
         if by_verdict[None]:
             groups.append(("perplexity not measured", by_verdict[None]))
         rows += [(run.label, name, *_group(edits, chosen)) for name, edits in groups if run.edits]
-    return Table(
-        name="collapse",
-        title="Collapsed and normal edits",
-        columns=(
-            Column(title="run"),
-            Column(title="edits"),
-            Column(title="count", kind="count"),
-            Column(title="numerator", kind="number"),
-            Column(title="|denominator|", kind="number"),
-            Column(title="max perplexity", kind="perplexity"),
-            *_accuracy_columns(chosen),
+    return Table.of(
+        "collapse",
+        "Collapsed and normal edits",
+        (
+            *(RUN, ("edits", "text"), ("count", "count"), ("numerator", "number"), ("|denominator|", "number")),
+            *(("max perplexity", "perplexity"), *_accuracy_columns(chosen)),
         ),
-        rows=tuple(rows),
+        rows,
         note="Means over edits, measured right after each edit; max perplexity is the largest. Efficacy, "
         "generalization and locality are the rewrite, rephrase and locality accuracy in %, over the edits that have "
         "such prompts.",
+        longest=ROWS,
     )
 
 
@@ -65,9 +66,8 @@ def _chosen(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if name not in ACCURACIES.values()))
 
 
-def _accuracy_columns(chosen: Sequence[str]) -> tuple[Column, ...]:
-    known = tuple(Column(title=title, kind="percent") for title in ACCURACIES)
-    return (*known, *(Column(title=name, kind="number") for name in chosen))
+def _accuracy_columns(chosen: Sequence[str]) -> tuple[Spec, ...]:
+    return (*((title, "percent") for title in ACCURACIES), *((name, "number") for name in chosen))
 
 
 def prediction_table(runs: Sequence[Run]) -> Table:
@@ -85,45 +85,31 @@ def prediction_table(runs: Sequence[Run]) -> Table:
             pairs = [(said, bool(collapsed[index])) for index, said in told.items() if index in collapsed]
             if pairs:
                 found = prediction_quality(pairs)
-                counts = (found.pairs, found.predicted, found.happened, found.both)
-                rows.append((run.label, source, *counts, found.precision, found.recall))
-    titles = ("edits", "predicted", "collapsed", "both")
-    return Table(
-        name="prediction",
-        title="Was collapse predicted?",
-        columns=(
-            Column(title="run"),
-            Column(title="predicted by"),
-            *(Column(title=title, kind="count") for title in titles),
-            Column(title="precision", kind="percent"),
-            Column(title="recall", kind="percent"),
-        ),
-        rows=tuple(rows),
+                numbers = (found.pairs, found.predicted, found.happened, found.both, found.precision, found.recall)
+                rows.append((run.label, source, *numbers))
+    counts = ((title, "count") for title in ("edits", "predicted", "collapsed", "both"))
+    return Table.of(
+        "prediction",
+        "Was collapse predicted?",
+        (RUN, ("predicted by", "text"), *counts, ("precision", "percent"), ("recall", "percent")),
+        rows,
         note="Precision: share of the predicted that collapsed. Recall: share of the collapsed that were predicted. "
         "Over requests that were both predicted on and edited.",
+        longest=ROWS,
     )
 
 
 def screen_table(runs: Sequence[Run]) -> Table:
     """Every screened request, smallest denominator first."""
-    rows = [
-        (run.label, line.index, line.case_id, line.subject, line.denominator, "yes" if line.prediction else "no")
-        for run in runs
-        for line in sorted(run.screened, key=lambda line: abs(line.denominator))
-    ]
-    return Table(
-        name="screen",
-        title="Screened requests, smallest denominator first",
-        columns=(
-            Column(title="run"),
-            Column(title="index", kind="count"),
-            Column(title="case id"),
-            Column(title="subject"),
-            Column(title="denominator", kind="number"),
-            Column(title="predicts collapse"),
-        ),
-        rows=tuple(rows),
+    lines = ((run.label, line) for run in runs for line in sorted(run.screened, key=lambda line: abs(line.denominator)))
+    columns: tuple[Getter, ...] = (
+        ("index", "count", lambda line: line.index),
+        ("case id", "", lambda line: line.case_id),
+        ("subject", "", lambda line: line.subject),
+        ("denominator", "number", lambda line: line.denominator),
+        ("predicts collapse", "", lambda line: _YES[line.prediction]),
     )
+    return _by_run("screen", "Screened requests, smallest denominator first", columns, lines, longest=0)
 
 
 def retention_table(runs: Sequence[Run]) -> Table:
@@ -134,18 +120,13 @@ def retention_table(runs: Sequence[Run]) -> Table:
             means = seen.means()
             values = (means.get(name) for name in (*ACCURACIES.values(), *chosen))
             rows.append((run.label, seen.after, seen.ppl, _YES[seen.collapsed], *values))
-    return Table(
-        name="retention",
-        title="Evaluations along the sequence",
-        columns=(
-            Column(title="run"),
-            Column(title="after edits", kind="count"),
-            Column(title="perplexity", kind="perplexity"),
-            Column(title="collapsed"),
-            *_accuracy_columns(chosen),
-        ),
-        rows=tuple(rows),
+    return Table.of(
+        "retention",
+        "Evaluations along the sequence",
+        (RUN, ("after edits", "count"), ("perplexity", "perplexity"), "collapsed", *_accuracy_columns(chosen)),
+        rows,
         note="Means over all edits made so far, on the model that holds them.",
+        longest=ROWS,
     )
 
 
@@ -155,25 +136,18 @@ def time_table(runs: Sequence[Run]) -> Table:
     for run in runs:
         total = math.fsum(_spent(edit) for edit in run.edits)
         for part in (*PARTS, "other", "total"):
-            seconds = [value for edit in run.edits if (value := _part(edit, part)) is not None]
-            if seconds:
-                share = math.fsum(seconds) / total if total else None
-                rows.append((run.label, part, *_times(seconds), share))
-    return Table(
-        name="time",
-        title="Time",
-        columns=(
-            Column(title="run"),
-            Column(title="part"),
-            Column(title="edits", kind="count"),
-            Column(title="sum", kind="seconds"),
-            Column(title="mean", kind="seconds"),
-            Column(title="median", kind="seconds"),
-            Column(title="longest", kind="seconds"),
-            Column(title="share", kind="percent"),
-        ),
-        rows=tuple(rows),
+            spent = [value for edit in run.edits if (value := _part(edit, part)) is not None]
+            if spent:
+                share = math.fsum(spent) / total if total else None
+                rows.append((run.label, part, *_times(spent), share))
+    seconds = ((title, "seconds") for title in ("sum", "mean", "median", "longest"))
+    return Table.of(
+        "time",
+        "Time",
+        (RUN, "part", ("edits", "count"), *seconds, ("share", "percent")),
+        rows,
         note="Seconds as each record has them; loading the model and measuring the unedited one are not in it.",
+        longest=ROWS,
     )
 
 
@@ -193,52 +167,50 @@ def _part(edit: EditLine, part: str) -> float | None:
     return _spent(edit) if part == "total" and edit.seconds else edit.seconds.get(part)
 
 
-Getter = tuple[str, str, Callable[[EditLine], Any]]
-"""A column of a table of edits: title, kind, and what stands in it."""
+BRIEF = ("run", "index", "subject", "target", "perplexity", "denominator", "efficacy")
+"""Columns of the list of collapsed edits that a terminal has room for."""
 _EDIT_COLUMNS: tuple[Getter, ...] = (
     ("index", "count", lambda e: e.index),
     ("step", "count", lambda e: e.step),
-    ("case id", "text", lambda e: str(e.request.case_id)),
+    ("case id", "", lambda e: str(e.request.case_id)),
     ("subject", "text", lambda e: e.request.subject),
-    ("prompt", "text", lambda e: e.request.prompt),
+    ("prompt", "", lambda e: e.request.prompt),
     ("target", "text", lambda e: e.request.target_new),
     ("perplexity", "perplexity", lambda e: e.record.post.ppl),
     ("denominator", "number", lambda e: e.record.denominator),
     ("numerator", "number", lambda e: e.record.numerator),
     *((title, "percent", lambda e, name=name: e.record.after(name)) for title, name in ACCURACIES.items()),
-    ("guard", "text", lambda e: "" if e.guard is None else e.guard.words),
+    ("guard", "", lambda e: "" if e.guard is None else e.guard.words),
 )
 
 
 def edits_table(runs: Sequence[Run]) -> Table:
     """Every edit, one row each."""
     extra: tuple[Getter, ...] = (
-        ("collapsed", "text", lambda e: _YES[e.record.collapsed]),
+        ("collapsed", "", lambda e: _YES[e.record.collapsed]),
         ("perplexity before", "perplexity", lambda e: e.record.pre.ppl),
         ("perplexity left by the guard", "perplexity", lambda e: e.left_ppl),
         *((f"{part} time", "seconds", lambda e, part=part: e.seconds.get(part)) for part in (*PARTS, "total")),
     )
     columns = (*_EDIT_COLUMNS, *_metric_columns(runs), *extra)
-    return _edit_rows("edits", "All edits", columns, ((r.label, e) for r in runs for e in r.edits))
+    return _by_run("edits", "All edits", columns, ((r.label, e) for r in runs for e in r.edits), longest=0)
 
 
 def collapsed_table(runs: Sequence[Run]) -> Table:
     """The collapsed edits, highest perplexity first, each with the cause its numbers show."""
     cases = [(run.label, edit) for run in runs for edit in run.edits if edit.record.collapsed]
     cases.sort(key=lambda case: -(case[1].record.post.ppl or 0.0))
-    causes: tuple[Getter, ...] = (("cause", "text", lambda e: cause(e.record)),)
+    causes: tuple[Getter, ...] = (("cause", "", lambda e: cause(e.record)),)
     columns = (*_EDIT_COLUMNS, *_metric_columns(runs), *causes)
-    return _edit_rows("collapsed", "Collapsed edits, worst first", columns, cases)
+    rest: dict[str, Any] = {"longest": ROWS, "brief": (*BRIEF, *_chosen(runs))}
+    return _by_run("collapsed", "Collapsed edits, worst first", columns, cases, **rest)
 
 
 def _metric_columns(runs: Sequence[Run]) -> tuple[Getter, ...]:
     return tuple((name, "number", lambda e, name=name: e.record.after(name)) for name in _chosen(runs))
 
 
-def _edit_rows(name: str, title: str, columns: Sequence[Getter], cases: Iterable[tuple[str, EditLine]]) -> Table:
-    return Table(
-        name=name,
-        title=title,
-        columns=(Column(title="run"), *(Column(title=title, kind=kind) for title, kind, _ in columns)),
-        rows=tuple((label, *(value(edit) for *_, value in columns)) for label, edit in cases),
-    )
+def _by_run(name: str, title: str, columns: Sequence[Getter], cases: Iterable[tuple[str, Any]], **rest: Any) -> Table:
+    """A row for each (run's label, item)."""
+    rows = ((label, *(read(item) for *_, read in columns)) for label, item in cases)
+    return Table.of(name, title, (RUN, *((title, kind) for title, kind, _ in columns)), rows, **rest)

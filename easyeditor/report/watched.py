@@ -6,21 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from matplotlib.ticker import MaxNLocator
-
-from easyeditor.drawing.canvas import (
-    DASHES,
-    THOUSANDS,
-    Drawn,
-    counted,
-    drawable,
-    finish,
-    heading,
-    legend_above,
-    new_figure,
-)
-from easyeditor.drawing.palette import CYCLE
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.canvas import Drawn
+from easyeditor.drawing.table import Table
+from easyeditor.report.compared import along_edits
 from easyeditor.results.forecast import forecast, hindsight, points_of
 from easyeditor.results.run import Run
 from easyeditor.results.watched import Watched
@@ -56,12 +44,12 @@ def _each(taken: Callable[[Watched], float | None]) -> Callable[[Run], Values]:
     return lambda run: {edit.step: taken(edit.watched) for edit in run.edits if edit.watched is not None}
 
 
-PANELS: tuple[tuple[str, Callable[[Run], Values]], ...] = (
-    ("||W|| / ||W original||", _each(lambda seen: _largest(seen.growth.values()))),
-    ("drift", _each(lambda seen: _largest(seen.drift.values()))),
-    ("nearest earlier key", _each(lambda seen: seen.key_cosine)),
-    ("||v*|| / anchor", values_over_anchor),
-)
+PANELS: dict[str, Callable[[Run], Values]] = {
+    "||W|| / ||W original||": _each(lambda seen: _largest(seen.growth.values())),
+    "drift": _each(lambda seen: _largest(seen.drift.values())),
+    "nearest earlier key": _each(lambda seen: seen.key_cosine),
+    "||v*|| / anchor": values_over_anchor,
+}
 """What a panel of the figure shows: the largest over the edited weights where there are several."""
 
 
@@ -79,20 +67,14 @@ def watched_table(runs: Sequence[Run]) -> Table:
         anchor = max((value for value in values_over_anchor(run).values() if value is not None), default=None)
         ends = (_largest(seen[-1].growth.values()), _largest(seen[-1].drift.values()))
         rows.append((run.label, *ends, cosine, anchor, "" if told is None else told.words, made, right))
-    return Table(
-        name="watched",
-        title="Watched along the sequence",
-        columns=(
-            Column(title="run"),
-            Column(title="weight growth", kind="number"),
-            Column(title="subspace drift", kind="number"),
-            Column(title="nearest keys", kind="number"),
-            Column(title="value / anchor", kind="number"),
-            Column(title="forecast"),
-            Column(title="crossings predicted", kind="count"),
-            Column(title="of these right", kind="count"),
-        ),
-        rows=tuple(rows),
+    counts = ("crossings predicted", "of these right")
+    numbers = ("weight growth", "subspace drift", "nearest keys", "value / anchor")
+    return Table.of(
+        "watched",
+        "Watched along the sequence",
+        ["run", *((t, "number") for t in numbers), "forecast", *((t, "count") for t in counts)],
+        rows,
+        longest=0,
         note="Growth (norm over the original's) and drift (0: leading directions as in the original, 1: at right "
         "angles) after the last step, the largest over the edited weights; the largest cosine of new keys to earlier "
         "ones; the largest value norm over the norm anchor, or, where the method has none, over the mean of the run's "
@@ -104,28 +86,8 @@ def watched_table(runs: Sequence[Run]) -> Table:
 def watched_figure(runs: Sequence[Run], name: str) -> Drawn | None:
     """Growth, drift and nearness of keys against edits made, a curve for each sequence; None without any."""
     chosen = [run for run in runs if any(edit.watched is not None for edit in run.edits)]
-    if not chosen:
-        return None
-    figure = new_figure(height=8.2 + 0.22 * len(chosen))
-    panels = figure.subplots(len(PANELS), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, taken) in zip(panels, PANELS, strict=True):
-        for number, run in enumerate(chosen):
-            points = [(step, v) for step, v in taken(run).items() if v is not None and math.isfinite(v)]
-            style = DASHES[number // len(CYCLE) % len(DASHES)]
-            look = {"color": CYCLE[number % len(CYCLE)], "ls": style, "marker": "o" if len(points) < 40 else ""}
-            axes.plot(
-                [step for step, _ in points], [value for _, value in points], ms=3, lw=1.4,
-                label=drawable(run.label, 90), **look,
-            )  # fmt: skip
-        axes.set_ylabel(title)
-    panels[-1].set_xlabel("edits made")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    panels[-1].xaxis.set_major_formatter(THOUSANDS)
-    panels[-1].set_xlim(left=0)
-    heading(figure, "Watched along sequences of edits", counted(len(chosen), "run"))
-    if len(chosen) > 1:
-        legend_above(panels[0], 1)
     caption = "Largest over the edited weights. Drift: 0 is the original's leading directions, 1 at right angles to "
     caption += "them. Nearest earlier key: largest cosine of a step's keys to those of earlier edits. Anchor: the "
     caption += "method's, else the mean norm of the first step's values."
-    return finish(figure, name, "Watched along sequences of edits", caption)
+    panels = {title: [(run, read(run)) for run in chosen] for title, read in PANELS.items()}
+    return along_edits(name, "Watched along sequences of edits", caption, 8.2, panels)

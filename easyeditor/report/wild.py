@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Table
 from easyeditor.report.tables import ACCURACIES
 from easyeditor.results.run import Run
 from easyeditor.values.plain import mean
@@ -31,17 +31,12 @@ def wild_table(runs: Sequence[Run]) -> Table:
         for word, part in parts.items()
         if ways and run.edits
     ]
-    return Table(
-        name="wild",
-        title="Teacher-forced, and what the model says by itself",
-        columns=(
-            Column(title="run"),
-            Column(title="of the edit"),
-            Column(title="edits", kind="count"),
-            Column(title="teacher-forced", kind="percent"),
-            *(Column(title=title, kind="percent") for title in ways),
-        ),
-        rows=tuple(rows),
+    return Table.of(
+        "wild",
+        "Teacher-forced, and what the model says by itself",
+        ("run", "of the edit", ("edits", "count"), *((title, "percent") for title in ("teacher-forced", *ways))),
+        rows,
+        longest=0,
         note="Means over edits, right after each. Teacher-forced: the right tokens are fed in and each is compared. "
         "WILD: the model goes on by itself, and the whole text must be the target (locality: what it was before).",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.drawing.canvas import styled
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Read, Table
 from easyeditor.report import compared, curves, watched
 from easyeditor.report.build import Report
 from easyeditor.results.run import CONFIG, Run, load_run
@@ -85,31 +85,34 @@ def make_page(survey: Survey, plan: Path, outcomes: Sequence[Outcome]) -> Report
 
 
 def survey_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row a cell; columns that no cell has a value of are left out."""
-    kept = [(t, name, kind) for t, name, kind in COLUMNS if any(o.values.get(name) is not None for o in outcomes)]
-    rows = [
-        (
-            *(o.cell.group, o.cell.method, o.cell.seed, o.progress.made, *(o.values.get(name) for _, name, _ in kept)),
-            *(_perplexity(o.run), first_beyond(o.run), o.seconds, o.memory_gb, o.progress.state),
-        )
-        for o in outcomes
-    ]
-    return Table(
-        name="survey",
-        title="All cells",
-        columns=(
-            *(Column(title="group"), Column(title="method"), Column(title="seed", kind="count")),
-            *(Column(title="edits", kind="count"), *(Column(title=title, kind=kind) for title, _, kind in kept)),
-            *(Column(title="perplexity", kind="perplexity"), Column(title="first beyond threshold")),
-            *(Column(title="seconds an edit", kind="seconds"), Column(title="memory (GB)", kind="number")),
-            Column(title="state"),
-        ),
-        rows=tuple(rows),
+    """One row a cell."""
+    return Table.of(
+        "survey",
+        "All cells",
+        _columns(outcomes),
+        outcomes,
         note="In brackets: the 95 % interval over requests (for seconds: over batches). Sequences are measured at "
         "their last evaluation, over all edits in the model; single edits right after each. Perplexity: of the last "
         "model of a sequence; the median over single edits"
         f"{_begun(outcomes)}. docs/report.md explains each column.",
     )
+
+
+def _columns(outcomes: Sequence[Outcome]) -> list[tuple[str, str, Read]]:
+    """The survey's columns, read of an outcome, without the metrics that no cell has a value of."""
+    kept = [(t, name, kind) for t, name, kind in COLUMNS if any(o.values.get(name) is not None for o in outcomes)]
+    return [
+        ("group", "", lambda o: o.cell.group),
+        ("method", "", lambda o: o.cell.method),
+        ("seed", "count", lambda o: o.cell.seed),
+        ("edits", "count", lambda o: o.progress.made),
+        *((title, kind, lambda o, name=name: o.values.get(name)) for title, name, kind in kept),
+        ("perplexity", "perplexity", lambda o: _perplexity(o.run)),
+        ("first beyond threshold", "", lambda o: first_beyond(o.run)),
+        ("seconds an edit", "seconds", lambda o: o.seconds),
+        ("memory (GB)", "number", lambda o: o.memory_gb),
+        ("state", "", lambda o: o.progress.state),
+    ]
 
 
 def _begun(outcomes: Sequence[Outcome]) -> str:
@@ -120,15 +123,13 @@ def _begun(outcomes: Sequence[Outcome]) -> str:
 
 def brief_table(outcomes: Sequence[Outcome]) -> Table:
     """The survey's table for a terminal: few columns, no intervals."""
-    table = survey_table(outcomes)
     wanted = ("efficacy", "generalization", "locality", "S", "perplexity")
-    kept = [place for place, column in enumerate(table.columns) if column.title in wanted]
+    kept = [column for column in _columns(outcomes) if column[0] in wanted]
     rows = [
-        (o.run.label if o.run else o.cell.name, *(_plain(row[place]) for place in kept), row[-4])
-        for o, row in zip(outcomes, table.rows, strict=True)
+        (o.run.label if o.run else o.cell.name, *(_plain(read(o)) for *_, read in kept), first_beyond(o.run))
+        for o in outcomes
     ]
-    columns = (Column(title="cell"), *(table.columns[place] for place in kept), Column(title="beyond"))
-    return Table(name=table.name, title=table.title, columns=columns, rows=tuple(rows))
+    return Table.of("survey", "All cells", [("cell", "text"), *(column[:2] for column in kept), "beyond"], rows)
 
 
 def _plain(value: float | None) -> float | None:
@@ -146,15 +147,12 @@ def expected_table(expected: Sequence[Expected], outcomes: Sequence[Outcome]) ->
                     apart = None if ours is None else float(ours) - published
                     where = (o.cell.group, o.cell.method, o.cell.seed)
                     rows.append((*where, name, published, ours, apart, item.source))
-    titles = (("published", "number"), ("ours", "number"), ("ours less published", "number"), ("source", "text"))
-    return Table(
-        name="expected",
-        title="Published values beside ours",
-        columns=(
-            *(Column(title="group"), Column(title="method"), Column(title="seed", kind="count")),
-            *(Column(title="metric"), *(Column(title=title, kind=kind) for title, kind in titles)),
-        ),
-        rows=tuple(rows),
+    numbers = ((title, "number") for title in ("published", "ours", "ours less published"))
+    return Table.of(
+        "expected",
+        "Published values beside ours",
+        ["group", "method", ("seed", "count"), "metric", *numbers, "source"],
+        rows,
         note="In the metric's own unit: shares of 1, bits for GE. A dash: not measured yet.",
     )
 

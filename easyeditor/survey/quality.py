@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from easyeditor.drawing.table import Column, Table
+from easyeditor.drawing.table import Table
 from easyeditor.results.run import Run
 from easyeditor.values.estimates import Estimate, difference_of, harmonic_of
 
@@ -74,15 +74,12 @@ def pairs_table(cells: Sequence[Measured], columns: Sequence[tuple[str, str, str
         apart = [title for title, value in found.items() if value is not None and value.apart]
         shown = (found.get(title) for title, _, _ in known)
         rows.append((one.group, one.seed, one.method, other.method, len(places), *shown, ", ".join(apart) or "≈"))
-    return Table(
-        name="differences",
-        title="Methods against each other on the same requests",
-        columns=(
-            *(Column(title="group"), Column(title="seed", kind="count"), Column(title="method"), Column(title="less")),
-            *(Column(title="requests", kind="count"), *(Column(title=title, kind=kind) for title, _, kind in known)),
-            Column(title="told apart by"),
-        ),
-        rows=tuple(rows),
+    kinds = ((title, kind) for title, _, kind in known)
+    return Table.of(
+        "differences",
+        "Methods against each other on the same requests",
+        ["group", ("seed", "count"), "method", "less", ("requests", "count"), *kinds, "told apart by"],
+        rows,
         note="The method's mean less the other's, request by request, with its 95 % interval. Told apart by: the "
         "columns whose interval does not reach zero. ≈: none, the two cannot be told apart. One interval of twenty "
         "misses zero by chance.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from easyeditor.analysis.traced import LOOKS, NAMES, average, kinds_of
-from easyeditor.analysis.tracing import LAST
-from easyeditor.drawing.canvas import Drawn, counted, finish, heading, legend_above, log_ticks, new_figure, styled
-from easyeditor.drawing.outcome import ResultTable, short
+import numpy as np
+
+from easyeditor.analysis.traced import draw_effects, draw_reach
+from easyeditor.drawing.canvas import Drawn, counted, finish, heading, legend_above, stacked
+from easyeditor.drawing.figures import Group, cloud
 from easyeditor.drawing.page import html_page
 from easyeditor.drawing.palette import GREEN, GREY, VERMILLION
+from easyeditor.drawing.render import short
 from easyeditor.drawing.table import Column, Table
 from easyeditor.tune.search import rank
 from easyeditor.tune.trials import METRICS
@@ -26,16 +29,14 @@ TITLES = {"rewrite_acc": "rewrite", "rephrase_acc": "rephrase", "locality_acc": 
 TITLES |= {"ppl_median": "median ppl, ×", "requests": "facts"}
 
 
-def page(found: Search, tables: Sequence[ResultTable], output: str) -> str:
-    """The whole page, of the outcome's tables; `output` is the YAML that was written."""
-    with styled():
-        figure = _figure(found)
+def page(found: Search, tables: Sequence[Table], output: str) -> str:
+    """The whole page, of the outcome's tables, inside `styled()`; `output` is the YAML that was written."""
     by_name = {table.name: table for table in tables}
     model, method = found.start.values["model_name"], found.start.method
     return html_page(
         f"{method} for {model}",
         [_table(by_name[name], title) for name, title in HEADINGS.items() if by_name[name].rows],
-        [figure],
+        [_figure(found)],
         found.start.said,
         (found.command, f"python single_case_edit.py --hparams {output}"),
         [(str(model), _verdict(found))],
@@ -58,36 +59,26 @@ def _verdict(found: Search) -> list[str]:
     ]
 
 
-def _table(table: ResultTable, title: str) -> Table:
-    first = [next((row[n] for row in table.rows if row[n] is not None), "") for n in range(len(table.columns))]
-    columns = [
-        Column(title=TITLES.get(name, name), kind=KINDS.get(name, "number" if _is_number(value) else "text"))
-        for name, value in zip(table.columns, first, strict=True)
-    ]
-    rows = tuple(tuple("yes" if v is True else "no" if v is False else v for v in row) for row in table.rows)
-    return Table(name=table.name, title=title, columns=tuple(columns), rows=rows, note=table.title)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _table(table: Table, title: str) -> Table:
+    titles = [column.title for column in table.columns]
+    columns = tuple(Column(TITLES.get(name, name), KINDS.get(name, "")) for name in titles)
+    return replace(table, title=title, columns=columns, note=table.title)
 
 
 def _figure(found: Search) -> Drawn:
     """By layer: what restoring it brings back, how far first places are from other subjects, what trials scored."""
-    panels = [
-        panel for panel, known in ((_effects, found.traced), (_reach, found.safety), (_scores, found.trials)) if known
-    ]
-    figure = new_figure(height=1.2 + 2.2 * len(panels))
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    panels: list[tuple[Callable[[Any, Any], None], Any]]
+    panels = [(draw_effects, found.traced), (draw_reach, found.safety), (_scores, found.trials and found)]
+    panels = [panel for panel in panels if panel[1]]
+    figure, rows = stacked(len(panels), 1.2 + 2.2 * len(panels))
     taken = found.best["settings"]["layers"]
-    for axes, panel in zip(rows, panels, strict=True):
+    for axes, (draw, what) in zip(rows, panels, strict=True):
         axes.axvspan(taken[0] - 0.4, taken[-1] + 0.4, color=GREEN, alpha=0.12, lw=0)
-        panel(axes, found)
+        draw(axes, what)
         legend_above(axes, 3)
-    rows[-1].set_xlabel("layer")
+        axes.set_xlabel("layer" if axes is rows[-1] else "")
     count = len(found.start.parts.blocks)
-    rows[-1].set_xlim(-0.6, count - 0.4)
-    rows[-1].set_xticks(range(0, count, -(-count // 20)))
+    rows[-1].set(xlim=(-0.6, count - 0.4), xticks=range(0, count, -(-count // 20)))
     title = "By layer: causal trace, collapse safety, trials"
     heading(figure, title, f"{found.start.method}, {found.start.values['model_name']}")
     caption = (
@@ -100,38 +91,15 @@ def _figure(found: Search) -> Drawn:
     return finish(figure, "layers", title, caption)
 
 
-def _effects(axes: Any, found: Search) -> None:
-    for kind in kinds_of(found.traced):
-        if (values := average(found.traced, kind, LAST)) is not None:
-            color, marker, line = LOOKS[kind]
-            axes.plot(range(len(values)), values, color=color, marker=marker, ls=line, ms=4, label=NAMES[kind])
-    axes.set_ylabel("effect")
-
-
-def _reach(axes: Any, found: Search) -> None:
-    layers = [one.layer for one in found.safety]
-    ends = [[one.least_reach for one in found.safety], [one.most_reach for one in found.safety]]
-    axes.fill_between(layers, *ends, color=VERMILLION, alpha=0.15, lw=0)
-    axes.plot(
-        layers, [one.reach for one in found.safety], color=VERMILLION, marker="o", ms=4, label="reach, first place"
-    )
-    axes.axhline(1, color=GREY, ls=":", lw=1)
-    axes.set_yscale("log")
-    low, high = min([1.0, *ends[0]]), max([1.0, *ends[1]])
-    axes.set_ylim(max(low, 1e-9) / 1.3, high * 1.3)
-    log_ticks(axes.yaxis, *axes.get_ylim())
-    axes.set_ylabel("reach")
-
-
 def _scores(axes: Any, found: Search) -> None:
     groups: dict[str, list[tuple[int, float]]] = {"within the bound": [], "beyond it": [], "given up": []}
     for line in found.trials:
         whole, within, *_ = rank(line, found.most_ratio)
         name = ("within the bound" if within else "beyond it") if whole else "given up"
         groups[name].append((line["settings"]["layers"][-1], 100 * (line["score"] or 0.0)))
-    looks = ((GREEN, "o", GREEN), (VERMILLION, "X", VERMILLION), (GREY, "o", "none"))
-    for (name, points), (color, marker, face) in zip(groups.items(), looks, strict=True):
+    looks = ((GREEN, "o", True), (VERMILLION, "X", True), (GREY, "o", False))
+    for (name, points), (color, marker, filled) in zip(groups.items(), looks, strict=True):
         if points:
-            axes.scatter(*zip(*points, strict=True), color=color, marker=marker, facecolors=face, s=34, label=name)
+            group = Group(label=name, values=np.array(points), color=color, marker=marker, filled=filled)
+            cloud(axes, [group], "layer", "score (%)")
     axes.set_ylim(-4, 104)
-    axes.set_ylabel("score (%)")

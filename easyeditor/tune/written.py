@@ -12,7 +12,9 @@ import yaml
 from easyeditor.analysis.safety import LayerSafety
 from easyeditor.analysis.traced import average, curves, layer_table
 from easyeditor.analysis.tracing import LAST
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable, short
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.render import short
+from easyeditor.drawing.table import Table
 from easyeditor.tune.search import Array, Line, rank
 from easyeditor.tune.start import Start
 from easyeditor.tune.trials import METRICS
@@ -138,24 +140,24 @@ def outcome(found: Search) -> Outcome:
     )
 
 
-def _trial_table(found: Search) -> ResultTable:
+def _trial_table(found: Search) -> Table:
     knobs = [key for key in found.best["settings"] if key != "layers"]
     columns = [*COLUMNS, *knobs]
     how = ["taken" if line is found.best else "given up" if "left_after" in line else "" for line in found.trials]
     rows = [[said, *_row(line, columns)] for said, line in zip(how, found.trials, strict=True)]
-    return ResultTable(name="trials", title="what was tried, in this order", columns=["verdict", *columns], rows=rows)
+    return Table.of("trials", "what was tried, in this order", ["verdict", *columns], rows)
 
 
-def _held_out_table(found: Search) -> ResultTable:
+def _held_out_table(found: Search) -> Table:
     columns = ["whose", "set", *COLUMNS]
     names = (("found", "check"), ("found", "held out"), ("start file", "held out"))
     lines = zip(names, (found.check, *found.held_out), strict=False)
     rows = [[*name, *_row(line, COLUMNS)] for name, line in lines]
-    return ResultTable(
-        name="held_out",
-        title="on facts the search did not see; the check chose among the best trials, held-out facts chose nothing",
-        columns=columns,
-        rows=rows,
+    return Table.of(
+        "held_out",
+        "on facts the search did not see; the check chose among the best trials, held-out facts chose nothing",
+        columns,
+        rows,
     )
 
 

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from easyeditor.base.progress import steps
 from easyeditor.dataset.sets import DATA, load_collapse
-from easyeditor.drawing import figures
-from easyeditor.drawing.outcome import Finding, Outcome, ResultTable
-from easyeditor.drawing.palette import BLACK, BLUE, GREY, ORANGE, VERMILLION
+from easyeditor.drawing import canvas, figures
+from easyeditor.drawing.outcome import Finding, Outcome
+from easyeditor.drawing.palette import BLACK, BLUE, ORANGE, VERMILLION
+from easyeditor.drawing.table import Table
 from easyeditor.evaluate.scoring import score
 from easyeditor.experiments.tools.lab import Lab, column, hparams_of
 from easyeditor.lm.tokens import SLOT
@@ -62,7 +63,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
     return Outcome(
         tables=[
             _summary(rows, base),
-            ResultTable(name="edits", title="every edit", columns=COLUMNS, rows=rows, printed=False),
+            Table.of("edits", "every edit", COLUMNS, rows, longest=0),
         ],
         figures={"layer_sweep": _draw(rows, base, hparams.collapse_threshold)},
         findings=_findings(rows),
@@ -103,7 +104,7 @@ def _reach(rows: Sequence[Row]) -> dict[int, Array]:
     return {layer: np.abs(first[layer]) / np.abs(mean[layer]) for layer in first}
 
 
-def _summary(rows: Sequence[Row], base: float) -> ResultTable:
+def _summary(rows: Sequence[Row], base: float) -> Table:
     means = {f"|v0| {what}": _of(rows, way, "start") for what, way in zip(("bare", "mean"), WAYS[1:], strict=True)}
     means["reach"] = reach = _reach(rows)
     worst = {f"{way}: highest ppl": _of(rows, way, "ppl") for way in WAYS}
@@ -121,7 +122,7 @@ def _summary(rows: Sequence[Row], base: float) -> ResultTable:
         f"perplexity after the edit, unedited {base:.1f}; P(target) behind a prefix; reach: how many times as far as "
         "the edited key C-ROME's update moves the subject's own key in first place"
     )
-    return ResultTable(name="summary", title=title, columns=["layer", *means, *worst, *likely], rows=made)
+    return Table.of("summary", title, ["layer", *means, *worst, *likely], made)
 
 
 def _findings(rows: Sequence[Row]) -> list[Finding]:
@@ -148,7 +149,7 @@ def _findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _draw(rows: Sequence[Row], base: float, threshold: float) -> Figure:
-    figure = figures.panels(["Perplexity after one edit, by layer", "Norm of the initial value v₀"], width=5.4)
+    figure = canvas.panels(["Perplexity after one edit, by layer", "Norm of the initial value v₀"], width=5.4)
     ppl_ax, start_ax = figure.get_axes()
     for ax, field, label, first in ((ppl_ax, "ppl", "perplexity", 0), (start_ax, "start", "‖v₀‖", 1)):
         by_way = {way: _of(rows, way, field) for way in WAYS[first:]}
@@ -156,10 +157,10 @@ def _draw(rows: Sequence[Row], base: float, threshold: float) -> Figure:
             figures.Group(label=way, values=np.stack(list(own.values()), axis=1), color=color, marker=marker, line=line)
             for (way, own), (color, marker, line) in zip(by_way.items(), LOOKS[first:], strict=True)
         ]
-        figures.bands(ax, list(by_way[WAYS[1]]), groups, "layer", label, every=True)
-    ppl_ax.axhline(threshold, color=GREY, linestyle=":", linewidth=1)
+        figures.curves(ax, list(by_way[WAYS[1]]), groups, "layer", label)
+    figures.level(ppl_ax, threshold)
     ppl_ax.axhline(base, color=BLACK, linewidth=0.7)
     for ax in (ppl_ax, start_ax):
-        figures.log_scale(ax, "y")
-    figures.legend_below(figure, ppl_ax, 3)
+        canvas.log_axis(ax, "y")
+    canvas.legend_below(figure, ppl_ax, 3)
     return figure
