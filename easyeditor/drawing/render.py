@@ -33,7 +33,7 @@ def shown(value: Any, column: Column) -> str:
     if isinstance(value, Estimate) and value.low is not None:
         middle, low, high = (shown(float(number), column) for number in (value, value.low, value.high or 0.0))
         return f"{middle} [{low}, {high}]"
-    if value is None or column.kind in ("", "text"):
+    if value is None or column.kind in ("", "text", "right"):
         return " ".join(short(value).split())
     if column.kind == "perplexity":
         return shown_ppl(value)
@@ -73,10 +73,13 @@ def without_run(table: Table) -> Table:
     return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows))
 
 
-def rich_table(table: Table) -> RichTable:
-    """For a terminal: numbers whole, texts cut where there is no room."""
-    made = RichTable(title=Text(table.title, style="bold"), title_justify="left", header_style="bold")
-    made.box, made.pad_edge, made.padding = SIMPLE_HEAD, False, (0, 0, 0, 1)
+def rich_table(table: Table, *, framed: bool = False) -> RichTable:
+    """For a terminal: numbers whole, texts cut where there is no room; `framed` with lines around its cells."""
+    made = RichTable(title_justify="left", header_style="bold")
+    if table.title:
+        made.title = Text(table.title, style="" if framed else "bold")
+    if not framed:
+        made.box, made.pad_edge, made.padding = SIMPLE_HEAD, False, (0, 0, 0, 1)
     rows = table.rows[: table.longest]
     if len(rows) < len(table.rows):
         made.caption = Text(f"{len(table.rows) - len(rows):,} more rows in {table.name}.csv")
@@ -89,7 +92,7 @@ def rich_table(table: Table) -> RichTable:
         widest = max((len(row[place]) for row in cells), default=1)
         least = widest if number else 1 if column.kind == "text" else min(widest, SHORTEST_TEXT)
         made.add_column(
-            escape(_SHORT.get(column.title, column.title)),
+            escape(column.title if framed else _SHORT.get(column.title, column.title)),
             justify="right" if number else "left",
             overflow="fold",
             no_wrap=column.kind not in ("", "text"),

@@ -12,7 +12,8 @@ Read = Callable[[Any], Any]
 @dataclass(frozen=True)
 class Column:
     """`kind` is how a cell is shown: "" by its value (a text on one line, a number with four digits), text (whole, on
-    several lines if need be), count, number, perplexity, percent (stored as a share of 1) or seconds.
+    several lines if need be), right (a text at the right, whole), count, number, perplexity, percent (stored as a share
+    of 1) or seconds.
 
     `read` takes the cell of an item; None: the item is a row, and has the cell in the column's place.
     """

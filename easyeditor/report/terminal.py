@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from rich.table import Table as RichTable
 
-from easyeditor.drawing.render import cut
+from easyeditor.drawing.render import cut, rich_table
+from easyeditor.drawing.table import Spec, Table
 from easyeditor.results.cause import cause, first_place_cure, remedy
 from easyeditor.results.shown import ppl_name, shown_ppl, shown_share, shown_size
 from easyeditor.values.record import EditRecord, LayerNumbers
@@ -67,38 +67,31 @@ def _headline(record: EditRecord) -> tuple[str, str]:
     return ("bold green", f"NO COLLAPSE ({change}); the edit {'took' if worked else 'did not take on this prompt'}.")
 
 
-def _before_after(record: EditRecord) -> Table:
-    table = Table(show_header=True, header_style="bold")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
+def _before_after(record: EditRecord) -> RichTable:
     pre, post, request = record.pre, record.post, record.request
-    table.add_row("rewrite accuracy", _mean(pre.rewrite), _mean(post.rewrite))
-    if pre.rephrase:
-        table.add_row("rephrase accuracy", _mean(pre.rephrase), _mean(post.rephrase))
-    for key in request.locality:
-        table.add_row(escape(f"locality ({key})"), "1 by definition", _mean(post.locality[key]))
+    rows = [("rewrite accuracy", _mean(pre.rewrite), _mean(post.rewrite))]
+    rows += [("rephrase accuracy", _mean(pre.rephrase), _mean(post.rephrase))] if pre.rephrase else []
+    rows += [(f"locality ({key})", "1 by definition", _mean(post.locality[key])) for key in request.locality]
     for key in request.portability:
-        table.add_row(escape(f"portability ({key})"), _mean(pre.portability[key]), _mean(post.portability[key]))
+        rows.append((f"portability ({key})", _mean(pre.portability[key]), _mean(post.portability[key])))
     before = record.metrics.get("before", {})
     for name, value in record.metrics.get("after", {}).items():
-        table.add_row(escape(name), shown_share(before[name].value), shown_share(value.value))
-    new, old = record.probabilities["target_new"], record.probabilities["ground_truth"]
-    table.add_row(
-        escape(f"P({cut(request.target_new, LONGEST_ANSWER)})"), shown_share(new["before"]), shown_share(new["after"])
-    )
-    if request.ground_truth is not None:
-        table.add_row(
-            escape(f"P({cut(request.ground_truth, LONGEST_ANSWER)})"),
-            shown_share(old["before"]),
-            shown_share(old["after"]),
-        )
+        rows.append((name, shown_share(before[name].value), shown_share(value.value)))
+    for answer, which in ((request.target_new, "target_new"), (request.ground_truth, "ground_truth")):
+        if answer is not None:
+            known = record.probabilities[which]
+            name = f"P({cut(answer, LONGEST_ANSWER)})"
+            rows.append((name, shown_share(known["before"]), shown_share(known["after"])))
     sentences = record.perplexity.get("sentences")
     if sentences is not None:
         begun = ", with BOS" if record.bos else ""
-        title = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences{begun})"
-        table.add_row(escape(title), shown_ppl(pre.ppl), shown_ppl(post.ppl))
-    return table
+        name = f"perplexity ({sentences['name']}, {sentences['sentences']} sentences{begun})"
+        rows.append((name, shown_ppl(pre.ppl), shown_ppl(post.ppl)))
+    return _framed("", (("", "text"), ("before", "right"), ("after", "right")), rows)
+
+
+def _framed(title: str, columns: Iterable[Spec], rows: Iterable[Any]) -> RichTable:
+    return rich_table(Table.of("", title, columns, rows), framed=True)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -136,20 +129,17 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(summary["forecast"]["words"], highlight=False)
 
 
-def _metrics(summary: Mapping[str, Any]) -> Table:
-    table = Table(show_header=True, header_style="bold")
-    for title in ("mean over edits", "before", "after", "edits"):
-        table.add_column(title, justify="left" if title.startswith("mean") else "right")
+def _metrics(summary: Mapping[str, Any]) -> RichTable:
+    rows = []
     for name, values in summary["metrics"].items():
         before = "1 by definition" if name == "locality_acc" else shown_share(values["before"])
-        table.add_row(name, before, shown_share(values["after"]), str(values["edits"]))
-    ppl = summary["ppl"]
+        rows.append((name, before, shown_share(values["after"]), values["edits"]))
+    ppl, count = summary["ppl"], summary["counts"]["edits"]
     if ppl is not None:
-        count = str(summary["counts"]["edits"])
         name = ppl_name(ppl["bos"])
-        table.add_row(f"{name}, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count)
-        table.add_row(f"{name}, worst", "", shown_ppl(ppl["max"]), count)
-    return table
+        rows.append((f"{name}, median", shown_ppl(ppl["before"]), shown_ppl(ppl["median"]), count))
+        rows.append((f"{name}, worst", "", shown_ppl(ppl["max"]), count))
+    return _framed("", (("mean over edits", "text"), ("before", "right"), ("after", "right"), ("edits", "right")), rows)
 
 
 def _time(summary: Mapping[str, Any]) -> str:
@@ -161,17 +151,15 @@ def _time(summary: Mapping[str, Any]) -> str:
     return f"{each['total']:.2f} s an edit (median): {', '.join(parts)}; {summary['edits_per_second']:.3g} edits/s"
 
 
-def _collapsed(collapsed: list[dict[str, Any]]) -> Table:
+def _collapsed(collapsed: list[dict[str, Any]]) -> RichTable:
     title = f"collapsed: {len(collapsed)}" + (f", the first {MOST_LISTED}" if len(collapsed) > MOST_LISTED else "")
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("case", no_wrap=True, max_width=LONGEST_ID)
-    table.add_column("prompt → target")
-    table.add_column("perplexity", justify="right", no_wrap=True)
-    table.add_column("denominator", justify="right", no_wrap=True)
-    for item in collapsed[:MOST_LISTED]:
-        text = _one_line(f"{item['prompt']} → {item['target_new']}")
-        table.add_row(_one_line(str(item["case_id"])), text, shown_ppl(item["ppl"]), shown_size(item["denominator"]))
-    return table
+    columns: tuple[Spec, ...] = (
+        ("case", "", lambda item: cut(str(item["case_id"]), LONGEST_ID)),
+        ("prompt → target", "", lambda item: f"{item['prompt']} → {item['target_new']}"),
+        ("perplexity", "perplexity", lambda item: item["ppl"]),
+        ("denominator", "right", lambda item: shown_size(item["denominator"])),
+    )
+    return _framed(title, columns, collapsed[:MOST_LISTED])
 
 
 def _print_quality(summary: Mapping[str, Any], console: Console) -> None:
@@ -193,19 +181,10 @@ def _print_screen(summary: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{counts['screened']} requests, {screen['predicted']} predicted to collapse ({rule})", highlight=False
     )
-    table = Table(title="lowest denominators", title_justify="left", header_style="bold")
-    table.add_column("case", no_wrap=True, max_width=LONGEST_ID)
-    table.add_column("prompt")
-    table.add_column("denominator", justify="right", no_wrap=True)
-    table.add_column("collapse?", no_wrap=True)
-    for item in screen["lowest"][:MOST_LISTED]:
-        guess = "predicted" if item["prediction"] else ""
-        table.add_row(
-            _one_line(str(item["case_id"])), _one_line(item["prompt"]), shown_size(item["denominator"]), guess
-        )
-    console.print(table)
-
-
-def _one_line(text: str) -> Text:
-    """Cut where there is no room; the other columns stay whole."""
-    return Text(text, no_wrap=True, overflow="ellipsis")
+    columns: tuple[Spec, ...] = (
+        ("case", "", lambda item: cut(str(item["case_id"]), LONGEST_ID)),
+        ("prompt", "", lambda item: item["prompt"]),
+        ("denominator", "right", lambda item: shown_size(item["denominator"])),
+        ("collapse?", "", lambda item: "predicted" if item["prediction"] else ""),
+    )
+    console.print(_framed("lowest denominators", columns, screen["lowest"][:MOST_LISTED]))
