@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from script_runs import awaited, call, file_size_limit, forked, save_tiny
 
 import easyeditor.commands.stats as stats_main
 from easyeditor.base.errors import ConfigError, DataError, OutputError, StatsError
+from easyeditor.base.reading import read_tensors
 from easyeditor.commands import estimate
 from easyeditor.dataset.sentences import read_sentences
 from easyeditor.lm.discover import anatomy
@@ -26,6 +33,7 @@ from easyeditor.lm.weights import sample
 from easyeditor.stats.collect import FAST_WINDOW, Pace, Settings, collect
 from easyeditor.stats.corpus import Corpus, open_corpus, passages, plain_text
 from easyeditor.stats.gather import gather
+from easyeditor.stats.null_space import null_space
 from easyeditor.stats.store import StatsKey, read_manifest, read_moment
 
 TEXTS = [item["Text"] for item in json.loads((ROOT / "data" / "sentences_50.json").read_text(encoding="utf-8"))]
@@ -318,3 +326,184 @@ def test_the_memory_of_statistics_by_hand() -> None:
     assert made.statistics == 2 * 48 * 48 * (8 + 4)
     assert made.batch == 100 * 4 * (8 * 32 + 4 * 48)
     assert made.total == made.weights + made.statistics + made.batch
+
+
+# Packed to share
+
+
+def stored(folder: Path, kind: str = "gpt2", dtype: str = "float32", seed: int = 0) -> tuple[Path, Path]:
+    """A tiny model's checkpoint, and its folder of statistics: two layers and a kept projection."""
+    model = save_tiny(folder / f"m{seed}", kind, seed=seed)
+    parts = anatomy(build(kind, seed=seed))
+    kinds = {"dtype": dtype, "model_name": str(model)}
+    keys = {layer: replace(key(folder / "s", parts, layer, 130), **kinds) for layer in (0, 1)}
+    gather(parts, tokenizer(), keys, corpus=str(ROOT / "data" / "texts.txt"))
+    null_space(read_moment(keys[1].paths[0], parts.key_width(1)), 0.02, "relative", keys[1])
+    return model, folder / "s" / model.name
+
+
+def packed_call(
+    flags: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], work: Path, code: int = 0
+) -> str:
+    monkeypatch.chdir(work)
+    ran = call(stats_main, flags.split(), monkeypatch, capsys)
+    assert ran.code == code, ran.err
+    assert code == 0 or len(ran.err.strip().splitlines()) == 1
+    return ran.err if code else ran.out
+
+
+def test_a_packed_folder_is_half_the_size_and_comes_back_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, place = stored(tmp_path)
+    out = packed_call("pack s/m0 --output p", monkeypatch, capsys, tmp_path)
+    assert out.count("error 0)") == 3
+    said = json.loads((tmp_path / "p" / "statistics.json").read_text())
+    made = said["files"][0]["made"]
+    assert (said["model_name"], made["corpus"], made["documents"]) == ("m0", "texts", 130)
+    assert str(tmp_path) not in json.dumps(said)
+    for file in said["files"]:
+        whole, half = (place / file["name"]).stat().st_size, (tmp_path / "p" / file["name"]).with_suffix(".safetensors")
+        assert half.stat().st_size == file["bytes"] < 0.6 * whole
+    assert packed_call("verify p --model m0", monkeypatch, capsys, tmp_path).count("good") == 3
+    packed_call("unpack p --model m0 --output back", monkeypatch, capsys, tmp_path)
+    for path in place.rglob("*_stats/*"):
+        if path.suffix == ".npz":
+            with np.load(path) as a, np.load(tmp_path / "back" / "m0" / path.relative_to(place)) as b:
+                assert all(np.array_equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+        if path.suffix == ".safetensors":
+            theirs = read_tensors(tmp_path / "back" / "m0" / path.relative_to(place))
+            assert torch.equal(read_tensors(path)["projection"], theirs["projection"])
+    again = packed_call("unpack p --model m0 --output back", monkeypatch, capsys, tmp_path)
+    assert again.count("there") == 3
+    assert "other weights" in packed_call(
+        f"verify p --model {save_tiny(tmp_path / 'm1', 'gpt2', seed=1)}", monkeypatch, capsys, tmp_path, 2
+    )
+
+
+def test_upstreams_files_and_float64_are_packed_with_the_error_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, place = stored(tmp_path, dtype="float64")
+    for manifest in place.rglob("*.npz.json"):
+        manifest.unlink()
+    assert "--model" in packed_call("pack s --output p", monkeypatch, capsys, tmp_path, 2)
+    packed_call("pack s --output p --model m0 --dtype float32", monkeypatch, capsys, tmp_path)
+    files = json.loads((tmp_path / "p" / "statistics.json").read_text())["files"]
+    assert len(files) == 2  # a projection is found by its moment's bits
+    packed_call("unpack p --output back --model m0", monkeypatch, capsys, tmp_path)
+    for file in files:
+        with np.load(place / file["name"]) as a, np.load(tmp_path / "back" / "m0" / file["name"]) as b:
+            exact, rounded = a["mom2.mom2"], b["mom2.mom2"]
+        assert file["lost"] == pytest.approx(np.linalg.norm(rounded - exact) / np.linalg.norm(exact), rel=1e-6)
+        assert 0 < file["lost"] < 1e-7
+        made = read_manifest(tmp_path / "back" / "m0" / file["name"])
+        assert made is not None
+        assert made.weights == sample(build("gpt2"))
+
+
+def test_any_flipped_bit_of_a_packed_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(tmp_path)
+    packed_call("pack s --output p", monkeypatch, capsys, tmp_path)
+    rng = random.Random(0)
+    for path in sorted((tmp_path / "p").rglob("*.*")):
+        whole = path.read_bytes()
+        for _ in range(6):
+            bit = rng.randrange(8 * len(whole))
+            path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+            assert packed_call("verify p", monkeypatch, capsys, tmp_path, 2).startswith("error: p: ")
+        path.write_bytes(whole[:-2])
+        packed_call("verify p", monkeypatch, capsys, tmp_path, 2)
+        path.unlink()
+        assert "cannot be had" in packed_call("verify p", monkeypatch, capsys, tmp_path, 2)
+        path.write_bytes(whole)
+    manifest = tmp_path / "p" / "statistics.json"
+    said = json.loads(manifest.read_text())
+    for name in ("../../x_stats/a_float32_mom2_5.npz", "a/b.npz"):  # with a checksum that is right
+        other = {**said, "files": [{**said["files"][0], "name": name}], "checksum": ""}
+        other["checksum"] = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()
+        manifest.write_text(json.dumps(other))
+        assert "no name" in packed_call("verify p", monkeypatch, capsys, tmp_path, 2)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """`tmp_path` by HTTP, plain, and below hub/owner/name as the hub gives files."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            return str(tmp_path / path.lstrip("/").replace("datasets/owner/name/resolve/main", "p"))
+
+        def end_headers(self) -> None:
+            self.send_header("ETag", '"' + hashlib.sha256(self.path.encode()).hexdigest() + '"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            super().end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_packed_statistics_are_fetched_from_a_server_and_from_the_hub(
+    tmp_path: Path, served: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    stored(tmp_path)
+    packed_call("pack s --output p", monkeypatch, capsys, tmp_path)
+    packed_call(f"unpack --from {served}/p --model m0 --output web", monkeypatch, capsys, tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", served)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served + "/{repo_id}/resolve/{revision}/{filename}")
+    packed_call("unpack --from datasets/owner/name --model m0 --output hub", monkeypatch, capsys, tmp_path)
+    for path in (tmp_path / "s").rglob("*_stats/*"):
+        for other in ("web", "hub"):
+            assert (tmp_path / other / path.relative_to(tmp_path / "s")).exists()
+    for source, part in (
+        (f"{served}/none", "404"),
+        ("http://127.0.0.1:9/p", "refused"),
+        ("datasets/owner/other", "cannot be had"),
+        ("owner/name/more", "cannot be had"),
+        (f"{served}/p\u00e9", "cannot be had"),
+    ):
+        assert part in packed_call(f"verify --from {source}", monkeypatch, capsys, tmp_path, 2)
+    save_tiny(tmp_path / "m1", "gpt2", seed=1)
+    assert "other weights" in packed_call(f"unpack --from {served}/p --model m1", monkeypatch, capsys, tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("pack", "name one folder"),
+        ("pack p --from q", "name one folder"),
+        ("pack p", "--output"),
+        ("pack p --output q", "no statistics"),
+        ("unpack p", "--model"),
+        ("verify p --output q", "--output"),
+        ("verify p --from q", "name one folder"),
+        ("verify none", "cannot be had"),
+    ],
+)
+def test_wrong_flags_of_packing(
+    flags: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").mkdir()
+    assert part in packed_call(flags, monkeypatch, capsys, tmp_path, 2)
+
+
+def test_one_command_collects_what_lacks_and_packs(
+    tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "m")
+    flags = "--device cpu --samples 20 --model m --corpus own.jsonl --output s"
+    packed_call(f"{flags} --layers 0", monkeypatch, capsys, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.npz")}
+    for name in ("p", "q"):  # the second collects nothing
+        assert packed_call(f"{flags} --layers 0 2 --pack {name}", monkeypatch, capsys, tmp_path).count("packed ") == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())

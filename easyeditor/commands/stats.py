@@ -11,6 +11,10 @@
         verify the files that are there
   python -m easyeditor.stats --hparams ... --dry-run
         what would be collected, which files are there already, and the memory it would take
+  python -m easyeditor.stats --hparams ... --pack DIR
+        collect what is not there, and pack all of it as a folder to share
+  python -m easyeditor.stats pack | unpack | verify --help
+        folders to share, on a hub or a web server
 
 Kill it at any moment: --resume goes on from the last checkpoint, and the result is bit-equal to an uninterrupted run.
 Files are upstream's: <output>/<model>/<corpus>_stats/<module>_<dtype>_mom2_<samples>.npz, with a JSON manifest
@@ -21,14 +25,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from easyeditor import __version__
 from easyeditor.base.errors import ConfigError, StatsError
 from easyeditor.base.files import LARGEST, to_json
 from easyeditor.base.locks import locked
 from easyeditor.base.places import declare
+from easyeditor.commands import packed_stats
 from easyeditor.commands.cli import SETTINGS, parser, quiet_transformers, resumable, run
 from easyeditor.commands.outputs import checked
 from easyeditor.methods.registry import load_hparams
@@ -69,8 +76,9 @@ def arguments() -> argparse.Namespace:
     pace.add_argument("--every", type=int, help="checkpoint after this many windows of 64 documents instead")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint of a run that was cut short")
     p.add_argument("--check", action="store_true", help="verify the files instead of collecting")
+    p.add_argument("--pack", metavar="DIR", help="collect only what is not there, then pack all as this new folder")
     p.add_argument("--dry-run", action="store_true", help="check flags and YAML, print them, load no model")
-    declare(p, "hparams", "model", "corpus", output="shared")
+    declare(p, "hparams", "model", "corpus", output="shared", pack="new folder")
     return p.parse_args()
 
 
@@ -111,16 +119,20 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Collect or check."""
+    if sys.argv[1:2] and sys.argv[1] in packed_stats.ACTIONS:
+        return packed_stats.main()
     args = arguments()
     rank = rank_of(os.environ)
     check_flags(args)
     wanted = settings_of(args)
     spread, flag = wanted["model_parallel"], args.device is not None
     device = own_device(rank, args.device if flag else 0, flag=flag, model_parallel=spread)
+    if args.check and args.pack is not None:
+        raise ConfigError("--check and --pack were both given; the first writes nothing")
     if not args.check:
         target = Path(wanted["output"]) / Path(str(wanted["model"])).name
         reads = {"--model": wanted["model"], "--corpus": wanted["corpus"]}
-        checked(args, reads, writes={"--output": target}, first=rank.first)
+        places = checked(args, reads, writes={"--output": target}, first=rank.first)
 
     if args.dry_run:
         print(to_json(planned(args, wanted, device), indent=1))
@@ -131,6 +143,7 @@ def main() -> int:
     from easyeditor.methods.locate.statistics import COLLECTING
     from easyeditor.stats.collect import Pace
     from easyeditor.stats.gather import gather
+    from easyeditor.stats.packed import pack
 
     quiet_transformers()
     with process_group(rank):
@@ -140,26 +153,35 @@ def main() -> int:
         keys = keys_of(parts, wanted, str(model.config.name_or_path))
         if args.check:
             return check(parts, keys)
+        lacking = {layer: key for layer, key in keys.items() if args.pack is None or key.find() is None}
         width = max(parts.key_width(layer) for layer in keys)
         folder = keys[wanted["layers"][0]].paths[0].parent
         own = locked(folder / COLLECTING, f"the second moments in {folder}") if rank.first else nullcontext()
         with own, resumable("go on with --resume"):
-            paths = gather(
-                parts,
-                tok,
-                keys,
-                corpus=wanted["corpus"],
-                max_length=args.max_length,
-                batch_tokens=args.batch_tokens,
-                sums=args.sums,
-                tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
-                resume=args.resume,
-                pace=Pace(seconds=args.every_seconds, every=args.every),
-                show=True,
+            paths = (
+                []
+                if not lacking
+                else gather(
+                    parts,
+                    tok,
+                    lacking,
+                    corpus=wanted["corpus"],
+                    max_length=args.max_length,
+                    batch_tokens=args.batch_tokens,
+                    sums=args.sums,
+                    tokens=None if args.tokens_per_dim is None else args.tokens_per_dim * width,
+                    resume=args.resume,
+                    pace=Pace(seconds=args.every_seconds, every=args.every),
+                    show=True,
+                )
             )
         if rank.first:
             for path in paths:
                 print(path)
+            if args.pack is not None:
+                with places.held():
+                    whole = [found for key in keys.values() if (found := key.find())]
+                    packed_stats.show(pack(whole, Path(args.pack), code=__version__))
     return 0
 
 

@@ -96,45 +96,63 @@ def read_factored(path: Path, width: int, weights: str | None = None, device: to
     Raises:
         StatsError: corrupt or truncated, of another width, not finite, or collected on another model's weights.
     """
-    try:
-        check_file(path, memory())
-        with np.load(path, allow_pickle=False) as archive:
-            _check_header(path, archive, "mom2.mom2", (width, width))
-            _check_header(path, archive, "mom2.count", ())
-            total = np.asarray(archive["mom2.mom2"], dtype=np.float64)
-            count = float(archive["mom2.count"])
-    except StatsError:
-        raise
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        why = f"{type(error).__name__}: {error}"
-        raise StatsError(f"{path}: not a readable statistics file ({why}); delete it and collect again") from error
-    if not count > 0 or not np.isfinite(total).all():
-        raise StatsError(
-            f"{path}: count {count}, finite {bool(np.isfinite(total).all())}; the file is damaged, delete it"
-        )
-    if not (np.diagonal(total) > 0).all():
-        raise StatsError(f"{path}: a sum of squares on the diagonal is not above 0; the file is damaged, delete it")
+    total, count, _ = read_sum(path, width)
     manifest = read_manifest(path)
     if manifest is not None and weights is not None and not alike(manifest.weights, weights):
         raise StatsError(
             f"{path}: collected on other weights ({manifest.model_name}) than this model's; collect for this model, or "
             f"remove {_manifest_path(path).name} to use it all the same"
         )
-    return _checked(path, total, count, device)
+    return checked_moment(path, np.asarray(total, dtype=np.float64), count, device)
 
 
-def _check_header(path: Path, archive: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Raise StatsError, before anything of the array is read, for another shape (it may claim terabytes) or type."""
+def read_sum(path: Path, width: int | None = None) -> tuple[NDArray[Any], float, int | None]:
+    """The sum of k k^T (K, K) in its own dtype, the number of tokens, and of documents where the file says it.
+
+    Raises:
+        StatsError: not readable, or of another width.
+    """
+    try:
+        check_file(path, memory())
+        with np.load(path, allow_pickle=False) as archive:
+            _check_header(path, archive, "mom2.mom2", width)
+            _check_header(path, archive, "mom2.count")
+            total, count = np.asarray(archive["mom2.mom2"]), float(archive["mom2.count"])
+            samples = int(archive["sample_size"]) if "sample_size" in archive else None
+    except StatsError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
+        why = f"{type(error).__name__}: {error}"
+        raise StatsError(f"{path}: not a readable statistics file ({why}); delete it and collect again") from error
+    return total, count, samples
+
+
+def _check_header(path: Path, archive: Any, name: str, *width: int | None) -> None:
+    """Raise StatsError, before anything of the array is read, for another shape (it may claim terabytes) or type;
+    with a `width` it is a square, with None one that fits into memory."""
     with archive.zip.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         found, _, kind = read(member)
+    fits = len(found) == 2 and 8 * found[0] ** 2 <= memory()
+    shape = width * 2 if width != (None,) else (found[0],) * 2 if fits else ("K", "K")
     if found != shape or kind.kind not in "fiu":
         raise StatsError(f"{path}: {name} is {kind} of shape {found}, and real numbers of shape {shape} are needed")
 
 
-def _checked(path: Path, total: NDArray[np.float64], count: float, device: torch.device | str) -> Factored:
-    """Raise StatsError unless the matrix is symmetric and has no negative eigenvalue, up to float32's rounding."""
+def checked_moment(path: Path, total: NDArray[np.float64], count: float, device: torch.device | str) -> Factored:
+    """C of a sum over `count` tokens.
+
+    Raises:
+        StatsError: not finite, a count or a sum of squares that is not above 0, not symmetric, or an eigenvalue below 0
+            by more than float32's rounding.
+    """
+    if not count > 0 or not np.isfinite(total).all():
+        raise StatsError(
+            f"{path}: count {count}, finite {bool(np.isfinite(total).all())}; the file is damaged, delete it"
+        )
+    if not (np.diagonal(total) > 0).all():
+        raise StatsError(f"{path}: a sum of squares on the diagonal is not above 0; the file is damaged, delete it")
     scale = float(np.trace(total))  # at least the largest eigenvalue, and 1e-6 of it is 16 times what rounding does
     if float(np.abs(total - total.T).max()) > 1e-6 * scale:
         raise StatsError(f"{path}: the moment is not symmetric; the file is damaged, delete it")
