@@ -113,7 +113,7 @@ MUTANTS = [
         "torch.cat(own).double().mean(0)",
         MEMIT,
     ),
-    Mutant("MEMIT: C not weighted", ".solve(keys_KN) / self.hparams.mom2_update_weight", ".solve(keys_KN)", MEMIT),
+    Mutant("MEMIT: C not weighted", ".solve(keys_KN) / self.hparams.scale", ".solve(keys_KN)", MEMIT),
     Mutant(
         "MEMIT: later layers do not see earlier ones",
         "with applied(self.model, deltas):\n                    keys_NK",

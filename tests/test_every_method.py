@@ -53,9 +53,16 @@ SMALL: dict[str, Any] = {
 """Settings by key; a method takes those that it has."""
 FILTERED: dict[str, dict[str, Any]] = {
     "MEMIT-Seq prune": {"filters": ["prune"], "mom2_update_weight": 1e-3},  # updates beyond the weight's own size
+    "MEMIT-Seq held": {
+        "held_own_templates": 2,
+        "held_prompt_weight": 5.0,
+        "held_short_weight": 5.0,
+        "mom2_update_weight": 0.0,
+    },
     "ROME rect revive": {"filters": ["rect", "revive"]},
 }
-"""Methods whose updates are filtered: some filters look at the weights before the first edit, and now."""
+"""Methods whose updates are filtered (some filters look at the weights before the first edit, and now), or that hold
+more than C."""
 ONE_LAYER = ("rome",)  # folders of methods that edit a single layer
 
 

@@ -45,7 +45,12 @@ def site_packages(place: Path) -> Path:
 def test_the_wheel_brings_its_yamls_and_data(environment: Path) -> None:
     package = site_packages(environment) / "easyeditor"
     shipped = {path.relative_to(ROOT) for path in (ROOT / "hparams").rglob("*.yaml")}
-    shipped |= {Path("data/facts.json"), Path("data/sentences_50.json"), Path("data/requests/bay.json")}
+    shipped |= {
+        Path("data/facts.json"),
+        Path("data/sentences_50.json"),
+        Path("data/names.json"),
+        Path("data/requests/bay.json"),
+    }
     assert [path for path in sorted(shipped) if not (package / path).is_file()] == []
     assert ran(
         environment / "venv/bin/python", "-c", "import easyeditor; print(easyeditor.__file__)", cwd=environment

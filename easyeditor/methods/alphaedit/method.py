@@ -14,8 +14,9 @@ from easyeditor.base.errors import StatsError
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.methods.alphaedit.hparams import AlphaEditHyperParams
 from easyeditor.methods.base import MemoryNeeds
+from easyeditor.methods.locate.holding import HoldingMethod
 from easyeditor.methods.locate.norm_anchor import NormAnchor
-from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
+from easyeditor.methods.locate.spread import Adjuster, Spread
 from easyeditor.stats.null_space import NullSpace, null_space
 
 LOG = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ LOG = logging.getLogger(__name__)
 NEARLY_ALL = 0.99  # of the directions: a projection that keeps more protects nothing
 
 
-class AlphaEdit(SpreadMethod[AlphaEditHyperParams]):
+class AlphaEdit(HoldingMethod[AlphaEditHyperParams]):
     """AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2024, arXiv 2410.02355).
 
     dW^T = (P (K K^T + K_p K_p^T) + L2 I)^-1 P K R^T: MEMIT-Seq's equation with P / L2 for (lambda C)^-1. P is the null
-    space of C, or with `protect_first_tokens` of C + w M.
+    space of C, or with `protect_first_tokens` or held texts of the sum (`Statistics.preserved`).
     """
 
     @classmethod
@@ -52,7 +53,7 @@ class AlphaEdit(SpreadMethod[AlphaEditHyperParams]):
         """
         if layer not in self._spaces:
             h = self.hparams
-            left_KK = self.statistics.raised(layer, 0.0).matrix_KK
+            left_KK = self.raised(layer).matrix_KK
             made = null_space(left_KK, h.nullspace_threshold, h.nullspace_scale, self.statistics.key(layer))
             share = made.rank / len(made.projection_KK)
             if share in (0.0, 1.0):

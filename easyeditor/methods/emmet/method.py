@@ -10,12 +10,13 @@ from torch import Tensor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.methods.base import MemoryNeeds
 from easyeditor.methods.emmet.hparams import EMMETHyperParams
+from easyeditor.methods.locate.holding import HoldingMethod
 from easyeditor.methods.locate.norm_anchor import NormAnchor
-from easyeditor.methods.locate.spread import Adjuster, SpreadMethod
+from easyeditor.methods.locate.spread import Adjuster
 from easyeditor.methods.locate.updates import answering
 
 
-class EMMET(SpreadMethod[EMMETHyperParams]):
+class EMMET(HoldingMethod[EMMETHyperParams]):
     """Equality-constrained Mass Model Editing in a Transformer (Gupta et al. 2024, arXiv 2403.14236)."""
 
     @classmethod
@@ -26,10 +27,12 @@ class EMMET(SpreadMethod[EMMETHyperParams]):
 
     adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 
+    @property
+    def ridge(self) -> float:
+        return self.hparams.update_norm_lambda
+
     def solve(self, layer: int, keys_KN: Tensor, residual_DN: Tensor) -> tuple[Tensor, Tensor]:
         """dW = R (K^T C'^-1 K + mu I)^-1 K^T C'^-1, C' = lambda C + gamma I; mu only for more than one request."""
-        h, weight = self.hparams, self.hparams.mom2_update_weight
-        several = keys_KN.shape[1] > 1 or h.emmet_lambda_single
-        ridge = h.emmet_lambda if several else 0.0
-        whitened_KN = self.statistics.raised(layer, h.update_norm_lambda / weight).solve(keys_KN) / weight
-        return residual_DN, answering(keys_KN, whitened_KN, ridge).T
+        several = keys_KN.shape[1] > 1 or self.hparams.emmet_lambda_single
+        ridge = self.hparams.emmet_lambda if several else 0.0
+        return residual_DN, answering(keys_KN, self.whitened(layer, keys_KN), ridge).T

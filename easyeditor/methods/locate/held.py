@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from easyeditor.base.errors import DataError
 from easyeditor.methods.locate.updates import inverse_with
+
+
+def check_columns(name: str, columns: Tensor, width: int) -> None:
+    """Raise DataError unless what a saved edit remembers has columns of this width."""
+    if columns.ndim != 2 or len(columns) != width:
+        raise DataError(f"a saved edit's {name} is {tuple(columns.shape)}, not ({width}, …): another model's")
 
 
 class Held:

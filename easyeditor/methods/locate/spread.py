@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easyeditor.base.errors import DataError
 from easyeditor.base.progress import Progress
 from easyeditor.lm.tokens import SLOT, Row
 from easyeditor.lm.weights import applied, frozen
 from easyeditor.methods.base import EditMethod
-from easyeditor.methods.locate.held import Held
+from easyeditor.methods.locate.held import Held, check_columns
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.methods.locate.keys import read_at_lookup
 from easyeditor.methods.locate.method import LocateMethod
@@ -241,8 +240,7 @@ class SpreadMethod(LocateMethod[L], Generic[L]):
             keys_KN = memory.get(name)
             if keys_KN is None:
                 continue
-            if keys_KN.ndim != 2 or len(keys_KN) != width:
-                raise DataError(f"a saved edit's {name} is {tuple(keys_KN.shape)}, not ({width}, …): another model's")
+            check_columns(name, keys_KN, width)
             keys[layer] = keys_KN
         return Held(held, keys) if keys else held
 

@@ -15,7 +15,7 @@ from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.weights import sample
 from easyeditor.methods.locate.hparams import LocateHyperParams
 from easyeditor.stats.factored import Factored, plus_identity
-from easyeditor.stats.first_token import first_tokens, later_tokens, moments
+from easyeditor.stats.first_token import Texts, first_tokens, later_tokens, moments
 from easyeditor.stats.gather import gather
 from easyeditor.stats.store import StatsKey, not_collected, read_factored
 
@@ -34,6 +34,8 @@ class Statistics:
         self._moments: dict[int, Factored] = {}
         self._preserved: dict[int, Factored | None] = {}
         self._raised: dict[tuple[int, float], Factored] = {}
+        self.texts: list[tuple[float, Texts]] = []
+        """Texts whose later tokens' keys are held as well, each with the weight of their second moment."""
         self.weights = sample(parts.model)  # before any edit: statistics are compared with these
 
     def sharing(self, other: Statistics) -> Statistics:
@@ -49,19 +51,20 @@ class Statistics:
             A = C + w M,        M the second moment of first tokens' keys, w `first_token_weight`;
             A = w' C' + w M + r I  without collected statistics, C' that of later tokens (`later_token_weight` w').
 
-        Without `with_moment` C is the identity; None is the identity. Source: docs/findings/first-token-protection.md.
+        `texts` add theirs, w (C' + r I) each. Without `with_moment` C is the identity; None is the identity. Sources:
+        docs/findings/first-token-protection.md, docs/methods.md.
         """
         h = self._hparams
-        if not h.protect_first_tokens:
+        if not h.protect_first_tokens and not self.texts:
             return self.moment(layer) if with_moment else None
         if layer not in self._preserved:
-            held_KK = self._protected(layer, with_moment)
+            held_KK = self._summed(layer, with_moment)
             self._preserved[layer] = None if held_KK is None else Factored(held_KK)
         return self._preserved[layer]
 
-    def raised(self, layer: int, ridge: float) -> Factored:
-        """What `preserved` gives where statistics are used, plus `ridge` times the identity."""
-        held = self.preserved(layer, with_moment=True)
+    def raised(self, layer: int, ridge: float, *, with_moment: bool = True) -> Factored:
+        """What `preserved` gives where something is held, plus `ridge` times the identity."""
+        held = self.preserved(layer, with_moment=with_moment)
         assert held is not None
         if not ridge:
             return held
@@ -76,24 +79,31 @@ class Statistics:
         for key in [key for key in self._raised if key[0] == layer]:
             del self._raised[key]
 
-    def _protected(self, layer: int, with_moment: bool) -> Tensor | None:
-        h, parts = self._hparams, self._parts
+    def _summed(self, layer: int, with_moment: bool) -> Tensor | None:
+        h = self._hparams
         held: Tensor | None = self.moment(layer).matrix_KK if with_moment else None
-        where = {"stats_dir": h.stats_dir, "model_name": str(self._parts.model.config.name_or_path)}
-        device = self._parts.model.get_parameter(parts.weight_name(layer)).device
-        if held is None and h.later_token_weight:
-            moment_KK = moments(parts, later_tokens(self._tok), [layer], **where)[layer]
-            ridge = RIDGE * moment_KK.diagonal().mean()
-            held = h.later_token_weight * (moment_KK + ridge * torch.eye(len(moment_KK), dtype=torch.float64))
-            held = held.to(device)
-        if h.first_token_weight:
-            moment_KK = h.first_token_weight * moments(parts, first_tokens(self._tok), [layer], **where)[layer].to(
-                device
-            )
+        if held is None and h.protect_first_tokens and h.later_token_weight:
+            held = h.later_token_weight * self._later(later_tokens(self._tok), layer)
+        if h.protect_first_tokens and h.first_token_weight:
+            moment_KK = h.first_token_weight * self._of(first_tokens(self._tok), layer)
             if held is None:
-                held = torch.eye(len(moment_KK), dtype=torch.float64, device=device)
+                held = torch.eye(len(moment_KK), dtype=torch.float64, device=moment_KK.device)
             held = held + moment_KK
+        for weight, texts in self.texts:
+            moment_KK = weight * self._later(texts, layer)
+            held = moment_KK if held is None else held + moment_KK
         return held
+
+    def _later(self, texts: Texts, layer: int) -> Tensor:
+        moment_KK = self._of(texts, layer)
+        ridge = RIDGE * moment_KK.diagonal().mean()
+        return moment_KK + ridge * torch.eye(len(moment_KK), dtype=torch.float64, device=moment_KK.device)
+
+    def _of(self, texts: Texts, layer: int) -> Tensor:
+        parts, place = self._parts, {"stats_dir": self._hparams.stats_dir}
+        name = str(parts.model.config.name_or_path)
+        (moment_KK,) = moments(parts, texts, [layer], model_name=name, **place).values()
+        return moment_KK.to(parts.model.get_parameter(parts.weight_name(layer)).device)
 
     def moment(self, layer: int) -> Factored:
         """The second moment (K, K) of the keys at `layer`, float64, read once; collected first if `collect_stats`

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.methods.base import MemoryNeeds
+from easyeditor.methods.locate.holding import HoldingMethod
 from easyeditor.methods.locate.norm_anchor import NormAnchor
-from easyeditor.methods.locate.spread import Adjuster, Spread, SpreadMethod
+from easyeditor.methods.locate.spread import Adjuster, Spread
 from easyeditor.methods.memit.hparams import MEMITHyperParams
-from easyeditor.stats.factored import Factored
 
 
-class MEMIT(SpreadMethod[MEMITHyperParams]):
+class MEMIT(HoldingMethod[MEMITHyperParams]):
     """Mass-Editing Memory in a Transformer (Meng et al. 2023, arXiv 2210.07229, algorithm 1):
     dW = R K^T (lambda C + gamma I + K_p K_p^T + K K^T)^-1, gamma and K_p zero in MEMIT itself.
 
@@ -32,19 +32,12 @@ class MEMIT(SpreadMethod[MEMITHyperParams]):
 
     adjusters: ClassVar[tuple[type[Adjuster], ...]] = (NormAnchor,)
 
-    def unedited(self, layer: int, keys_KN: Tensor) -> Tensor:
-        """(lambda C + gamma I)^-1 K; what `Statistics.preserved` gives takes the place of C."""
-        return self._raised(layer).solve(keys_KN) / self.hparams.mom2_update_weight
-
-    def unedited_inverse(self, layer: int) -> Tensor:
-        return self._raised(layer).inverse() / self.hparams.mom2_update_weight
-
-    def _raised(self, layer: int) -> Factored:
-        h = self.hparams
-        return self.statistics.raised(layer, h.update_norm_lambda / h.mom2_update_weight)
+    @property
+    def ridge(self) -> float:
+        return self.hparams.update_norm_lambda
 
     def to_remember(self, spread: Spread) -> Mapping[str, Tensor]:
         kept = self.hparams.earlier_keys
         if kept == "forgotten":
             return {}
-        return self.keys_after(spread) if kept == "edited" else spread.keys
+        return {**(self.keys_after(spread) if kept == "edited" else spread.keys), **self.own_moments}
