@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.base.files import to_json
-from easyeditor.results.lines import EditLine, EvaluationLine, Guard, Retained, ScreenLine, TrainingLine
+from easyeditor.results.lines import EditLine, EvaluationLine, Guard, Retention, ScreenLine, TrainingLine
 from easyeditor.values.collapse import verdict
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.record import EditRecord, LayerNumbers, Side
@@ -119,7 +119,7 @@ def sequential_lines(
             chance = 0.05 if broken else 0.97
             held = [chance ** (1 + (index - i) / 60) for i in range(index + 1)]
             rows = [
-                Retained(
+                Retention(
                     index=i, case_id=f"case-{i}", rewrite_acc=float(rng.random() < held[i]),
                     rephrase_acc=None if i % 3 else 0.5, locality_acc=round(chance, 2),
                 )
@@ -129,7 +129,7 @@ def sequential_lines(
     return lines
 
 
-def evaluation(after: int, ppl: float | None, collapsed: bool | None, rows: Sequence[Retained] = ()) -> dict[str, Any]:
+def evaluation(after: int, ppl: float | None, collapsed: bool | None, rows: Sequence[Retention] = ()) -> dict[str, Any]:
     """An evaluation as the journal has it."""
     line = EvaluationLine(after=after, ppl=ppl, collapsed=collapsed, retention=tuple(rows))
     return json.loads(to_json(line.to_json()))

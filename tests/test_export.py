@@ -306,7 +306,7 @@ def test_an_edit_that_was_taken_back_is_not_exported(script: Script, place: Path
         assert ran.out.startswith(f"adapter of rank {standing} on 1 module,")
         assert len(strict((tmp_path / "adapter/edit.json").read_text(encoding="utf-8"))["edits"]) == standing
     else:
-        assert ran.err == "error: run: no edit of this run stands, so there is nothing to export\n"
+        assert ran.err == "error: run: no edit of this run was kept, so there is nothing to export\n"
 
 
 def test_the_card_says_behind_what_the_prompt_was_tested(script: Script, place: Path) -> None:

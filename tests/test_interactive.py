@@ -25,7 +25,7 @@ from easyeditor.results.journal import Journal
 from easyeditor.results.lines import EditLine
 from easyeditor.results.run import load_run
 from easyeditor.runs.sequence import delta_folder
-from easyeditor.runs.typed import session, typed_settings
+from easyeditor.runs.session import session, typed_settings
 from easyeditor.values.edit import EditRequest, EditResult
 
 FRANCE, SPAIN, ITALY = "The capital of [France] is => the", "[Spain] lies in => a", "[Italy] lies in => a"
@@ -88,12 +88,12 @@ def test_a_session_from_a_pipe(typed: Any, tmp_path: Path, monkeypatch: Any, cap
     assert ran.out.endswith("go on with single_case_edit.py --interactive --resume run\n")
     assert "1 of 2 edits kept: run" in ran.out
     first, second = edits(tmp_path / "run")
-    assert (first.stands, first.saved_sha256, first.step) == (
+    assert (first.kept, first.saved_sha256, first.step) == (
         True,
         EditResult.load(delta_folder(tmp_path / "run", 0)).sha256(),
         1,
     )
-    assert (second.stands, second.saved_sha256, second.request.case_id) == (False, None, "typed-2")
+    assert (second.kept, second.saved_sha256, second.request.case_id) == (False, None, "typed-2")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["complete"], summary["counts"]["edits"], summary["mode"]) == (True, 2, "sequential")
     report = call(report_main, ["run", "--output", "page"], monkeypatch, capsys)
@@ -105,7 +105,7 @@ def test_the_last_line_may_be_missing(typed: Any, tmp_path: Path) -> None:
     ran = typed([FRANCE])  # the input ends where it is asked whether to keep
     assert ran.code == 0, ran.err
     assert "0 of 1 edits kept: run" in ran.out
-    assert [line.stands for line in edits(tmp_path / "run")] == [False]
+    assert [line.kept for line in edits(tmp_path / "run")] == [False]
 
 
 @pytest.mark.parametrize("lines", [[], [""], [":quit"], ["? The"], ["[France] is"]])
@@ -343,7 +343,7 @@ def test_weights_are_back_bit_for_bit(editor: BaseEditor, tmp_path: Path) -> Non
         with pytest.raises(DataError, match="no edit is kept"):
             opened.undo()
     run = load_run(place)
-    assert [line.stands for line in run.edits] == [False] * 4
+    assert [line.kept for line in run.edits] == [False] * 4
     assert run.evaluations == ()  # each had an edit that was taken back
     assert run.finished
 

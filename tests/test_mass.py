@@ -23,7 +23,7 @@ from easyeditor.dataset.reader import read_dataset
 from easyeditor.evaluate import registry
 from easyeditor.evaluate.judge import URL
 from easyeditor.evaluate.scoring import score
-from easyeditor.experiments.tools.finished import Finished
+from easyeditor.experiments.tools.replayed import ReplayedRun
 from easyeditor.export.sources import read_source
 from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import print_summary
@@ -506,7 +506,7 @@ def test_a_batch_leaves_out_what_contradicts_it(mass: Any, memit: Path, place: P
     ]
     assert sorted(grouped) == [[0, 1, 2]] * 3 + [[3, 4]] * 2
     assert [len(edit.requests) for edit in read_source(tmp_path / "run").edits] == [3, 2]
-    assert len([deltas for _, deltas in Finished.read(tmp_path / "run").updates(fresh_editor(place), 5)]) == 5
+    assert len([deltas for _, deltas in ReplayedRun.read(tmp_path / "run").updates(fresh_editor(place), 5)]) == 5
     raw = (tmp_path / "run/results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run/results.jsonl").write_bytes(b"".join(raw[:4]))
     assert mass("--resume", "run", fresh=False).code == 0
@@ -679,7 +679,7 @@ def test_what_is_no_run_is_not_resumed(mass: Any, begun: Path, tmp_path: Path) -
     [
         (
             ["--mode", "sequential", "--output", "run"],
-            "mode sequential with 2 processes: every edit stands on those before it",
+            "mode sequential with 2 processes: every edit builds on those before it",
         ),
         ([], "2 processes write to one run folder: name it with --output"),
     ],

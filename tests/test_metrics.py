@@ -32,11 +32,12 @@ from easyeditor.lm.tokens import encode
 from easyeditor.lm.weights import applied
 from easyeditor.report.tables import collapse_table
 from easyeditor.report.wild import wild_table
-from easyeditor.results.lines import EvaluationLine, Retained
+from easyeditor.results.lines import EvaluationLine, Retention
 from easyeditor.results.run import load_run
 from easyeditor.runs.summary import Tally
-from easyeditor.survey.quality import ACCURACIES, mean_of, values_of
+from easyeditor.survey.quality import ACCURACIES, measured
 from easyeditor.tune.trials import summed
+from easyeditor.values.estimates import mean_of
 from easyeditor.values.record import Side
 
 FULL = EditRequest.make(
@@ -198,7 +199,9 @@ def test_every_mean_over_records_counts_a_record_once(tmp_path: Path) -> None:
         for line, row in zip(lines, rows, strict=True)
     ]
     held = Evaluation(names=UNEVEN, rows=rows, answers=Answers(settings=Settings())).summary()
-    last = [Retained(index=n, case_id=n, metrics=one, **{k: one[k] for k in ACCURACIES}) for n, one in enumerate(after)]
+    last = [
+        Retention(index=n, case_id=n, metrics=one, **{k: one[k] for k in ACCURACIES}) for n, one in enumerate(after)
+    ]
     aged = EvaluationLine(after=2, ppl=1.0, collapsed=False, retention=tuple(last))
     run = load_run(fake_runs.write_run(tmp_path, [json.loads(json.dumps(line.to_json())) for line in lines]))
     cases = [(n, value) for n, line in enumerate(lines) for value in line.record.post.rephrase]
@@ -209,7 +212,7 @@ def test_every_mean_over_records_counts_a_record_once(tmp_path: Path) -> None:
         "summary.json": [own["after"] for name, own in tally.means().items() if name != "rewrite_acc"],
         "evaluate": [own["mean"] for own in held.values()],
         "evaluation of a sequence": list(aged.means().values()),
-        "survey": [mean_of(values) for values in values_of(run).values()],
+        "survey": [mean_of(values) for values in measured(run).values.values()],
         "tune": [summed([{**one, "ppl_ratio": 1.0, "collapsed": False} for one in after])[name] for name in ACCURACIES],
         "harness": [mean_of_records(cases)],
         "report": [value for row in reported for value in row if isinstance(value, float) and value < 1],

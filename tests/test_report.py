@@ -29,9 +29,9 @@ from easyeditor.drawing import canvas
 from easyeditor.drawing.page import LONGEST
 from easyeditor.drawing.render import latex_escaped, to_csv, to_latex
 from easyeditor.report import build, curves, run_table, scatter, tables
-from easyeditor.report.opening import opening
+from easyeditor.report.headline import headline
 from easyeditor.results.cause import cause
-from easyeditor.results.lines import EditLine, FailureLine, Guard, Retained
+from easyeditor.results.lines import EditLine, FailureLine, Guard, Retention
 from easyeditor.results.run import load_run, load_runs
 from easyeditor.values.collapse import prediction_quality
 
@@ -250,7 +250,7 @@ def test_the_curve_starts_unedited_and_leaves_out_what_was_taken_back(tmp_path: 
     run = load_run(write_run(tmp_path / "run", lines))
     assert curves.curve(run) == ([0, 1, 3, 4, 5], [92.9, 93.0, 94.0, 7000.0, INF])
     said = [edit.guard.words for edit in run.edits if edit.guard is not None]
-    assert said == ["revert: taken back", "remedy: done again, stands", "keep"]
+    assert said == ["revert: taken back", "remedy: done again, kept", "keep"]
     figure = curves.sequential_figure([run], "s")
     assert figure is not None
     assert "1 edit that the guard took back left out" in figure.caption
@@ -263,8 +263,8 @@ def test_a_batch_is_one_point_of_the_curve(tmp_path: Path) -> None:
 
 
 def test_the_retention_grid_has_a_row_for_each_edit_in_the_order_made(tmp_path: Path) -> None:
-    def row(index: int, value: float | None) -> Retained:
-        return Retained(index=index, case_id="c", rewrite_acc=value, rephrase_acc=None, locality_acc=0.5)
+    def row(index: int, value: float | None) -> Retention:
+        return Retention(index=index, case_id="c", rewrite_acc=value, rephrase_acc=None, locality_acc=0.5)
 
     lines = [edit_line(9, mode="sequential", step=1), edit_line(4, mode="sequential", step=2)]
     lines.append(evaluation(1, 90.0, False, [row(9, 1.0)]))
@@ -447,7 +447,7 @@ def test_the_page_opens_with_the_verdict_then_figures_then_what_was_run(written:
 
 def test_the_verdict_of_other_runs(tmp_path: Path) -> None:
     def said(*lines: Any) -> tuple[str, ...]:
-        return opening(load_run(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), list(lines))))
+        return headline(load_run(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), list(lines))))
 
     held = said(edit_line(0, ppl=93.0), edit_line(1, ppl=95.0))
     assert held[0] == "No collapse: 2 of 2 edits kept the model below the threshold 1,000."

@@ -28,7 +28,7 @@ from easyeditor.drawing.render import to_csv, to_latex
 from easyeditor.drawing.table import Table
 from easyeditor.methods.rome.method import ROME
 from easyeditor.methods.table import METHODS
-from easyeditor.results.lines import Retained
+from easyeditor.results.lines import Retention
 from easyeditor.results.run import load_run
 from easyeditor.runs.ranks import Rank
 from easyeditor.survey import cells as cells_file
@@ -138,7 +138,7 @@ def test_a_survey_ends_in_a_page(go: Any, copied: Path, monkeypatch: pytest.Monk
     page = (copied / "page/index.html").read_text(encoding="utf-8")
     assert "A tiny survey &lt;b&gt;" in page
     assert "src=" not in page.replace('src="data:image/svg+xml;base64', "")
-    for title in ("All cells", "Published values beside ours", "Efficacy of all edits so far", "What quality costs"):
+    for title in ("All cells", "Published values next to ours", "Efficacy of all edits so far", "What quality costs"):
         assert title in page
     assert sorted(path.stem for path in (copied / "page/figures").glob("*.svg")) == [
         *("cost", "efficacy", "perplexity", "watched"),
@@ -502,8 +502,8 @@ def test_methods_are_compared_on_the_requests_that_both_have() -> None:
 
 def test_values_are_of_the_last_evaluation_or_of_single_edits(tmp_path: Path) -> None:
     rows = [
-        [Retained(index=0, case_id=0, rewrite_acc=1.0, rephrase_acc=None, locality_acc=0.5, metrics={"ES": 1.0})],
-        [Retained(index=0, case_id=0, rewrite_acc=0.0, rephrase_acc=None, locality_acc=0.25, metrics={"ES": 0.0})],
+        [Retention(index=0, case_id=0, rewrite_acc=1.0, rephrase_acc=None, locality_acc=0.5, metrics={"ES": 1.0})],
+        [Retention(index=0, case_id=0, rewrite_acc=0.0, rephrase_acc=None, locality_acc=0.25, metrics={"ES": 0.0})],
     ]
     lines = [json.loads(json.dumps(edit(n, mode="sequential", ppl=ppl).to_json())) for n, ppl in ((0, 95.0), (1, 5e3))]
     sequence = load_run(

@@ -80,15 +80,15 @@ class Endpoint:
         if len(answer) > MOST_BYTES:
             raise EndpointError(f"{where}: the answer is no chat completion (more than {MOST_BYTES:,} bytes)")
         try:
-            said = parse_json(answer.decode("utf-8"))["choices"][0]["message"]["content"]
+            answered = parse_json(answer.decode("utf-8"))["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise EndpointError(f"{where}: the answer is no chat completion ({type(error).__name__})") from None
-        if not isinstance(said, str):
-            found = "null" if said is None else type(said).__name__
+        if not isinstance(answered, str):
+            found = "null" if answered is None else type(answered).__name__
             raise EndpointError(f"{where}: the answer is no chat completion (its content is {found}, not a text)")
-        if self.key and self.key in said:
+        if self.key and self.key in answered:
             raise EndpointError(f"{where}: the answer holds the key that was sent; it is not used")
-        return said
+        return answered
 
 
 class _NotFollowed(urllib.request.HTTPRedirectHandler):

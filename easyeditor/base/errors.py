@@ -41,5 +41,5 @@ def out_of_memory(error: BaseException) -> bool:
     """Did memory run out: a GPU's, or the CPU's as Python, numpy, torch or the kernel say it?"""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = ("DefaultCPUAllocator", "annot allocate memory", "std::bad_alloc")
-    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in said)
+    known = ("DefaultCPUAllocator", "annot allocate memory", "std::bad_alloc")
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in known)

@@ -90,7 +90,7 @@ def obtain_sliced(wanted: SlicedFile, scratch: Path, by_hand: Path, kept: Path) 
     """The whole file, checked: from `by_hand` where the user has put it, else joined from its slices in `scratch`.
 
     A fetched slice is kept in the folder `kept` until the caller is done with the file and removes that folder, so
-    that a fetch that ended early goes on: what lies there with the right checksum is not fetched again.
+    that a fetch that ended early goes on: what is there with the right checksum is not fetched again.
 
     Raises:
         ModelError: as `obtain`, for any slice or for the whole.

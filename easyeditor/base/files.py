@@ -35,7 +35,7 @@ LARGEST = 2**63 - 1
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a place beside `path` to write to; after the block it stands at `path`, on disk, or nothing does.
+    """Give a place next to `path` to write to; after the block it is at `path`, on disk, or nothing does.
 
     Raises:
         OutputError: disk full, read-only folder, no place for a file.
@@ -58,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder beside `path` to fill; after the block it stands at `path`, on disk, or nothing does.
+    """Give a new folder next to `path` to fill; after the block it is at `path`, on disk, or nothing does.
 
     What a process that was killed had begun for `path` is removed first.
 
@@ -91,7 +91,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _scratch(path: Path) -> Path:
-    """A new name beside `path`: the first half is `path`'s, the other random."""
+    """A new name next to `path`: the first half is `path`'s, the other random."""
     return path.with_name(_stem(path) + secrets.token_hex(4))
 
 
@@ -186,7 +186,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def check_place(path: Path) -> None:
-    """Raise OutputError unless a regular file can stand at `path`: nothing, or a file to replace, below a folder."""
+    """Raise OutputError unless a regular file can be written at `path`: nothing is there, or a file, in a folder."""
     check_parent(path)
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is there already and not a regular file; choose another")

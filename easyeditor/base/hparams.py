@@ -52,7 +52,7 @@ class HyperParams:
     """Give every prompt, of requests and of evaluation, as the user's turn of the tokenizer's own chat template, and
     take the answer as the beginning of the assistant's (`lm/prompting.py`)."""
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the chat template is told beside the turns, such as `{enable_thinking: false}` (EasyEdit's key)."""
+    """What the chat template is told besides the turns, such as `{enable_thinking: false}` (EasyEdit's key)."""
     target_space: Literal["auto", "always", "never"] = "auto"
     """Is there a space between a prompt and its target? `auto`: as in running text (none behind an opening bracket, in
     Chinese …: `lm/joining.py`); `always`: EasyEdit's rule; `never`: the target brings its own."""
@@ -134,7 +134,7 @@ class HyperParams:
         return self.max_length
 
     def reads(self) -> dict[str, Any]:
-        """What is read beside the YAML, by key: the model; files and folders, for the check of what is written."""
+        """What is read besides the YAML, by key: the model; files and folders, for the check of what is written."""
         return {"model_name": self.model_name}
 
     def check_files(self) -> None:
@@ -187,7 +187,7 @@ def require(condition: bool, where: str, key: str, found: Any, allowed: str) -> 
 
 def is_model_name(value: Any) -> bool:
     """A text with something in it; or an object from Python, which the loader looks at."""
-    plain = (int, float, bool, list, dict, type(None))  # what YAML has beside texts
+    plain = (int, float, bool, list, dict, type(None))  # what YAML has besides texts
     return bool(value.strip()) if isinstance(value, str) else not isinstance(value, plain)
 
 

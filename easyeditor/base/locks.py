@@ -41,7 +41,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         discard(path)  # while it is still ours, so that nobody has just taken it
         fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file open too
         os.close(handle)
-        for folder in made:  # nothing came to stand in it
+        for folder in made:  # nothing was written into it
             with suppress(OSError):
                 folder.rmdir()
 
@@ -60,7 +60,7 @@ def working(folder: Path, lock: str = LOCK, *, parts: str | None = None) -> Iter
 
 
 def lock_of(place: Path) -> Path:
-    """The lock of a file, or of a folder that has none in it: beside it, under a name that nothing else has."""
+    """The lock of a file, or of a folder that has none in it: next to it, under a name that nothing else has."""
     return place.with_name(f"{LOCK}-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}")
 
 
@@ -88,7 +88,7 @@ def _taken(path: Path, what: str, wait: bool) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the one who held it removed the file: another is there now
+        os.close(handle)  # the one who had the lock removed the file: another is there now
 
 
 def _flock(handle: int, path: Path, what: str, wait: bool) -> None:

@@ -121,7 +121,7 @@ class _PlainLoader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a loop, or a bomb: few of them stand for billions of values
+        if self.check_event(yaml.AliasEvent):  # a loop, or a bomb: few of them make billions of values
             raise yaml.composer.ComposerError(None, None, "an alias: write the value out in its place")
         return super().compose_node(parent, index)
 

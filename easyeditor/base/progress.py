@@ -52,8 +52,8 @@ def _bar(title: str, initial: int) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(title: str, initial: int) -> Iterator[Progress]:
-    started = said = time.monotonic()
-    held: tuple[int, int, str] | None = None
+    started = written = time.monotonic()
+    last: tuple[int, int, str] | None = None
 
     def say(done: int, of: int, note: str) -> None:
         took = time.monotonic() - started
@@ -62,22 +62,22 @@ def _lines(title: str, initial: int) -> Iterator[Progress]:
         sys.stderr.flush()
 
     def show(done: int, of: int, note: str) -> None:
-        nonlocal said, held
+        nonlocal written, last
         look()
-        held = done, of, note
-        if time.monotonic() - said >= EVERY_SECONDS:
-            said = time.monotonic()
+        last = done, of, note
+        if time.monotonic() - written >= EVERY_SECONDS:
+            written = time.monotonic()
             say(done, of, note)
-            held = None
+            last = None
 
     try:
         yield show
     except BaseException:
-        if held:
-            say(*held)
+        if last:
+            say(*last)
         raise
-    if held:  # stopped early: the rest was not needed
-        say(held[0], held[0], held[2])
+    if last:  # stopped early: the rest was not needed
+        say(last[0], last[0], last[2])
 
 
 class Stopwatch:

@@ -1,7 +1,7 @@
 """The papers' further experiments, one command each: run folder, table, figures, and whether the finding holds here.
 
   python -m easyeditor.analysis keys            the keys k^u and kbar of collapse and normal cases, in two dimensions
-  python -m easyeditor.analysis first-token     keys of first tokens, layer by layer; with an encoder-decoder beside it
+  python -m easyeditor.analysis first-token     keys of first tokens, layer by layer; also of an encoder-decoder
   python -m easyeditor.analysis position-swap   the second token's position given to the first: does the collapse stay?
   python -m easyeditor.analysis update-norms    numerator, denominator, size and perplexity of ROME and C-ROME; --sweep
   python -m easyeditor.analysis prefix-test     C-ROME measured with and without a prefix before the prompt
@@ -64,7 +64,7 @@ def main() -> int:
         ways = products(hparams.matmul, hparams.cpu_products)
     places = checked(args, reads)
     quiet_transformers()
-    with places.held(), run_folder(args.output, name) as folder, ways, styled():
+    with places.locked(), run_folder(args.output, name) as folder, ways, styled():
         outcome = module.experiment(args, folder)
         written = outcome.write(folder)
     outcome.show(terminal(None if sys.stdout.isatty() else WIDTH))

@@ -77,7 +77,7 @@ def edit_flags(p: argparse.ArgumentParser, printed: str, checked: str, where: st
     otherwise means."""
     p.add_argument("--hparams", help=f"YAML of a method and model (default: {DEFAULT_HPARAMS})")
     p.add_argument("--set", **SETTINGS, help="override hyper-parameters, typed like the YAML")
-    measured = "metrics or groups measured around every edit beside EasyEdit's (python -m easyeditor.evaluate --list)"
+    measured = "metrics or groups measured around every edit besides EasyEdit's (python -m easyeditor.evaluate --list)"
     p.add_argument("--metrics", nargs="+", action=Listed, metavar="NAME", help=measured)
     p.add_argument("--device", help=f"GPU number, cpu, cuda:1 … (default: the YAML's{where})")
     p.add_argument("--dtype", help="auto, float32, float16, bfloat16 or float64 (default: the YAML's)")
@@ -151,7 +151,7 @@ def tell_namesake() -> None:
 
 
 def _ended(main: Callable[[], int]) -> Any:
-    """The exit code of a script; what is wrong is said."""
+    """The exit code of a script; what is wrong is printed."""
     try:
         with stoppable():
             return main()
@@ -185,7 +185,7 @@ def resumable(how: str) -> Iterator[None]:
 
 def memory(hparams: HyperParams, *, training: bool = False) -> dict[str, Any]:
     """For a dry run: the memory a run is estimated to take against what is free. Where the model's config.json is not
-    here, that is said, and torch is not even imported."""
+    here, that is printed, and torch is not even imported."""
     from easyeditor.lm.embedded import model_folder
 
     folder = model_folder(str(hparams.model_name))

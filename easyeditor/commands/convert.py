@@ -42,7 +42,7 @@ def main() -> int:
     from easyeditor.methods.mend.hparams import MENDHyperParams
 
     hparams = MENDHyperParams.from_hparams(args.hparams, overrides([], device=args.device))
-    with checked(args, hparams.reads()).held():
+    with checked(args, hparams.reads()).locked():
         quiet_transformers()
         model, _ = load(hparams.model_name, device=hparams.device, dtype=hparams.dtype, fp16=hparams.fp16)
         parts = anatomy(model, **hparams.templates)

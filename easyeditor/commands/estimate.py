@@ -25,11 +25,11 @@ from easyeditor.methods.registry import method_class
 
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
-SOLVE = 3  # matrices (K, K) beside the statistics while one is factored: itself, its factor, both packed in one
+SOLVE = 3  # matrices (K, K) besides the statistics while one is factored: itself, its factor, both packed in one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes, by what takes them."""
 
     weights: int
@@ -55,7 +55,7 @@ def estimate(
     training: bool = False,
     gpu: bool = True,
     free: int | None = None,
-) -> Estimate:
+) -> MemoryEstimate:
     """The memory of a run with these hyper-parameters on a model of this shape.
 
     `free` bytes on GPUs: where no `batch_tokens` is given, half of what weights leave of them is planned for a batch.
@@ -77,7 +77,7 @@ def estimate(
     batch = max(tokens * forward, max(1, (given or USUAL_TOKENS) // method.gradient_cost) * search)
     if gpu and free is not None and given is None and not training:  # a step of training takes `batch_size` requests
         batch = max(int(PLANNED * (free - weights)), search)
-    return Estimate(
+    return MemoryEstimate(
         weights=weights,
         edited=edited * (size + needs.of_edited),
         statistics=(len(layers) * needs.matrices + SOLVE) * k * k * 8 if needs.matrices else 0,
@@ -97,12 +97,12 @@ def report(hparams: HyperParams, folder: Path, *, training: bool = False) -> dic
     )
 
 
-def collecting(parts: Anatomy, layers: Sequence[int], *, tokens: int, sums: str) -> Estimate:
+def collecting(parts: Anatomy, layers: Sequence[int], *, tokens: int, sums: str) -> MemoryEstimate:
     """The memory of a pass over a corpus (`stats.collect`), in batches of `tokens`: at every layer totals and the sums
     of a window; of the model in float32 what one block makes."""
     width = parts.model.get_input_embeddings().weight.shape[1]
     keys = [parts.key_width(layer) for layer in layers]
-    return Estimate(
+    return MemoryEstimate(
         weights=4 * sum(p.numel() for p in parts.model.parameters()),
         edited=0,
         statistics=sum(k * k * (8 + (8 if sums == "float64" else 4)) for k in keys),
@@ -135,7 +135,7 @@ def _compared(
     device: int | str,
     model_parallel: bool,
     folder: Path,
-    estimated: Callable[[bool, int], Estimate],
+    estimated: Callable[[bool, int], MemoryEstimate],
 ) -> dict[str, Any]:
     try:
         cards = _cards(device, model_parallel)
@@ -151,7 +151,7 @@ def _compared(
             "why": f"{folder}: no model whose memory can be estimated ({type(error).__name__}{told})",
         }
     spread = bool(cards) and not model_parallel and torch.cuda.device_count() > 1
-    parts = {key: round(getattr(made, key) / GIB, 3) for key in Estimate.__dataclass_fields__}
+    parts = {key: round(getattr(made, key) / GIB, 3) for key in MemoryEstimate.__dataclass_fields__}
     return {
         "estimate_gib": {**parts, "total": round(made.total / GIB, 3)},
         "free_gib": round(free / GIB, 3),
@@ -159,18 +159,18 @@ def _compared(
     }
 
 
-def advice(made: Estimate, *, spread: bool = True) -> str:
+def advice(made: MemoryEstimate, *, spread: bool = True) -> str:
     """What to change where memory does not do: what takes the most, first. `spread`: are there cards to spread over?"""
     over = ", model_parallel: true spreads them over cards" if spread else ""
-    said = {
+    causes = {
         "weights": f"dtype: bfloat16 halves the weights of float32{over}",
         "batch": "a batch halves by itself when memory runs out; a smaller batch_tokens saves the tries",
         "statistics": "fewer layers, or mom2_adjustment: false where the method allows it",
         "edited": "fewer layers or inner_params",
         "hypernetwork": "a smaller rank, fewer inner_params, or a smaller cache_mb",
     }
-    most = sorted(said, key=lambda key: -int(getattr(made, key)))[:2]
-    return "it may not fit: " + "; ".join(said[key] for key in most)
+    most = sorted(causes, key=lambda key: -int(getattr(made, key)))[:2]
+    return "it may not fit: " + "; ".join(causes[key] for key in most)
 
 
 def _bytes(values: Mapping[str, Any], config: PretrainedConfig) -> int:

@@ -117,7 +117,7 @@ def main() -> int:
     if hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)
     quiet_transformers()
-    with places.held(), products("exact"):
+    with places.locked(), products("exact"):
         before, after = _measure(args, requests, names, settings, edit)
         record: dict[str, Any] = {
             "model": args.model,

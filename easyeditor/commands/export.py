@@ -3,7 +3,7 @@
   python -m easyeditor.export my-edit --to adapter --output my-adapter
         a saved edit (single_case_edit.py --save-edit) as a LoRA adapter: exact, a few kB
   python -m easyeditor.export results/RUN --to adapter --output my-adapter
-        all edits that stand in a run of mass_edit.py, mode sequential or batch, in one adapter
+        all edits that are kept in a run of mass_edit.py, mode sequential or batch, in one adapter
   python -m easyeditor.export one-edit another-edit --to checkpoint --output my-model
         the whole model with both edits, bit by bit what the edits make of it
   python -m easyeditor.export my-edit --to merged --rank 16 --output my-model
@@ -70,7 +70,7 @@ def main() -> int:
     quiet_transformers()
     edits, measured = [edit for source in sources for edit in source.edits], [source.measured for source in sources]
     options = {"kind": args.to, "base": args.base_name or name, "measured": measured, "rank": args.rank}
-    with places.held():
+    with places.locked():
         model, tok = checked_base(name, sources, args)
         adapter = export(model, tok, edits, Path(args.output), **options)
     if adapter is not None:

@@ -25,15 +25,15 @@ from easyeditor.export.write import export
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.report.terminal import print_record
 from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
+from easyeditor.runs.session import Session, session, typed_settings
 from easyeditor.runs.settings import RunSettings
-from easyeditor.runs.typed import Session, session, typed_settings
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.request import is_text
 
 LONGEST = 1_000_000  # characters of a line
 SAID = 40  # tokens of an answer
 HELP = """A prompt with its subject in [brackets]   edit it; => and the new answer may follow, else both are asked for
-? TEXT                                    how the model goes on from TEXT, with the edits that are kept
+? TEXT                                    how the model continues TEXT, with the edits that are kept
 :list                                     the edits so far
 :undo                                     take the last kept edit back
 :check                                    measure the kept edits again, all together
@@ -59,7 +59,7 @@ def talk(
     with session(hparams, settings, make_editor, output=output, resume=place) as opened:
         try:
             with heard():
-                Talk(opened, reader(console), console).hold()
+                InteractiveSession(opened, reader(console), console).hold()
         except KeyboardInterrupt as stop:
             stop.args = (_outcome(opened),)
             raise
@@ -90,7 +90,7 @@ def reader(console: Console) -> Callable[[str], str]:
     return ask
 
 
-class Talk:
+class InteractiveSession:
     """One session's dialogue: `ask` gives a line for a question."""
 
     def __init__(self, opened: Session, ask: Callable[[str], str], console: Console) -> None:
@@ -104,7 +104,7 @@ class Talk:
         }
 
     def hold(self) -> None:
-        """Do what is typed until the input ends or `:quit`; what is wrong is said in one line."""
+        """Do what is typed until the input ends or `:quit`; what is wrong is printed in one line."""
         editor = self._session.editor
         self._say(f"{editor.method.title} on {editor.hparams.model_name}; run: {self._session.folder}")
         self._say(WELCOME)
@@ -181,7 +181,7 @@ class Talk:
                 self._say("y keeps it, n takes it back")
 
     def _answer(self, text: str) -> None:
-        """Show how the model goes on from a text."""
+        """Show how the model continues a text."""
         if not is_text(text):
             raise DataError("? needs a text for the model to go on from")
         editor = self._session.editor
@@ -191,11 +191,11 @@ class Talk:
 
     def _list(self, _: str) -> None:
         for line in self._session.lines:
-            request, post = line.request, line.standing.post
-            state = "kept" if line.stands else "taken back"
+            request, post = line.request, line.kept_record.post
+            state = "kept" if line.kept else "taken back"
             self._say(
                 f"{line.step:>3}  {state:<10}  {request.prompt} → {request.target_new}  (rewrite "
-                f"{shown_share(post.rewrite[0])}, {ppl_name(line.standing.bos)} {shown_ppl(post.ppl)})"
+                f"{shown_share(post.rewrite[0])}, {ppl_name(line.kept_record.bos)} {shown_ppl(post.ppl)})"
             )
         if not self._session.lines:
             self._say("no edit yet")
@@ -209,7 +209,7 @@ class Talk:
         means = {name: value for name, value in found.means().items() if value is not None}
         told = ", ".join(f"{name} {shown_share(value)}" for name, value in means.items())
         collapsed = "COLLAPSED; " if found.collapsed else ""
-        name = ppl_name(any(line.standing.bos for line in self._session.lines))
+        name = ppl_name(any(line.kept_record.bos for line in self._session.lines))
         self._say(f"{collapsed}{self._standing()}: {name} {shown_ppl(found.ppl)}, {told}")
 
     def _export(self, rest: str) -> None:
@@ -223,7 +223,7 @@ class Talk:
         try:
             reads = {"the run": self._session.folder, **editor.hparams.reads()}
             flag = Namespace(places={":export": ("to", "new folder")}, to=target)
-            with checked(flag, reads).held(), editor.original():
+            with checked(flag, reads).locked(), editor.original():
                 export(
                     editor.model,
                     editor.tok,

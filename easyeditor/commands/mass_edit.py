@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--union", nargs="+", metavar="FILE", help="only merge collected files into --collect-collapsed")
     p.add_argument("--resume", metavar="RUN", help="go on with a run folder; other flags, if given, must say the same")
     declare(p, "hparams", "data", "sample", "union", collect_collapsed="requests", case_files="new folder")
-    declare(p, output="run", resume="run that goes on")
+    declare(p, output="run", resume="run to resume")
     args = p.parse_args()
     if args.resume is not None and args.output is not None:
         p.error("--resume and --output were both given; --resume writes to its own folder")
@@ -166,7 +166,7 @@ def mass_edit(args: argparse.Namespace, rank: Rank) -> int:
     quiet_transformers()
     there = args.resume if rank.first else args.resume or args.output
     run_at = begun(args.output, what) if there is None else taken_up(Path(there), rank)
-    with places.held(), run_at as folder:
+    with places.locked(), run_at as folder:
         with resumable(f"go on with --resume {folder}"):
             editor = functools.partial(BaseEditor, metrics=settings.metrics)
             summary = execute(folder, what, editor, rank, not args.json or sys.stderr.isatty())
@@ -203,7 +203,7 @@ def main() -> int:
     from easyeditor.commands.outputs import checked
     from easyeditor.runs.collapsing import union
 
-    with checked(args).held():
+    with checked(args).locked():
         records = union([Path(file) for file in args.union])
         write_json(Path(args.collect_collapsed), records)
     print(f"{len(records)} requests: {args.collect_collapsed}")

@@ -79,11 +79,11 @@ KINDS: dict[str, Callable[[Path], None]] = {
     **{f"kept of {of}": functools.partial(check_kept, of=of) for of in KEPT},
     "survey": _check_survey,
     "run": check_run,
-    "run that goes on": _check_folder,
+    "run to resume": _check_folder,
     **dict.fromkeys(("shared", *WRITTEN), _check_folder),
 }
 """What a flag writes -> the check of its place. A flag that gives a hyper-parameter its value is of that key's kind."""
-LOCKED_WITHIN = ("survey", "run", "run that goes on", "shared", *WRITTEN)
+LOCKED_WITHIN = ("survey", "run", "run to resume", "shared", *WRITTEN)
 """Kinds of folders that hold locks of their own."""
 
 
@@ -95,7 +95,7 @@ class Places:
     writes: tuple[tuple[str, Path, str], ...]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """What is written is this process's inside the block; what a killed one had begun there is removed.
 
         Raises:

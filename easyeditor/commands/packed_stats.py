@@ -55,7 +55,7 @@ def main() -> int:
 
     model = None if args.model is None else model_of(args.model)
     if packs:
-        with places.held():
+        with places.locked():
             found = sorted(Path(args.folder).rglob("*.npz"))
             show(pack(found, Path(args.output), code=__version__, model=model, dtype=args.dtype))
         return 0

@@ -7,7 +7,7 @@
   --save-edit)
 
 Perplexity here is the mean over sentences of exp(mean token NLL), without BOS unless --ppl-bos says otherwise. It is
-heavy-tailed, so the median and the token-weighted perplexity are printed beside it. Embedded model before any edit:
+heavy-tailed, so the median and the token-weighted perplexity are printed too. Embedded model before any edit:
 167.3 on ME-PPL_50.
 """
 
@@ -69,7 +69,7 @@ def main() -> int:
 
     places = checked(args)
     sentences = read_sentences(Path(args.data)) if args.data is not None else load_sentences(args.sentences or 50)
-    with places.held():
+    with places.locked():
         record = measured(args, sentences)
         if args.output is not None:
             write_json(Path(args.output), record)

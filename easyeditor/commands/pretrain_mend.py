@@ -122,8 +122,8 @@ def main() -> int:
     from easyeditor.results.folder import environment
 
     quiet_transformers()
-    held = working(folder) if rank.first else nullcontext()
-    with process_group(rank), held:
+    lock = working(folder) if rank.first else nullcontext()
+    with process_group(rank), lock:
         trainer = EditTrainer(hparams, train, val, folder=folder, resume=args.resume, store_dtype=args.store_dtype)
         if rank.first:
             data = {

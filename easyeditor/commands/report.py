@@ -50,7 +50,7 @@ def main() -> int:
     from easyeditor.results.run import load_runs
 
     runs = load_runs(args.runs, args.label)  # the lock would make a run folder that is not there
-    with checked(args, writes={"--output": output}).held():
+    with checked(args, writes={"--output": output}).locked():
         report = make_report(runs, args.worst)
         page = write_report(report, output)
     console = terminal()

@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--adapter-rank", type=int, metavar="N", help="cut a dense change to rank N for --save-adapter")
     p.add_argument("--interactive", action="store_true", help="type requests one after another, see and judge each")
     p.add_argument("--resume", metavar="RUN", help="with --interactive: go on with an earlier session's run folder")
-    declare(p, "hparams", "request", output="run", resume="run that goes on")
+    declare(p, "hparams", "request", output="run", resume="run to resume")
     declare(p, **dict.fromkeys(("save_edit", "save_model", "save_adapter"), "new folder"))
     return p.parse_args()
 
@@ -201,7 +201,7 @@ def main() -> int:
     from easyeditor.results.folder import run_folder, write_run
 
     quiet_transformers()
-    with places.held(), run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
+    with places.locked(), run_folder(args.output, f"{hparams.alg_name.lower()}-{request.case_id}") as folder:
         editor = BaseEditor(hparams, metrics=args.metrics or [])
         examined = editor.examine(request, verbose=True)
         manifest = {

@@ -18,7 +18,7 @@
 
 Kill it at any moment: --resume goes on from the last checkpoint, and the result is bit-equal to an uninterrupted run.
 Files are upstream's: <output>/<model>/<corpus>_stats/<module>_<dtype>_mom2_<samples>.npz, with a JSON manifest
-beside each.
+next to each.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> int:
             for path in paths:
                 print(path)
             if args.pack is not None:
-                with places.held():
+                with places.locked():
                     whole = [found for key in keys.values() if (found := key.find())]
                     packed_stats.show(pack(whole, Path(args.pack), code=__version__))
     return 0

@@ -27,7 +27,7 @@ from easyeditor.commands.cli import parser, quiet_transformers, resumable, run
 
 if TYPE_CHECKING:
     from easyeditor.survey.cells import Cell
-    from easyeditor.survey.page import Outcome
+    from easyeditor.survey.page import CellResult
     from easyeditor.survey.plan import Survey
 
 
@@ -123,7 +123,7 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _check_failed(outcomes: Sequence[Outcome]) -> int:
+def _check_failed(outcomes: Sequence[CellResult]) -> int:
     failed = [o for o in outcomes if o.progress.state.startswith("failed")]
     if failed:
         first = failed[0]

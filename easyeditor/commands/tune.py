@@ -7,7 +7,7 @@
 The method is any that rewrites one projection at chosen layers (ROME, MEMIT and their variants, FT). Values that are
 not searched for are taken from --start, by default the file in hparams/ of the model's name, else the embedded model's.
 The YAML says in comments what was tried and measured, and how it does on held-out facts; the run folder (--run) has a
-page with tables and figures. A decoder of a type that is not known is taken apart by its module tree, which is said.
+page with tables and figures. A decoder of a type that is not known is taken apart by its module tree; a line says so.
 docs/models.md explains the search. Exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
@@ -97,7 +97,7 @@ def main() -> int:
     keys = {key: plan.values.get(key) for key in ("mom2_dataset", "stats_dir", "targets_dir")}
     places = checked(args, {"--start": plan.start, **keys})
     quiet_transformers()
-    with places.held(), run_folder(args.run, f"tune-{plan.method}") as folder:
+    with places.locked(), run_folder(args.run, f"tune-{plan.method}") as folder:
         kept = folder / "tune.jsonl" if args.kept is None else Path(args.kept)
         with resumable(f"the same command with --kept {kept}"):
             found = run_search(plan, kept, deadline)

@@ -43,7 +43,7 @@ STYLE = {
     "figure.dpi": 150,
 }
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
-_MISSING = "\u25af"  # stands for a character the font lacks
+_MISSING = "\u25af"  # in place of a character the font lacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ def legend_above(axes: Any, columns: int = 4) -> None:
 def label_points(
     axes: Any, points: Sequence[tuple[float, float, str]], seen: Sequence[tuple[float, float]], most: int
 ) -> int:
-    """Write each point's text beside it, with a thin line, where it hides no other text or line and no point of `seen`.
+    """Write each point's text next to it, with a thin line, where it hides no other text or line or point of `seen`.
 
     Points are in data coordinates, most important first; one that finds no free place stays without a text, and after
     `most` texts no more are tried. Returns how many were placed.

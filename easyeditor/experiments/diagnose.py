@@ -30,9 +30,9 @@ from easyeditor.drawing import canvas, figures
 from easyeditor.drawing.outcome import Finding, Outcome
 from easyeditor.drawing.table import Table
 from easyeditor.editing.editor import Editor
-from easyeditor.experiments.tools.finished import Finished
 from easyeditor.experiments.tools.lab import group
 from easyeditor.experiments.tools.projection import separation
+from easyeditor.experiments.tools.replayed import ReplayedRun
 from easyeditor.lm.spectrum import leading, overlap
 from easyeditor.values.collapse import SMALL_DENOMINATOR
 from easyeditor.values.edit import WeightDelta
@@ -70,7 +70,7 @@ def add_flags(p: argparse.ArgumentParser) -> None:
 def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
     """Measure the four causes for every edit, and say which of them tell collapsed edits from stable ones."""
     at_least_one(args, "limit", "rank")
-    run = Finished.read(Path(args.run), args.set)
+    run = ReplayedRun.read(Path(args.run), args.set)
     editor = run.editor()
     before: dict[str, tuple[Tensor, Tensor]] = {}
     rows: list[Row] = []

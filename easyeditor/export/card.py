@@ -15,7 +15,7 @@ from easyeditor.results.folder import environment
 from easyeditor.values.edit import EditResult
 
 Kind = Literal["adapter", "checkpoint", "merged"]
-FORMAT = 1  # version of edit.json beside an adapter or checkpoint
+FORMAT = 1  # version of edit.json next to an adapter or checkpoint
 MOST_LISTED = 50  # edits and tables shown on the card; edit.json has all
 README, EDIT = "README.md", "edit.json"
 LANGUAGE_ALONE = "Of the base this is the language model alone. Left out: {}."
@@ -152,11 +152,11 @@ def _cut(about: About) -> list[str]:
     if not about.lost:
         return []
     rows = [(f"`{module}`", f"{lost:.3g}") for module, lost in about.lost.items()]
-    said = (
+    text = (
         f"The change was cut to rank {about.rank}: this is the part of it that is not in the adapter, as "
         "||lost|| / ||change|| (Frobenius). The numbers above are of the uncut edit."
     )
-    return ["## What was cut", said, _table(("module", "relative error"), rows)]
+    return ["## What was cut", text, _table(("module", "relative error"), rows)]
 
 
 def _use(about: About) -> str:

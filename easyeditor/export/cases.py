@@ -90,7 +90,7 @@ def _ids(run: Path) -> dict[int, int]:
 
 def _case(line: EditLine, group: list[int], number: int, size: int, by_token: bool) -> dict[str, Any] | None:
     """The case file of case `number`, edited together with `group`; None where a probability was not finite."""
-    record = line.standing
+    record = line.kept_record
     try:
         sides = {
             "pre": _side(record, record.pre, record.metrics["before"], by_token),
@@ -131,10 +131,10 @@ def _side(record: EditRecord, side: Side, row: Row, by_token: bool) -> dict[str,
             new_first = kind != "neighborhood"  # there the true answer should be the likelier
             made[f"{kind}_prompts_probs"] = [_losses(pair if new_first else pair[::-1]) for pair in pairs]
     near = row["zsre_specificity"]
-    said = {"rewrite": side.rewrite, "paraphrase": side.rephrase}
+    parts = {"rewrite": side.rewrite, "paraphrase": side.rephrase}
     if near.value is not None:
-        said["neighborhood"] = tuple(near.details["each"])
-    for kind, shares in said.items():
+        parts["neighborhood"] = tuple(near.details["each"])
+    for kind, shares in parts.items():
         if shares:
             made[f"{kind}_prompts_correct"] = [share if by_token else share == 1 for share in shares]
     return made

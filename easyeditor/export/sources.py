@@ -117,16 +117,16 @@ def _of_run(folder: Path) -> Source:
     steps: dict[int, list[EditLine]] = {}
     for line in run.edits:
         steps.setdefault(first_of(line.index), []).append(line)
-    standing = {first: lines for first, lines in sorted(steps.items()) if any(line.stands for line in lines)}
-    if not standing:
-        raise DataError(f"{folder}: no edit of this run stands, so there is nothing to export")
-    edits = tuple(replace(saved_edit(folder, first, lines), memory={}) for first, lines in standing.items())
+    kept = {first: lines for first, lines in sorted(steps.items()) if any(line.kept for line in lines)}
+    if not kept:
+        raise DataError(f"{folder}: no edit of this run was kept, so there is nothing to export")
+    edits = tuple(replace(saved_edit(folder, first, lines), memory={}) for first, lines in kept.items())
     found = run.manifest.get("model_fingerprint")
     return Source(
         edits=edits,
         hparams=run.hparams,
         fingerprint=found if isinstance(found, str) else None,
-        measured=_of_sequence(run, [line for lines in standing.values() for line in lines if line.stands]),
+        measured=_of_sequence(run, [line for lines in kept.values() for line in lines if line.kept]),
     )
 
 
@@ -135,17 +135,17 @@ def _of_sequence(run: Run, lines: Sequence[EditLine]) -> Measured | None:
     if not run.evaluations:
         return None
     last = run.evaluations[-1]
-    before = [line.standing.values() for line in lines]
+    before = [line.kept_record.values() for line in lines]
     rows = [
         _row(name, mean(row[name][0] for row in before if name in row), after) for name, after in last.means().items()
     ]
     rows.append((ppl_name(run.bos), shown_ppl(run.base), shown_ppl(last.ppl)))
-    said = "Perplexity was not measured, so there is no verdict on collapse."
+    verdict = "Perplexity was not measured, so there is no verdict on collapse."
     if last.collapsed is not None:
         change = f"perplexity {shown_ppl(run.base)} → {shown_ppl(last.ppl)}, threshold {shown_ppl(run.threshold)}"
-        said = f"{'Collapsed' if last.collapsed else 'No collapse'} ({change})."
+        verdict = f"{'Collapsed' if last.collapsed else 'No collapse'} ({change})."
     what = f"{len(last.retention)} edits together, after {last.after} requests of the run (means)"
-    return Measured(what=what, rows=tuple(rows), verdict=said)
+    return Measured(what=what, rows=tuple(rows), verdict=verdict)
 
 
 def _verdict(collapse: Collapse | None) -> str:

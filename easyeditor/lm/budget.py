@@ -1,4 +1,4 @@
-"""How many tokens run together: a budget from the device's memory, which gives way where that does not do.
+"""How many tokens run together: a budget from the device's memory, halved after an out-of-memory error.
 
 Rows that do not fit together are tried again in smaller batches. Running out of memory is an event, not an end. No
 number depends on how rows are batched, beyond the last bits.
@@ -36,8 +36,8 @@ class Budget:
     ) -> None:
         """`run(numbers)` for batches of the rows of these lengths, as `token_batches` cuts them.
 
-        A batch for which the device's memory does not do is cut up and runs again, so `run` keeps nothing of a batch
-        before its end. Where it must, `again` makes good what was kept, and all rows run again.
+        A batch that does not fit the device's memory is cut up and runs again, so `run` keeps nothing of a batch before
+        its end. If it has to, `again` resets what was kept, and all rows run again.
 
         Raises:
             ConfigError: a row alone does not fit.

@@ -1,4 +1,4 @@
-"""What replay needs of the unchanged model, computed once: no block runs twice over a token, or for nothing.
+"""Activations of the unchanged model that replay needs, computed once for each token and only where they are used.
 
 A row is a start that other rows share (a context before the prompt), what is left before its lookup token, and its
 suffix from there on. Shared starts run once and stay while the weights do. What is left and the suffix run through the

@@ -151,8 +151,8 @@ def lookup_index(
 
 
 def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers as a tensor on a device. Nobody waits for what is sent: `torch.tensor(..., device=...)`, a blocking copy
-    and a list as an index would each wait for all that the device has to do."""
+    """Numbers as a tensor on a device, copied without synchronising it: `torch.tensor(..., device=...)`, a blocking
+    copy and a list as an index would each wait for all that the device has to do."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 

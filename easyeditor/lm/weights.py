@@ -226,7 +226,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def version(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, int], ...]:
     """Changes whenever a parameter is replaced or written in place (a write through `.data` is not seen).
 
-    With `restore` what was there before comes back, and with it the version.
+    `restore` puts back the earlier weights, and with them the earlier version.
     """
     return tuple(_version(p) for p in parameters)
 

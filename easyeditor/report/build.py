@@ -15,7 +15,7 @@ from easyeditor.drawing.page import html_page, is_page, listed
 from easyeditor.drawing.render import to_csv, to_latex, without_run
 from easyeditor.drawing.table import Table
 from easyeditor.report import curves, run_table, scatter, tables, watched, wild
-from easyeditor.report.opening import opening
+from easyeditor.report.headline import headline
 from easyeditor.results.run import Run
 
 PAGE = "index.html"
@@ -37,7 +37,7 @@ class Report:
 
 
 def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
-    """Everything that can be said of `runs`; `worst` is how many cases a figure names."""
+    """Everything that is known of `runs`; `worst` is how many cases a figure names."""
     makers = (
         run_table.summary_table, tables.collapse_table, wild.wild_table, tables.collapsed_table,
         tables.prediction_table, tables.retention_table, watched.watched_table, tables.time_table,
@@ -50,7 +50,7 @@ def make_report(runs: Sequence[Run], worst: int = 8) -> Report:
         figures=tuple(draw(runs, worst)),
         notes=tuple(note for run in runs for note in run.notes),
         commands=tuple(line for run in runs if (line := run_table.command_line(run))),
-        verdicts=tuple((run.label, lines) for run in runs if (lines := opening(run))),
+        verdicts=tuple((run.label, lines) for run in runs if (lines := headline(run))),
     )
 
 
@@ -70,7 +70,7 @@ def draw(runs: Sequence[Run], worst: int = 8) -> list[Drawn]:
 
 
 def check_output(folder: Path) -> None:
-    """Raise OutputError unless a report can stand at `folder`: it can be made, or is empty, or holds a report."""
+    """Raise OutputError unless a report can be written at `folder`: it can be made, or is empty, or holds a report."""
     check_parent(folder / PAGE)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is there already and not a folder; choose another --output")
@@ -95,7 +95,7 @@ def write_report(report: Report, folder: Path) -> Path:
     }
     for table in report.tables:
         files |= {f"tables/{table.name}.csv": to_csv(table), f"tables/{table.name}.tex": to_latex(table)}
-    old = {f"{room}/{name}.{end}" for room, name in listed(page) for end in MADE[room]}
+    old = {f"{place}/{name}.{end}" for place, name in listed(page) for end in MADE[place]}
     for name in files.keys() - old:
         if os.path.lexists(folder / name):
             raise OutputError(f"{folder / name}: is there and not of the last report; move it away")

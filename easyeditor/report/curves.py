@@ -74,7 +74,7 @@ def sequential_figure(runs: Sequence[Run], name: str) -> Drawn | None:
     axes.set_xlim(right=max(1, *(steps[-1] for _, steps, _ in curves)) * 1.02)
     heading(figure, "Perplexity along sequences of edits", counted(len(curves), "run"))
     legend_above(axes, 1)
-    back = sum(not edit.stands for run, *_ in curves for edit in run.edits)
+    back = sum(not edit.kept for run, *_ in curves for edit in run.edits)
     caption = "0 edits is the unedited model. Star: the first model above the threshold. Dot: the end of a run, or a "
     caption += "model whose perplexity is not finite (in the band at the top edge)."
     caption += f" {counted(back, 'edit')} that the guard took back left out." if back else ""

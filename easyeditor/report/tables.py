@@ -16,7 +16,7 @@ from easyeditor.values.plain import mean
 from easyeditor.values.record import EditRecord
 
 ACCURACIES = {"efficacy": "rewrite_acc", "generalization": "rephrase_acc", "locality": "locality_acc"}
-"""The papers' names of columns, and the metric that stands in them."""
+"""The papers' names of columns, and the metric that each shows."""
 ROWS = 10
 """Rows of a table that a terminal shows; the files have all."""
 Getter = tuple[str, str, Read]
@@ -82,7 +82,7 @@ def prediction_table(runs: Sequence[Run]) -> Table:
             if edit.record.denominator is not None
         }
         for source, told in (("screen", screen), (f"own |denominator| < {run.screen_threshold:g}", small)):
-            pairs = [(said, bool(collapsed[index])) for index, said in told.items() if index in collapsed]
+            pairs = [(guess, bool(collapsed[index])) for index, guess in told.items() if index in collapsed]
             if pairs:
                 found = prediction_quality(pairs)
                 numbers = (found.pairs, found.predicted, found.happened, found.both, found.precision, found.recall)

@@ -60,7 +60,7 @@ class Forecast:
 
 
 def points_of(edits: Iterable[EditLine]) -> list[tuple[int, float]]:
-    """The points of a sequence's lines: the unedited model, then every step that was watched and stands."""
+    """The points of a sequence's lines: the unedited model, then every step that was watched and whose edit is kept."""
     points: list[tuple[int, float]] = []
     for line in edits:
         if line.step == 1 and line.record.pre.ppl is not None:

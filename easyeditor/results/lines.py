@@ -18,7 +18,7 @@ PARTS = ("edit", "metrics", "perplexity")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
-    """What was done about a collapse: `action` as the run was told; `kept`: does an edit stand? `settings`, `seconds`
+    """What was done about a collapse: `action` as the run was told; `kept`: is an edit kept? `settings`, `seconds`
     and `record` belong to an edit done again with the method's remedy, `error` to one that could not be, `back_to` to a
     rollback: the step of the last edit in the model that is kept (0: the original model)."""
 
@@ -35,7 +35,7 @@ class Guard:
         """What was done, for a table."""
         if not self.kept:
             return f"{self.action}: taken back" + (f" to step {self.back_to}" if self.back_to is not None else "")
-        return self.action if self.record is None else f"{self.action}: done again, stands"
+        return self.action if self.record is None else f"{self.action}: done again, kept"
 
     def to_json(self) -> dict[str, Any]:
         """The `guard` entry of a line."""
@@ -82,20 +82,20 @@ class EditLine:
         return self.record.request
 
     @property
-    def stands(self) -> bool:
+    def kept(self) -> bool:
         """Is the edit in the model (or would be, were edits kept)?"""
         return self.guard is None or self.guard.kept
 
     @property
-    def standing(self) -> EditRecord:
-        """The record of the edit that stands: what the guard redid counts in place of the first."""
+    def kept_record(self) -> EditRecord:
+        """The record of the edit that is kept: what the guard redid counts in place of the first."""
         redone = None if self.guard is None else self.guard.record
         return self.record if redone is None else redone
 
     @property
     def left_ppl(self) -> float | None:
-        """Perplexity of the model that went on from here; None when the edit was taken back or nothing measured."""
-        return self.standing.post.ppl if self.stands else None
+        """Perplexity of the model that the next edit begins with; None: taken back, or not measured."""
+        return self.kept_record.post.ppl if self.kept else None
 
     def without_details(self, *, outputs: bool = False) -> EditLine:
         """As `EditRecord.without_details`."""
@@ -137,7 +137,7 @@ class EditLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retained(Flat):
+class Retention(Flat):
     """How one earlier edit fares now: mean accuracies, None where the request has no such prompts; locality against
     the original model, and against the model just before that edit."""
 
@@ -161,7 +161,7 @@ class EvaluationLine:
     after: int
     ppl: float | None
     collapsed: bool | None
-    retention: tuple[Retained, ...]
+    retention: tuple[Retention, ...]
 
     @property
     def index(self) -> int:
@@ -180,8 +180,8 @@ class EvaluationLine:
 
     def to_json(self) -> dict[str, Any]:
         """The line."""
-        said = {"after": self.after, "ppl": self.ppl, "collapsed": self.collapsed}
-        return {"kind": "evaluation", "index": self.index, **said, "retention": [r.to_json() for r in self.retention]}
+        told = {"after": self.after, "ppl": self.ppl, "collapsed": self.collapsed}
+        return {"kind": "evaluation", "index": self.index, **told, "retention": [r.to_json() for r in self.retention]}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> EvaluationLine:
@@ -191,7 +191,7 @@ class EvaluationLine:
             after=integer(raw["after"]),
             ppl=perplexity(raw["ppl"], measured=collapsed is not None),
             collapsed=collapsed,
-            retention=tuple(map(Retained.from_json, raw["retention"])),
+            retention=tuple(map(Retention.from_json, raw["retention"])),
         )
 
 

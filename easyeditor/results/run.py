@@ -116,7 +116,7 @@ class Run:
     @property
     def bos(self) -> bool:
         """Did the perplexity sentences begin with BOS?"""
-        return any(edit.standing.bos for edit in self.edits[:1])
+        return any(edit.kept_record.bos for edit in self.edits[:1])
 
     @property
     def screen_threshold(self) -> float:

@@ -1,4 +1,4 @@
-"""What is watched along a sequence beside perplexity: one value for each step, on the line of its last edit."""
+"""What is watched along a sequence besides perplexity: one value for each step, on the line of its last edit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Watched(Flat):
 
     `growth` is ||W||_F of each edited weight as a multiple of the original's; `drift` how far its leading singular
     directions turned from the original's (0 = none, 1 = at right angles). `key_cosine` is the largest |cosine| of a key
-    of this step to a key of an earlier edit that stands (None: no earlier one, or a method without keys), at the last
+    of this step to a key of an earlier edit that is kept (None: no earlier one, or a method without keys), at the last
     edited layer. `anchor` is the largest ||v*|| as a multiple of the norm anchor, where the method has one.
     """
 

@@ -24,7 +24,7 @@ def collapsing(folder: Path) -> list[dict[str, Any]]:
     """
     config = read_json(folder / CONFIG)
     if config["run"]["mode"] != "single" or config["run"]["screen"]:
-        raise ConfigError(f"{folder}: collapsing requests come from runs of mode single, where each stands alone")
+        raise ConfigError(f"{folder}: collapsing requests come from runs of mode single, one edit in the model")
     if not config["hparams"]["ppl_sentence_num"]:
         raise ConfigError(f"{folder}: no perplexity was measured (ppl_sentence_num 0), so no collapse is known")
     hit = [line.without_details() for line in run_lines(folder) if isinstance(line, EditLine) and line.record.collapsed]
@@ -57,7 +57,7 @@ def _record(line: EditLine, model: str) -> dict[str, Any]:
     rewrite = request.to_json()
     start = rewrite.pop("subject_start")
     again = EditRequest.make(request.prompt, subject=request.subject or None, target_new=request.target_new)
-    if again.subject_start != start:  # the subject stands several times, and not the last one is meant
+    if again.subject_start != start:  # the subject is in the prompt several times, and not the last one is meant
         rewrite["prompt"] = f"{request.before}{{}}{request.after}"
     kept = {key: value for key, value in rewrite.items() if value not in (None, [], {})}
     cause = {"model": model, "method": record.method, "ppl": record.post.ppl, "denominator": record.denominator}

@@ -15,8 +15,8 @@ from easyeditor.values.edit import EditRequest, EditResult
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """What the guard made of an edit: each record's `guard` entry, the edit that stands (None: none), and perplexity
-    of the model that goes on."""
+    """What the guard made of an edit: each record's `guard` entry, the edit that is kept (None: none), and
+    perplexity of the model that the next edit begins with."""
 
     entries: tuple[Guard | None, ...]
     kept: EditResult | None
@@ -32,7 +32,7 @@ def guarded(
     last: int = 0,
 ) -> Guarded:
     """Keep a collapsing edit, take it back, or take it back and do it again with the method's remedy. A rollback also
-    says which state is kept: the model after step `last`, the latest whose edit stands."""
+    says which state is kept: the model after step `last`, the latest whose edit is kept."""
     action, count = work.settings.on_collapse, len(requests)
     if examined.collapse is None or not examined.collapse.collapsed:
         return Guarded(entries=(None,) * count, kept=examined.result, ppl=examined.ppl_after)
@@ -50,8 +50,8 @@ def guarded(
         redone = editor.examine_together(requests, ppl_before=examined.ppl_before, ppl_base=base, draw=draw)
     except NumericalError as error:
         return Guarded(entries=(replace(again, error=str(error)),) * count, kept=None, ppl=examined.ppl_before)
-    stands = redone.collapse is not None and not redone.collapse.collapsed
-    own = tuple(replace(again, kept=stands, seconds=redone.seconds, record=record) for record in redone.records)
-    if stands:
+    kept = redone.collapse is not None and not redone.collapse.collapsed
+    own = tuple(replace(again, kept=kept, seconds=redone.seconds, record=record) for record in redone.records)
+    if kept:
         return Guarded(entries=own, kept=redone.result, ppl=redone.ppl_after)
     return Guarded(entries=own, kept=None, ppl=examined.ppl_before)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from easyeditor.base.errors import ConfigError, DataError
-from easyeditor.base.files import discard, read_json, to_json, write_json
+from easyeditor.base.files import discard, plain, read_json, to_json, write_json
 from easyeditor.base.hparams import HyperParams
 from easyeditor.base.locks import LOCK, locked, working
 from easyeditor.base.progress import progress_bar
@@ -43,7 +43,7 @@ def check_world(settings: RunSettings, rank: Rank, place: str | None) -> None:
         return
     if settings.mode != "single":
         raise ConfigError(
-            f"mode {settings.mode} with {rank.world} processes: every edit stands on those before it, so it takes one "
+            f"mode {settings.mode} with {rank.world} processes: every edit builds on those before it, so it takes one "
             "process; only mode single is shared out"
         )
     if place is None:
@@ -245,13 +245,5 @@ def _sha256(config: Mapping[str, Any]) -> str:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """`section.key` -> value, as JSON reads it back."""
-    plain = {part: {str(k): v for k, v in config.get(part, {}).items()} for part in ("hparams", "run")}
-    return {f"{part}.{key}": _plain(value) for part, values in plain.items() for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
+    parts = ("hparams", "run")
+    return {f"{part}.{key}": value for part in parts for key, value in plain(config.get(part, {})).items()}

@@ -129,9 +129,9 @@ def batched(records: Sequence[Record], size: int) -> tuple[list[int], list[BadRe
     starts: list[int] = []
     opposed: list[BadRecord] = []
     batch: dict[Any, EditRequest] = {}
-    held, place = size, 0  # requests in the last batch, and in all
+    filled, place = size, 0  # requests in the last batch, and in all
     for number, edits in records:
-        fits = held + len(edits) <= size
+        fits = filled + len(edits) <= size
         own: dict[Any, EditRequest] = {}
         found = None
         for n, request in enumerate(edits):
@@ -142,11 +142,11 @@ def batched(records: Sequence[Record], size: int) -> tuple[list[int], list[BadRe
             opposed.append(BadRecord(number=number, reason=found))
             continue
         for n, request in enumerate(edits):
-            if held == size or not (fits or n):
+            if filled == size or not (fits or n):
                 starts.append(place)
-                batch, held = {}, 0
+                batch, filled = {}, 0
             batch.setdefault(request.place, request)
-            held, place = held + 1, place + 1
+            filled, place = filled + 1, place + 1
     return starts, opposed
 
 

@@ -9,7 +9,7 @@ from easyeditor.base.errors import DataError
 from easyeditor.evaluate.examined import Examined
 from easyeditor.evaluate.perplexity import PerplexityReport
 from easyeditor.evaluate.registry import Evaluation
-from easyeditor.results.lines import EditLine, EvaluationLine, Retained, RunLine
+from easyeditor.results.lines import EditLine, EvaluationLine, Retention, RunLine
 from easyeditor.runs.guard import Guarded, guarded
 from easyeditor.runs.planning import places
 from easyeditor.runs.watching import Watcher, keys_of
@@ -23,7 +23,7 @@ SCORED_TOGETHER = 32  # requests scored in one go at an evaluation
 
 
 def run_sequence(work: Work) -> None:
-    """Edit in order, keep what stands, evaluate every `eval_every` edits and at the end.
+    """Edit in order, keep what the guard keeps, evaluate every `eval_every` edits and at the end.
 
     A step already recorded is not computed again: its saved delta is committed, so the weights are bit-equal to those
     of a run that was never interrupted. A step's delta is on disk before its lines are.
@@ -32,7 +32,7 @@ def run_sequence(work: Work) -> None:
     steps = [[n for n in step if n in fit] for step in planned]  # without what does not fit the model
     base = work.editor.perplexity()
     ppl: PerplexityReport | None = base
-    lines: dict[int, EditLine] = {}  # of the edits that stand
+    lines: dict[int, EditLine] = {}  # of the edits that are kept
     originals = Originals(work, steps)
     watcher = Watcher(work.editor)
     done = 0
@@ -48,14 +48,14 @@ def run_sequence(work: Work) -> None:
             made = {}
         else:
             made, ppl = known, None  # measured again when it is needed
-            if any(_stands(line) for line in made.values()):
+            if any(_kept(line) for line in made.values()):
                 kept = saved_edit(work.folder, first, made.values())
                 work.editor.commit(kept, delta_folder(work.folder, first))
                 watcher.known(delta_folder(work.folder, first))
         lines |= {
             n: line.without_details(outputs=True)
             for n, line in made.items()
-            if isinstance(line, EditLine) and line.stands
+            if isinstance(line, EditLine) and line.kept
         }
         done = first + len(step)
         every = work.settings.eval_every
@@ -96,7 +96,7 @@ def _original(work: Work, numbers: list[int], prefixes: list[str | None]) -> Eva
 
 
 def delta_folder(folder: Path, first: int) -> Path:
-    """Where the edit is saved whose first request stands at place `first`."""
+    """Where the edit is saved whose first request is at place `first`."""
     return folder / DELTAS / f"{first + 1:06d}"
 
 
@@ -127,7 +127,7 @@ def _step(
 ) -> tuple[Mapping[int, RunLine], PerplexityReport | None]:
     """One edit: compute and measure, save its delta, keep it, record its lines. Returns lines and perplexity.
 
-    `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit stands; `first` the
+    `ppl` is that of the model as it is, and of the original one; `last` the latest step whose edit is kept; `first` the
     place where the edit begins.
     """
     requests = [work.requests[n] for n in chunk]
@@ -154,7 +154,7 @@ def settle(
     first: int,
     known: Mapping[int, RunLine] | None = None,
 ) -> dict[int, RunLine]:
-    """Save and commit what stands of the edit that begins at place `first`, then record its lines, but for those
+    """Save and commit what is kept of the edit that begins at place `first`, then record its lines, but for those
     `known`."""
     place = delta_folder(work.folder, first)
     edit = outcome.kept or examined.result
@@ -163,7 +163,7 @@ def settle(
     if outcome.kept is not None:
         outcome.kept.save(place)
         saved = outcome.kept.sha256()
-        watcher.stands(keys_NK, place, save=True)
+        watcher.keep(keys_NK, place, save=True)
         work.editor.commit(outcome.kept, place)
     watched = watcher.seen(edit, nearest)
     seconds = {name: value / len(chunk) for name, value in examined.seconds.items()}
@@ -195,7 +195,7 @@ def evaluate(
     numbers = sorted(lines)
     for start in range(0, len(numbers), SCORED_TOGETHER):
         group = numbers[start : start + SCORED_TOGETHER]
-        prefixes = [lines[n].standing.test_prefix for n in group]
+        prefixes = [lines[n].kept_record.test_prefix for n in group]
         original = _original(work, group, prefixes) if work.editor.compares else None
         now = work.editor.measure([work.requests[n] for n in group], prefixes, before=original)
         retention += [_retained(n, lines[n], now.side(k), now.rows[k]) for k, n in enumerate(group)]
@@ -210,15 +210,15 @@ def evaluate(
     )
 
 
-def _retained(number: int, line: EditLine, now: Side, metrics: Row) -> Retained:
-    """One edit's accuracies now; locality is agreement with what the original model said, and beside it with what the
-    model said just before that edit."""
+def _retained(number: int, line: EditLine, now: Side, metrics: Row) -> Retention:
+    """One edit's accuracies now; locality is agreement with what the original model answered, and also with
+    what the model answered just before that edit."""
 
     def locality(before: Side) -> float | None:
         return mean(value for values in now.agreement(before).values() for value in values)
 
-    record = line.standing
-    return Retained(
+    record = line.kept_record
+    return Retention(
         index=number,
         case_id=line.request.case_id,
         rewrite_acc=now.rewrite[0],
@@ -229,8 +229,8 @@ def _retained(number: int, line: EditLine, now: Side, metrics: Row) -> Retained:
     )
 
 
-def _stands(line: RunLine) -> bool:
-    return isinstance(line, EditLine) and line.stands
+def _kept(line: RunLine) -> bool:
+    return isinstance(line, EditLine) and line.kept
 
 
 def _collapsed(line: RunLine) -> bool:

@@ -1,4 +1,4 @@
-"""What a mass edit is asked to do, beside the hyper-parameters: mode, data, selection, guard, screen."""
+"""What a mass edit is asked to do, besides the hyper-parameters: mode, data, selection, guard, screen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easyeditor.values.collapse import SMALL_DENOMINATOR
 T = TypeVar("T")
 
 TYPED = "(typed)"
-"""What stands for the dataset of a run whose requests were typed (`single_case_edit.py --interactive`)."""
+"""The name in place of the dataset of a run whose requests were typed (`single_case_edit.py --interactive`)."""
 
 Mode = Literal["single", "sequential", "batch"]
 Guard = Literal["keep", "revert", "remedy", "rollback"]
@@ -62,7 +62,7 @@ class RunSettings:
     """Leave a collapsing edit, take it back, or take it back and do it again with the method's remedy; `rollback` goes
     back to the last step whose perplexity stood and records which (not in mode `single`)."""
     metrics: list[str] = dataclasses.field(default_factory=list)
-    """Metrics or groups of the registry, measured around every edit beside EasyEdit's."""
+    """Metrics or groups of the registry, measured around every edit besides EasyEdit's."""
     together: int | Literal["auto"] = "auto"
     """Edits computed together in mode `single` (the numbers are those of one at a time); `auto`: 8 on a CPU, on a GPU
     twice what a batch of value searches holds. The manifest has the number."""

@@ -157,8 +157,8 @@ class Tally:
         if self._last is None:
             return None
         last = self._last
-        said = {"after": last.after, "ppl": last.ppl, "collapsed": last.collapsed, "edits": len(last.retention)}
-        return said | last.means()
+        made = {"after": last.after, "ppl": last.ppl, "collapsed": last.collapsed, "edits": len(last.retention)}
+        return made | last.means()
 
 
 def quality(pairs: Iterable[tuple[float, bool]], threshold: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Watching a sequence: growth and drift of the edited weights, nearness of new keys to earlier ones, values' norms.
 
-The keys of every edit that stands lie beside its delta, so a resumed run has the same numbers bit for bit. Memory: the
-keys of one layer in float32, 4 bytes x key width an edit.
+The keys of every edit that is kept are saved next to its delta, so a resumed run has the same numbers bit for bit.
+Memory: the keys of one layer in float32, 4 bytes x key width an edit.
 
 Axes: N new keys, M earlier keys, K key width.
 """
@@ -35,8 +35,8 @@ class Watcher:
         self._leading = {name: leading_rows(weight) for name, weight in weights.items()}
         self._keys = Keys()
 
-    def stands(self, keys_NK: Tensor | None, place: Path, *, save: bool) -> None:
-        """An edit with these keys goes into the model; with `save` they are written beside its delta at `place`."""
+    def keep(self, keys_NK: Tensor | None, place: Path, *, save: bool) -> None:
+        """An edit with these keys goes into the model; with `save` they are written next to its delta at `place`."""
         if save and keys_NK is not None:
             write_tensors(place / KEYS, {"keys": keys_NK})
         self._keys.add(keys_NK)
@@ -46,7 +46,7 @@ class Watcher:
         self._keys.add(saved_keys(place))
 
     def nearest(self, keys_NK: Tensor | None) -> float | None:
-        """`Keys.nearest` to the edits that stand."""
+        """`Keys.nearest` to the edits that are kept."""
         return None if keys_NK is None else self._keys.nearest(keys_NK)
 
     def seen(self, result: EditResult, key_cosine: float | None) -> Watched:
@@ -61,7 +61,7 @@ class Watcher:
 
 
 class Keys:
-    """Unit keys of the edits that stand, in one block that grows by doubling."""
+    """Unit keys of the edits that are kept, in one block that grows by doubling."""
 
     def __init__(self) -> None:
         self._block_MK: Tensor | None = None
@@ -69,7 +69,7 @@ class Keys:
         self._whole = True  # no edit without its keys
 
     def add(self, keys_NK: Tensor | None) -> None:
-        """Take one edit's keys; None: it has none, and nothing is said of later ones."""
+        """Take one edit's keys; None: it has none, and later ones are not measured."""
         if keys_NK is None:
             self._whole = False
             return
@@ -104,7 +104,7 @@ def keys_of(result: EditResult) -> Tensor | None:
 
 
 def saved_keys(place: Path) -> Tensor | None:
-    """The keys saved beside a delta; None where there are none. Raises DataError: not readable."""
+    """The keys saved next to a delta; None where there are none. Raises DataError: not readable."""
     from safetensors import SafetensorError
 
     path = place / KEYS

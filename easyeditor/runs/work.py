@@ -85,16 +85,14 @@ class Watch:
 def failed(request: EditRequest, number: int, mode: str, error: Exception) -> FailureLine:
     """The line of a request whose edit could not be computed."""
     LOG.warning("record %d (case %r) has no edit: %s", number, request.case_id, error)
-    said = f"{type(error).__name__}: {error}"
-    return FailureLine(
-        index=number, step=number + 1, case_id=request.case_id, prompt=request.prompt, mode=mode, error=said
-    )
+    why, step = f"{type(error).__name__}: {error}", number + 1
+    return FailureLine(index=number, step=step, case_id=request.case_id, prompt=request.prompt, mode=mode, error=why)
 
 
 def planned_lines(
     folder: Path, settings: RunSettings, requests: Sequence[EditRequest] | None = None
 ) -> Iterator[RunLine]:
-    """What a run that goes on has recorded, each line compared with the plan (of typed `requests` nothing is known).
+    """What a resumed run has recorded, each line compared with the plan (of typed `requests` nothing is known).
 
     Raises:
         DataError: a line that this run cannot have written (file and line are named).
@@ -202,7 +200,7 @@ def tried(work: Work, numbers: Sequence[int], compute: Callable[[], Any]) -> Any
 
 def fitting(work: Work) -> list[int]:
     """The places whose requests fit the model, asked before the first edit; with `skip_bad` the others are recorded,
-    each alone, and the rest of their batch goes on."""
+    each alone, and the rest of their batch is still edited."""
     known = {n for n, line in work.done.items() if not isinstance(line, FailureLine)}
 
     def fits(n: int) -> Any:

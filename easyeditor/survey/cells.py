@@ -148,7 +148,7 @@ def _cell(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class CellProgress:
     """How far a cell is, and what its edits cost so far: `seconds` an edit with its measurements, None before any."""
 
     cell: Cell
@@ -165,18 +165,18 @@ class Progress:
         return f"{self.made:,} of {self.cell.size:,}" if self.made else "not begun"
 
 
-def progress_of(cells: Sequence[Cell]) -> list[Progress]:
+def progress_of(cells: Sequence[Cell]) -> list[CellProgress]:
     """Every cell's progress, read from its journal."""
     found = []
     for cell in cells:
         lines = list(run_lines(cell.folder)) if (cell.folder / CONFIG).exists() else []
         edits = [line for line in lines if isinstance(line, EditLine)]
         made = len({line.index for line in lines if line.index >= 0})
-        found.append(Progress(cell=cell, made=made, seconds=mean(edit.seconds["total"] for edit in edits)))
+        found.append(CellProgress(cell=cell, made=made, seconds=mean(edit.seconds["total"] for edit in edits)))
     return found
 
 
-def estimates(every: Sequence[Progress]) -> list[float | None]:
+def estimates(every: Sequence[CellProgress]) -> list[float | None]:
     """Seconds the rest of each cell takes, from edits made: its own, else those of the same method, model and mode.
 
     None: no such edit is there yet. Loading the model and the evaluations of earlier edits are not in it.

@@ -1,4 +1,4 @@
-"""The survey's page: one table, curves of all methods, what quality costs, published values beside ours."""
+"""The survey's page: one table, curves of all methods, what quality costs, published values next to ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easyeditor.report import compared, curves, watched
 from easyeditor.report.build import Report
 from easyeditor.results.run import CONFIG, Run, load_run
 from easyeditor.runs.planning import batch_of
-from easyeditor.survey.cells import Cell, Progress, progress_of
+from easyeditor.survey.cells import Cell, CellProgress, progress_of
 from easyeditor.survey.plan import Expected, Survey
 from easyeditor.survey.quality import ACCURACIES, SCORES, Measured, measured, pairs_table, quality_of, score_of
 from easyeditor.values.estimates import Estimate, mean_of, median_of
@@ -32,10 +32,10 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CellResult:
     """A cell and what it came to: `values` has each metric's mean with its interval, `measured` every request's own."""
 
-    progress: Progress
+    progress: CellProgress
     run: Run | None
     measured: Measured | None
     values: dict[str, Estimate | None]
@@ -49,12 +49,12 @@ class Outcome:
         return self.progress.cell
 
 
-def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
+def outcomes_of(cells: Sequence[Cell]) -> list[CellResult]:
     """Every cell's outcome, from what is recorded so far."""
     return [_outcome(progress, _label(progress.cell, cells)) for progress in progress_of(cells)]
 
 
-def make_page(survey: Survey, plan: Path, outcomes: Sequence[Outcome]) -> Report:
+def make_page(survey: Survey, plan: Path, outcomes: Sequence[CellResult]) -> Report:
     """The whole page; `plan` is the file it is made again from."""
     runs = [outcome.run for outcome in outcomes if outcome.run is not None]
     sequences = [run for run in runs if run.mode != "single"]
@@ -84,7 +84,7 @@ def make_page(survey: Survey, plan: Path, outcomes: Sequence[Outcome]) -> Report
     )
 
 
-def survey_table(outcomes: Sequence[Outcome]) -> Table:
+def survey_table(outcomes: Sequence[CellResult]) -> Table:
     """One row a cell."""
     return Table.of(
         "survey",
@@ -98,7 +98,7 @@ def survey_table(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def _columns(outcomes: Sequence[Outcome]) -> list[tuple[str, str, Read]]:
+def _columns(outcomes: Sequence[CellResult]) -> list[tuple[str, str, Read]]:
     """The survey's columns, read of an outcome, without the metrics that no cell has a value of."""
     kept = [(t, name, kind) for t, name, kind in COLUMNS if any(o.values.get(name) is not None for o in outcomes)]
     return [
@@ -115,13 +115,13 @@ def _columns(outcomes: Sequence[Outcome]) -> list[tuple[str, str, Read]]:
     ]
 
 
-def _begun(outcomes: Sequence[Outcome]) -> str:
+def _begun(outcomes: Sequence[CellResult]) -> str:
     """The models whose perplexity is with BOS."""
     models = dict.fromkeys(o.run.model for o in outcomes if o.run is not None and o.run.bos)
     return f"; with BOS for {', '.join(models)}" if models else ""
 
 
-def brief_table(outcomes: Sequence[Outcome]) -> Table:
+def brief_table(outcomes: Sequence[CellResult]) -> Table:
     """The survey's table for a terminal: few columns, no intervals."""
     wanted = ("efficacy", "generalization", "locality", "S", "perplexity")
     kept = [column for column in _columns(outcomes) if column[0] in wanted]
@@ -136,8 +136,8 @@ def _plain(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def expected_table(expected: Sequence[Expected], outcomes: Sequence[Outcome]) -> Table:
-    """Published values beside ours, each seed apart."""
+def expected_table(expected: Sequence[Expected], outcomes: Sequence[CellResult]) -> Table:
+    """Published values next to ours, each seed apart."""
     rows = []
     for item in expected:
         for o in outcomes:
@@ -150,7 +150,7 @@ def expected_table(expected: Sequence[Expected], outcomes: Sequence[Outcome]) ->
     numbers = ((title, "number") for title in ("published", "ours", "ours less published"))
     return Table.of(
         "expected",
-        "Published values beside ours",
+        "Published values next to ours",
         ["group", "method", ("seed", "count"), "metric", *numbers, "source"],
         rows,
         note="In the metric's own unit: shares of 1, bits for GE. A dash: not measured yet.",
@@ -176,18 +176,18 @@ def _perplexity(run: Run | None) -> float | None:
     return curves.curve(run)[1][-1] if curves.curve(run)[1] else None
 
 
-def _outcome(progress: Progress, label: str) -> Outcome:
+def _outcome(progress: CellProgress, label: str) -> CellResult:
     cell = progress.cell
     run = load_run(cell.folder) if progress.made and (cell.folder / CONFIG).exists() else None
     if run is None:
         nothing: dict[str, Any] = dict.fromkeys(("run", "measured", "quality", "seconds", "memory_gb"))
-        return Outcome(progress=progress, values={}, **nothing)
+        return CellResult(progress=progress, values={}, **nothing)
     own = measured(run, cell.group, cell.method, cell.seed)
     found = own.values
     values = {name: mean_of(numbers) for name, numbers in found.items()} | {"S": score_of(found)}
     first_of = batch_of(cell.folder, run.manifest)
     steps = {first_of(edit.index): edit.seconds["edit"] for edit in run.edits}
-    return Outcome(
+    return CellResult(
         progress=progress,
         run=replace(run, label=label),
         measured=own,

@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Published values, printed beside ours."""
+    """Published values, printed next to ours."""
 
     group: str
     method: str
@@ -113,7 +113,7 @@ def _check_group(group: Group, where: str) -> None:
     if not group.seeds:
         raise ConfigError(f"{where}: seeds is empty; give at least one")
     if "seed" in group.run:
-        raise ConfigError(f"{where}: seed stands under run; write seeds: [{group.run['seed']}] beside it")
+        raise ConfigError(f"{where}: run has a seed; write seeds: [{group.run['seed']}] next to run")
     for seed in group.seeds:
         check_seed_size(seed, where)
     _unique([choice.name for choice in group.choices], f"{where}: method")

@@ -33,15 +33,15 @@ class Measured:
 
 def measured(run: Run, group: str = "", method: str = "", seed: int = 0) -> Measured:
     """The numbers of a run: in a sequence at its last evaluation, over the edits in the model; in mode single right
-    after each edit, those of the edit that stands where the guard did it again."""
+    after each edit, those of the edit that is kept where the guard did it again."""
     rows: dict[int, Mapping[str, float | None]] = {}
     if run.evaluations:
         for one in run.evaluations[-1].retention:
             rows[one.index] = {**{name: getattr(one, name) for name in ACCURACIES}, **one.metrics}
     elif run.mode == "single":
         for edit in run.edits:
-            if edit.stands:
-                rows[edit.index] = {name: after for name, (_, after) in edit.standing.values().items()}
+            if edit.kept:
+                rows[edit.index] = {name: after for name, (_, after) in edit.kept_record.values().items()}
     names = dict.fromkeys(name for row in rows.values() for name in row)
     values = {name: [row.get(name) for row in rows.values()] for name in names}
     return Measured(group=group, method=method, seed=seed, places=tuple(rows), values=values)

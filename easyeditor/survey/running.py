@@ -42,9 +42,9 @@ def run_cells(cells: Sequence[Cell], rank: Rank, show: bool) -> None:
             look()  # the end of a run that a signal ended is no finding
             if not isinstance(error, EasyEditorError) and not out_of_memory(error):
                 raise
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            LOG.warning("%s: could not be run: %s", cell.name, said)
-            write_json(cell.failure, {"cell": cell.name, "error": said})
+            found = " ".join(f"{type(error).__name__}: {error}".split())
+            LOG.warning("%s: could not be run: %s", cell.name, found)
+            write_json(cell.failure, {"cell": cell.name, "error": found})
     while rank.first and rank.world > 1 and not all(cell.done or cell.failure.exists() for cell in cells):
         time.sleep(10 * POLL)
 
@@ -74,7 +74,7 @@ def restart_peak() -> bool:
             torch.cuda.reset_peak_memory_stats(card)
         return True
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts at what is held now
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts at what is used now
         return True
     return False
 

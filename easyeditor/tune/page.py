@@ -17,7 +17,7 @@ from easyeditor.drawing.render import short
 from easyeditor.drawing.table import Column, Table
 from easyeditor.tune.search import rank
 from easyeditor.tune.trials import METRICS
-from easyeditor.tune.written import Search, held_within, settled
+from easyeditor.tune.written import TuneResult, held_within, settled
 
 HEADINGS = {"held_out": "Held-out facts", "trials": "Trials", "layers": "Layers"}
 KINDS = {
@@ -29,7 +29,7 @@ TITLES = {"rewrite_acc": "rewrite", "rephrase_acc": "rephrase", "locality_acc": 
 TITLES |= {"ppl_median": "median ppl, ×", "requests": "facts"}
 
 
-def page(found: Search, tables: Sequence[Table], output: str) -> str:
+def page(found: TuneResult, tables: Sequence[Table], output: str) -> str:
     """The whole page, of the outcome's tables, inside `styled()`; `output` is the YAML that was written."""
     by_name = {table.name: table for table in tables}
     model, method = found.start.values["model_name"], found.start.method
@@ -37,13 +37,13 @@ def page(found: Search, tables: Sequence[Table], output: str) -> str:
         f"{method} for {model}",
         [_table(by_name[name], title) for name, title in HEADINGS.items() if by_name[name].rows],
         [_figure(found)],
-        found.start.said,
+        found.start.notes,
         (found.command, f"python single_case_edit.py --hparams {output}"),
         [(str(model), _verdict(found))],
     )
 
 
-def _verdict(found: Search) -> list[str]:
+def _verdict(found: TuneResult) -> list[str]:
     held = found.held_out[0]
     settings = ", ".join(f"{key} {value}" for key, value in found.best["settings"].items())
     if held["score"] is None:
@@ -65,7 +65,7 @@ def _table(table: Table, title: str) -> Table:
     return replace(table, title=title, columns=columns, note=table.title)
 
 
-def _figure(found: Search) -> Drawn:
+def _figure(found: TuneResult) -> Drawn:
     """By layer: what restoring it brings back, how far first places are from other subjects, what trials scored."""
     panels: list[tuple[Callable[[Any, Any], None], Any]]
     panels = [(draw_effects, found.traced), (draw_reach, found.safety), (_scores, found.trials and found)]
@@ -91,7 +91,7 @@ def _figure(found: Search) -> Drawn:
     return finish(figure, "layers", title, caption)
 
 
-def _scores(axes: Any, found: Search) -> None:
+def _scores(axes: Any, found: TuneResult) -> None:
     groups: dict[str, list[tuple[int, float]]] = {"within the bound": [], "beyond it": [], "given up": []}
     for line in found.trials:
         whole, within, *_ = rank(line, found.most_ratio)

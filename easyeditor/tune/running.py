@@ -24,7 +24,7 @@ from easyeditor.results.journal import Journal, read_journal
 from easyeditor.tune.search import candidates, chosen, knobs_of, lost, name_of, search
 from easyeditor.tune.start import SWITCH, Settings, Start, begin, numbers
 from easyeditor.tune.trials import Sample, sample, trial
-from easyeditor.tune.written import Search
+from easyeditor.tune.written import TuneResult
 from easyeditor.values.edit import EditRequest
 
 Line = dict[str, Any]
@@ -58,7 +58,7 @@ class Plan:
     command: str
 
 
-def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
+def run_search(plan: Plan, kept: Path, deadline: float) -> TuneResult:
     """Do it all; no trial but the first begins that would end after `deadline` (time.monotonic). The checks and the
     held-out facts follow.
 
@@ -96,7 +96,7 @@ def run_search(plan: Plan, kept: Path, deadline: float) -> Search:
         judged = sample(start, "held-out", plan.held_out, load_sentences(start.hparams({}).ppl_sentence_num or 50))
         whose = [best["settings"], *([start.settings] if start.own and start.settings is not None else [])]
         held_out = [measured(settings, judged, "held-out facts") for settings in whose]
-    return Search(
+    return TuneResult(
         start=start,
         command=plan.command,
         traced=traced,

@@ -57,7 +57,7 @@ class Start:
     """Is the start file of this very model?"""
     span: int
     """Layers of one edit."""
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     contexts: tuple[str, ...] = ()
 
     def hparams(self, settings: Mapping[str, Any]) -> HyperParams:
@@ -151,7 +151,7 @@ def begin(
     own = _same_model(str(values.get("model_name")), model_name)
     first = cls.from_dict(made, where=str(path))
     pair = load(model_name, device=first.device, dtype=first.dtype, fp16=first.fp16)
-    parts, said, replay = _parts(pair[0], made, own or set(fixed) >= MODULES)
+    parts, notes, replay = _parts(pair[0], made, own or set(fixed) >= MODULES)
     count = len(parts.blocks)
     made |= {key: value for key, value in _modules(parts, made).items() if key not in fixed}
     if replay is not None:
@@ -160,7 +160,7 @@ def begin(
         made["v_loss_layer"] = count - 1
     if "ppl_bos" not in made and begins_with_bos(pair[1], "auto"):
         made["ppl_bos"] = "auto"
-        said.append("perplexity with BOS (ppl_bos: auto), for the tokenizer puts one before every text")
+        notes.append("perplexity with BOS (ppl_bos: auto), for the tokenizer puts one before every text")
     layers = [int(layer) for layer in values["layers"]]
     if "layers" in fixed and max(layers) >= count:
         raise ConfigError(f"layers is {layers}, and the model has {count}, counted from 0")
@@ -181,9 +181,9 @@ def begin(
         settings=settings if settings["layers"] else None,
         own=own and settings["layers"] == layers,
         span=span,
-        said=(*said, f"start: {path.name} of hparams/{method}"),
+        notes=(*notes, f"start: {path.name} of hparams/{method}"),
     )
-    LOG.info("%s", "; ".join(start.said))
+    LOG.info("%s", "; ".join(start.notes))
     editor = Editor(start.hparams({}))
     contexts = editor.method.contexts if isinstance(editor.method, LocateMethod) else ()
     return dataclasses.replace(start, contexts=contexts)
@@ -217,7 +217,7 @@ def _at_depth(layers: Sequence[int], last: Any, count: int, own: bool, span: int
 
 
 def _parts(model: PreTrainedModel, values: Mapping[str, Any], own: bool) -> tuple[Anatomy, list[str], Any]:
-    """The model's parts, what is to be said of them, and the YAML's `replay` (None: as it is)."""
+    """The model's parts, what a reader is to know of them, and the YAML's `replay` (None: as it is)."""
     kind, known = type_of(model)
     by_hand = {key: values.get(f"{key}_module_tmp") for key in ("layer", "mlp", "rewrite")}
     if known:
@@ -230,8 +230,8 @@ def _parts(model: PreTrainedModel, values: Mapping[str, Any], own: bool) -> tupl
     found = parts.architecture
     parts, replayed = replay_checked(parts)
     where = f"blocks {found.block} ({len(parts.blocks)} of them), MLP {found.mlp}, its projection {found.rewrite}"
-    said = f"type {kind}: not known; found {where}"
-    return parts, [said, replayed], "check" if parts.architecture.replay else False
+    how = f"type {kind}: not known; found {where}"
+    return parts, [how, replayed], "check" if parts.architecture.replay else False
 
 
 def _modules(parts: Anatomy, values: Mapping[str, Any]) -> dict[str, Any]:

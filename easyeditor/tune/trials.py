@@ -120,18 +120,18 @@ def _edited(editor: Editor, on: Sample, numbers: Sequence[int]) -> Iterator[Line
     for group, result, state in zip(groups, results, states, strict=True):
         if state is None:
             with editor.applied(result):
-                said = editor.measure(
+                found = editor.measure(
                     [on.requests[n] for n in group], [None] * len(group), before=on.before.only(group)
                 )
                 after = editor.perplexity()
         else:
-            said, after = state.evaluation, state.ppl
+            found, after = state.evaluation, state.ppl
         assert after is not None
         ratio = after.mean / base.mean
-        found = editor.verdict(base, after)
-        for row in said.rows:
+        verdict = editor.verdict(base, after)
+        for row in found.rows:
             yield {
                 **{name: row[name].value for name in METRICS},
                 "ppl_ratio": ratio if math.isfinite(ratio) else None,
-                "collapsed": found is not None and found.collapsed,
+                "collapsed": verdict is not None and verdict.collapsed,
             }

@@ -24,7 +24,7 @@ COLUMNS = ("layers", *METRICS, "score", "ppl_ratio", "ppl_median", "collapsed", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class TuneResult:
     """Everything that was measured for one model and method."""
 
     start: Start
@@ -47,17 +47,17 @@ class Search:
         return average(self.traced, "mlp", LAST)
 
 
-def settled(found: Search) -> bool:
+def settled(found: TuneResult) -> bool:
     """Did what was taken keep perplexity within the bound, on the facts of the trials and on those of the check?"""
     return all(rank(line, found.most_ratio)[1] for line in (found.best, found.check))
 
 
-def held_within(found: Search) -> bool:
+def held_within(found: TuneResult) -> bool:
     """Did it keep perplexity within the bound on the held-out facts too?"""
     return bool(rank(found.held_out[0], found.most_ratio)[1])
 
 
-def yaml_text(found: Search) -> str:
+def yaml_text(found: TuneResult) -> str:
     """The YAML: comments that say what was tried and measured, then the keys."""
     values = {**found.start.values, **found.best["settings"]}
     values = {key: value for key, value in values.items() if value is not None}
@@ -76,9 +76,9 @@ def _entry(key: str, value: Any) -> str:
     return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}\n"
 
 
-def _notes(found: Search) -> list[str]:
+def _notes(found: TuneResult) -> list[str]:
     start, best = found.start, found.best
-    notes = [f"{start.values['model_name']}: found by {found.command}", "; ".join(start.said) + "."]
+    notes = [f"{start.values['model_name']}: found by {found.command}", "; ".join(start.notes) + "."]
     if (effects := found.effects) is not None:
         peak = int(effects.argmax())
         notes.append(
@@ -123,7 +123,7 @@ def _told(line: Line) -> str:
     return f"{settings}: {', '.join(parts)}"
 
 
-def outcome(found: Search) -> Outcome:
+def outcome(found: TuneResult) -> Outcome:
     """Tables, figures and findings for the run folder."""
     return Outcome(
         tables=[_trial_table(found), _held_out_table(found), layer_table(found.traced, found.safety)],
@@ -133,22 +133,22 @@ def outcome(found: Search) -> Outcome:
         config=found.start.hparams(found.best["settings"]).to_dict(),
         manifest={
             "experiment": "tune",
-            "said": list(found.start.said),
+            "notes": list(found.start.notes),
             "context_templates": list(found.start.contexts),
         },
         result={"best": found.best, "known": len(found.traced), "asked": found.asked},
     )
 
 
-def _trial_table(found: Search) -> Table:
+def _trial_table(found: TuneResult) -> Table:
     knobs = [key for key in found.best["settings"] if key != "layers"]
     columns = [*COLUMNS, *knobs]
     how = ["taken" if line is found.best else "given up" if "left_after" in line else "" for line in found.trials]
-    rows = [[said, *_row(line, columns)] for said, line in zip(how, found.trials, strict=True)]
+    rows = [[verdict, *_row(line, columns)] for verdict, line in zip(how, found.trials, strict=True)]
     return Table.of("trials", "what was tried, in this order", ["verdict", *columns], rows)
 
 
-def _held_out_table(found: Search) -> Table:
+def _held_out_table(found: TuneResult) -> Table:
     columns = ["whose", "set", *COLUMNS]
     names = (("found", "check"), ("found", "held out"), ("start file", "held out"))
     lines = zip(names, (found.check, *found.held_out), strict=False)
@@ -166,7 +166,7 @@ def _row(line: Line, columns: Sequence[str]) -> list[Any]:
     return [str(flat[column]) if column == "layers" else flat.get(column) for column in columns]
 
 
-def _findings(found: Search) -> list[Finding]:
+def _findings(found: TuneResult) -> list[Finding]:
     made = []
     if len(found.held_out) > 1:
         ours, theirs = found.held_out

@@ -101,7 +101,7 @@ def prediction_quality(pairs: Iterable[tuple[bool, bool]]) -> PredictionQuality:
     listed = list(pairs)
     return PredictionQuality(
         pairs=len(listed),
-        predicted=sum(said for said, _ in listed),
+        predicted=sum(guess for guess, _ in listed),
         happened=sum(was for _, was in listed),
-        both=sum(said and was for said, was in listed),
+        both=sum(guess and was for guess, was in listed),
     )

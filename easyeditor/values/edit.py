@@ -1,4 +1,4 @@
-"""The values that travel between the rooms: requests (request.py), weight deltas, traces, results. All frozen."""
+"""The values that travel between the folders: requests (request.py), weight deltas, traces, results. All frozen."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class EditResult:
         return self.traces[0]
 
     def trace_json(self) -> list[dict[str, dict[str, Any]]]:
-        """Traces with layer numbers as text, as they stand in result files."""
+        """Traces with layer numbers as text, as result files have them."""
         return [{str(layer): t.to_json() for layer, t in trace.items()} for trace in self.traces]
 
     def sha256(self) -> str:

@@ -52,7 +52,7 @@ class LayerNumbers(Flat):
 
     @classmethod
     def own(cls) -> tuple[Field[Any], ...]:
-        """The numbers, whatever a subclass holds beside them."""
+        """The numbers, without those that a subclass adds."""
         return fields(LayerNumbers)
 
 
@@ -144,7 +144,7 @@ class EditRecord:
     made on, where others were in it already (else None); and all that is known of the update.
 
     `probabilities` has P(target_new) and P(ground_truth) before and after. `perplexity` holds the sentences' identity
-    and both reports. `rounding` says by weight what of the update (norm `intended`) stands in the weight's dtype (norm
+    and both reports. `rounding` says by weight what of the update (norm `intended`) is left in the weight's dtype (norm
     `written`) and which part is `lost`. `metrics` are the registry's, before and after, where some were asked for.
     """
 

@@ -74,7 +74,7 @@ class EditRequest:
     ) -> EditRequest:
         """Check one request and give it a definite subject position, unless `subject_start` gives it.
 
-        A `subject` of None is for methods that use none: it is "" then, at the start of the prompt as it stands.
+        A `subject` of None is for methods that use none: it is "" then, at the start of the prompt as it is.
 
         Raises:
             DataError: empty, non-text or endless fields, two ``{}``, subject not in the prompt, probes of unequal
@@ -208,7 +208,7 @@ def _place_subject(prompt: str, subject: str, where: str) -> tuple[str, int]:
 def _check_start(prompt: str, subject: str, start: Any, where: str) -> None:
     whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
     if not whole or not prompt.startswith(subject, start):
-        raise DataError(f"{where}: subject_start is {start!r}, but {subject!r} does not stand there in {prompt!r}")
+        raise DataError(f"{where}: subject_start is {start!r}, but {subject!r} is not there in {prompt!r}")
 
 
 def _case_id(value: Any) -> int | str:

@@ -73,7 +73,7 @@ class Statistics:
         return self._raised[layer, ridge]
 
     def forget(self, layer: int) -> None:
-        """Hold nothing of a layer any longer; who asks for it again has it read again."""
+        """Drop a layer from memory; the next access reads it from disk."""
         self._moments.pop(layer, None)
         self._preserved.pop(layer, None)
         for key in [key for key in self._raised if key[0] == layer]:

@@ -1,5 +1,6 @@
 """The value search of ROME and MEMIT: an offset at the lookup token that makes the target likely.
 
+The requests of a batch share each pass. One that is done leaves (`narrowed`), one that waits joins (`joined`).
 Axes: R requests, B rows of all requests, N scored positions, D model width, V vocabulary.
 """
 

@@ -25,7 +25,7 @@ SAME = 1e-3  # a recomputed denominator may differ this much, relatively, before
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class ReplayedRun:
     """A run of edits with its hyper-parameters."""
 
     run: Run
@@ -34,7 +34,7 @@ class Finished:
     """Place of an edit in the run -> the first place of its batch."""
 
     @classmethod
-    def read(cls, folder: Path, overrides: Sequence[str] = ()) -> Finished:
+    def read(cls, folder: Path, overrides: Sequence[str] = ()) -> ReplayedRun:
         """Raises DataError: not the folder of a finished run of edits."""
         try:
             run = load_run(folder)
@@ -64,7 +64,7 @@ class Finished:
                 continue
             first = self.first_of(line.index)
             saved = delta_folder(self.run.folder, first)
-            if line.stands and saved.exists():
+            if line.kept and saved.exists():
                 if first not in read:
                     read.add(first)
                     kept += saved_edit(self.run.folder, first, [line]).deltas

@@ -13,7 +13,7 @@ from easyeditor.results.run import Run
 from easyeditor.results.shown import ppl_name, shown_ppl
 
 
-def opening(run: Run) -> tuple[str, ...]:
+def headline(run: Run) -> tuple[str, ...]:
     """Sentences, the verdict first; numbers are over the edits whose perplexity was measured."""
     judged = [edit for edit in run.edits if edit.record.collapsed is not None]
     if not judged:
@@ -64,10 +64,10 @@ def _ppl(edit: EditLine) -> float:
 
 def _denominators(judged: Sequence[EditLine], collapsed: Sequence[EditLine]) -> str:
     """Medians of |denominator|, the cause of most collapses of ROME; empty for a method without one."""
-    held = [edit for edit in judged if not edit.record.collapsed]
-    groups = [("collapsed", _median(collapsed)), ("others", _median(held))]
-    said = ", ".join(f"{name} {middle:.3g}" for name, middle in groups if middle is not None)
-    return f"Median |denominator|: {said}." if said else ""
+    others = [edit for edit in judged if not edit.record.collapsed]
+    groups = [("collapsed", _median(collapsed)), ("others", _median(others))]
+    medians = ", ".join(f"{name} {middle:.3g}" for name, middle in groups if middle is not None)
+    return f"Median |denominator|: {medians}." if medians else ""
 
 
 def _median(edits: Iterable[EditLine]) -> float | None:

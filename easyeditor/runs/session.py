@@ -68,7 +68,7 @@ class Session:
     @property
     def kept(self) -> list[EditLine]:
         """The edits in the model, in order."""
-        return [line for line in self.lines if line.stands]
+        return [line for line in self.lines if line.kept]
 
     def edits(self) -> list[EditResult]:
         """What was kept, as it was saved."""
@@ -84,11 +84,11 @@ class Session:
         return self.editor.examine_together([request], ppl_before=self._ppl, draw=place, verbose=True)
 
     def keep(self, request: EditRequest, examined: Examined) -> None:
-        """Let a tried edit stand, and record it."""
+        """Keep a tried edit in the model, and record it."""
         self._settle(request, examined, guarded(self._work, [request], examined, len(self.lines), None))
 
     def take_back(self, request: EditRequest, examined: Examined) -> None:
-        """Record a tried edit that does not stand."""
+        """Record a tried edit that is not kept."""
         self._settle(request, examined, Guarded(entries=(TAKEN_BACK,), kept=None, ppl=examined.ppl_before))
 
     def undo(self) -> EditLine:
