@@ -273,3 +273,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """||a - b|| / ||b||."""
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture
+def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures small and not laid out: for tests that they are drawn and written, not how fine."""
+    from easyeditor.drawing import canvas
+
+    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
+    monkeypatch.setattr(canvas, "LAYOUT", None)

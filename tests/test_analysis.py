@@ -28,7 +28,7 @@ from easyeditor.commands import analysis as analysis
 from easyeditor.commands import mass_edit, single_case_edit
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sets import DATA, load_collapse, load_normal, starts_with_one_word
-from easyeditor.drawing import canvas, figures
+from easyeditor.drawing import figures
 from easyeditor.drawing.outcome import Finding
 from easyeditor.drawing.render import short, to_csv
 from easyeditor.drawing.table import Table
@@ -57,11 +57,7 @@ NORMAL = [
 FEW = {"v_num_grad_steps": 3, "ppl_sentence_num": 3, "context_templates": ["{}", "You. {}", "I think so. {}"]}
 
 
-@pytest.fixture(autouse=True)
-def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures small and not laid out: what is tested is that they are drawn and written, not how fine."""
-    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(canvas, "LAYOUT", None)
+pytestmark = pytest.mark.usefixtures("plain_figures")
 
 
 @pytest.fixture(scope="module")

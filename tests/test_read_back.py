@@ -23,7 +23,6 @@ from easyeditor.commands import analysis as analysis
 from easyeditor.commands import cli, mass_edit, single_case_edit
 from easyeditor.commands import evaluate as evaluate
 from easyeditor.commands import report as report
-from easyeditor.drawing import canvas
 from easyeditor.methods.rome.method import ROME
 from easyeditor.report.terminal import print_record
 from easyeditor.values import collapse
@@ -108,12 +107,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of `made` to work in; figures small and not laid out, for they are not what is tested here."""
+def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_figures: None) -> Path:
+    """A copy of `made` to work in."""
     shutil.copytree(made, tmp_path / "made")
     monkeypatch.chdir(tmp_path / "made")
-    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(canvas, "LAYOUT", None)
     return tmp_path / "made"
 
 

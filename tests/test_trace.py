@@ -15,7 +15,6 @@ from script_runs import call, save_tiny, write_yaml
 from easyeditor.analysis.safety import safety_of
 from easyeditor.analysis.tracing import ROLES, Fact, Tracer, by_role, fact_of, known_facts, noise_of
 from easyeditor.commands import analysis as analysis
-from easyeditor.drawing import canvas
 from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.lm.architectures import Anatomy
 from easyeditor.lm.discover import anatomy
@@ -27,10 +26,7 @@ PROMPTS = [("The home of Bay is", "Bay"), ("Music is a", "Music"), ("They all we
 SAMPLES, WINDOW, NOISE = 2, 3, 0.4
 
 
-@pytest.fixture(autouse=True)
-def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(canvas, "LAYOUT", None)
+pytestmark = pytest.mark.usefixtures("plain_figures")
 
 
 ENDINGS = ("", " in", " the", " of", " and", " to", " on", " at", " was", " not", " by", " with", " from", " or", " we")

@@ -23,7 +23,6 @@ from easyeditor.base.errors import DataError
 from easyeditor.commands import tune as tune
 from easyeditor.dataset.reader import read_dataset
 from easyeditor.dataset.sentences import load_sentences
-from easyeditor.drawing import canvas
 from easyeditor.editing.easyedit import BaseEditor
 from easyeditor.methods.locate import statistics
 from easyeditor.methods.registry import load_hparams
@@ -43,9 +42,7 @@ OFF = ("collect_stats=off",)  # no statistics are tried
 
 
 @pytest.fixture(autouse=True)
-def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(canvas.STYLE, "figure.dpi", 30)
-    monkeypatch.setattr(canvas, "LAYOUT", None)
+def _quick(monkeypatch: pytest.MonkeyPatch, plain_figures: None) -> None:
     monkeypatch.setattr(running, "ASKED", 64)
 
 

@@ -97,8 +97,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         figures={"downstream": _draw(rows, harness.names)},
         findings=_findings(rows, harness.names, counts, correlated, args.worst),
         look_for="accuracy falling to chance as perplexity rises.",
-        config=lab.config(),
-        manifest={**lab.manifest("downstream"), "tasks": list(harness.names), "documents": counts},
+        **lab.recorded("downstream", tasks=list(harness.names), documents=counts),
         result={"spearman": correlated},
     )
 

@@ -95,8 +95,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         findings=[*_findings(at), mixed],
         look_for="first-token keys (squares) where the collapse keys (triangles up) are, away from later tokens "
         "(circles); prefixed collapse keys (triangles down) among the later ones.",
-        config=lab.config(),
-        manifest=lab.manifest("first-token"),
+        **lab.recorded("first-token"),
         result=result,
     )
 

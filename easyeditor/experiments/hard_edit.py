@@ -99,8 +99,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         ],
         look_for=f"{len(kept)} requests that collapse the model, in {folder / 'hard_edit.json'}; whether their "
         "denominators are far below 1.",
-        config=lab.config(),
-        manifest=lab.manifest("hard-edit"),
+        **lab.recorded("hard-edit"),
         result={"kept": len(kept), "refused_by_rule": refused, "perplexity_unedited": base},
     )
 

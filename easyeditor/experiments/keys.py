@@ -74,8 +74,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         findings=_findings(rows, keys),
         look_for="open marks (k^u) of the collapse set away from its filled marks (kbar) in keys.png, which shows "
         f"directions only (all keys scaled to unit length){identity}.",
-        config=lab.config(),
-        manifest=lab.manifest("keys"),
+        **lab.recorded("keys"),
     )
 
 

@@ -76,8 +76,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
             )
         ],
         look_for="perplexity of the collapse cases as high with swapped positions as without.",
-        config=lab.config(),
-        manifest=lab.manifest("position-swap"),
+        **lab.recorded("position-swap"),
         result={"perplexity_before": base, "perplexity_before_swapped": base_swapped},
     )
 

@@ -78,8 +78,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         findings=_findings(rows),
         look_for="efficacy of the collapse set: low without a prefix, as high as the normal set's with one; locality "
         "high everywhere.",
-        config=lab.config(),
-        manifest=lab.manifest("prefix-test"),
+        **lab.recorded("prefix-test"),
     )
 
 

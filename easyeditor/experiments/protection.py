@@ -94,8 +94,7 @@ def experiment(args: argparse.Namespace, _folder: Path) -> Outcome:
         findings=_findings(lines, base),
         look_for="the way whose worst perplexity stays near the unedited model's while both P are high, and what is "
         "left of locality in first place.",
-        config=lab.config(),
-        manifest=lab.manifest("protection"),
+        **lab.recorded("protection"),
         result={"perplexity_unedited": base, "layers": layers},
     )
 

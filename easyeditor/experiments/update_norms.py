@@ -81,8 +81,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Outcome:
         findings=_findings(rows),
         look_for="ROME's denominators of the collapse set orders of magnitude below the normal set's, its updates as "
         "much larger; C-ROME's of both sets alike.",
-        config=lab.config(),
-        manifest=lab.manifest("update-norms"),
+        **lab.recorded("update-norms"),
         result={"perplexity_unedited": base},
     )
 

@@ -145,20 +145,20 @@ def _trial_table(found: TuneResult) -> Table:
     columns = [*COLUMNS, *knobs]
     how = ["taken" if line is found.best else "given up" if "left_after" in line else "" for line in found.trials]
     rows = [[verdict, *_row(line, columns)] for verdict, line in zip(how, found.trials, strict=True)]
-    return Table.of("trials", "what was tried, in this order", ["verdict", *columns], rows)
+    return _table("trials", "what was tried, in this order", ["verdict", *columns], rows)
 
 
 def _held_out_table(found: TuneResult) -> Table:
-    columns = ["whose", "set", *COLUMNS]
     names = (("found", "check"), ("found", "held out"), ("start file", "held out"))
     lines = zip(names, (found.check, *found.held_out), strict=False)
     rows = [[*name, *_row(line, COLUMNS)] for name, line in lines]
-    return Table.of(
-        "held_out",
-        "on facts the search did not see; the check chose among the best trials, held-out facts chose nothing",
-        columns,
-        rows,
-    )
+    title = "on facts the search did not see; the check chose among the best trials, held-out facts chose nothing"
+    return _table("held_out", title, ["whose", "set", *COLUMNS], rows)
+
+
+def _table(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    brief = [column for column in columns if column not in ("ppl_median", "requests", "seconds")]
+    return Table.of(name, title, columns, rows, brief=brief)
 
 
 def _row(line: Line, columns: Sequence[str]) -> list[Any]:

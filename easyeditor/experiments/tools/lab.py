@@ -175,19 +175,15 @@ class Lab:
         weight = self.editor.model.get_parameter(self.method.parts.weight_name(self.layer))
         return oriented(weight, self.method, self.layer)
 
-    def config(self) -> dict[str, Any]:
-        """The resolved hyper-parameters."""
-        return self.hparams.to_dict()
-
     def collapsed(self, before: float, after: float) -> bool:
         """Did an edit collapse the model, by the hyper-parameters' limits?"""
         h = self.hparams
         return verdict(before, after, threshold=h.collapse_threshold, ratio=h.collapse_ratio).collapsed
 
-    def manifest(self, name: str) -> dict[str, Any]:
-        """What has to be known to do an experiment again."""
+    def recorded(self, name: str, **more: Any) -> dict[str, Any]:
+        """`config` and `manifest` of an outcome: what has to be known to do an experiment again."""
         sentences = self.editor.sentences
-        return {
+        manifest = {
             "experiment": name,
             "seed": self.hparams.seed,
             "model_fingerprint": self.fingerprint,
@@ -196,6 +192,7 @@ class Lab:
             "sentences": None if sentences is None else sentences.to_json(),
             "sets": {one.name: one.to_json() for one in self.sets},
         }
+        return {"config": self.hparams.to_dict(), "manifest": {**manifest, **more}}
 
 
 def oriented(matrix: torch.Tensor, method: ROME, layer: int) -> torch.Tensor:

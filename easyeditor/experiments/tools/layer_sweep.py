@@ -69,8 +69,7 @@ def experiment(args: argparse.Namespace) -> Outcome:
         findings=_findings(rows),
         look_for="layers where C-ROME (circles) rises above the threshold, and whether the consistent value (squares) "
         "does there.",
-        config=lab.config(),
-        manifest=lab.manifest("update-norms --sweep"),
+        **lab.recorded("update-norms --sweep"),
         result={"perplexity_unedited": base, "layers": layers},
     )
 
