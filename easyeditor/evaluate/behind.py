@@ -119,7 +119,7 @@ def _looked_up(
     def value(request: EditRequest, answers: Answers) -> Value:
         prompts = dict.fromkeys(prompt for prompt, _ in pairs(request, answers.settings))
         if not answers.asked:
-            return missing("no fact in a memory stands before prompts here")
+            return missing("no fact in a memory comes before prompts here")
         each = [number(request, answers.asked[prompt]) for prompt in prompts]
         return mean_of(each, each=each)
 
@@ -144,7 +144,7 @@ RECALL = (
     ),
     Metric(
         name="recall_tokens",
-        formula="tokens that a question costs beside its own: the fact before it, and what was asked to find it; mean "
+        formula="tokens that a question costs besides its own: the fact before it, and what was asked to find it; mean "
         "over the record's prompts",
         fields="prompt; a memory of facts",
         blind_to="what the search among the facts costs",

@@ -185,7 +185,7 @@ def experts_in(block: nn.Module, width: int) -> str | None:
 
 
 def attention_of(parts: Anatomy, layer: int) -> nn.Module | None:
-    """The attention of block `layer`: of the block's children beside the MLP that hold projections, the largest; None
+    """The attention of block `layer`: of the block's children besides the MLP that hold projections, the largest; None
     where there is no such child."""
     block, mlp = parts.block(layer), parts.mlp(layer)
     sizes = {

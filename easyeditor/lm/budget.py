@@ -138,7 +138,7 @@ class Queue:
         self.running: list[int] = []
 
     def fill(self) -> list[int]:
-        """The next ones, as many as fit beside those that run: a row that is alone always does."""
+        """The next ones, as many as fit together with those that run: a row that is alone always does."""
         look()
         new = []
         while self.waiting and self._fits([*self.running, self.waiting[0]]):

@@ -86,7 +86,7 @@ def check_modes() -> None:
 
 
 def check_in_memory(path: str, model: PreTrainedModel) -> None:
-    """Raise ModelError for weights that were left on disk or in the CPU's memory beside a GPU model: they are fetched
+    """Raise ModelError for weights that were left on disk or in the CPU's memory next to a GPU model: they are fetched
     for each forward, so an edit of them would be lost."""
     if any(weight.is_inference() for weight in model.parameters()):
         raise ModelError(f"{path}: was made inside torch.inference_mode, so it cannot be edited; load it outside")

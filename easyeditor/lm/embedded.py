@@ -119,7 +119,7 @@ def model_folder(name: str) -> Path | None:
 def ensure(model: Embedded, folder: Path | None = None) -> Path:
     """The checkpoint's folder; fetched and converted on first use (twice the model's float32 size on disk meanwhile).
 
-    Slices that were fetched stay until the checkpoint stands, so a fetch that ended early goes on.
+    Slices that were fetched stay until the checkpoint is whole, so a fetch that ended early goes on.
 
     Raises:
         ModelError: no network and no file by hand, or a checksum mismatch: says which file and where to put it.

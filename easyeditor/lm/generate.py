@@ -70,7 +70,7 @@ def generate(
     requests: Sequence[EditRequest] = (),
 ) -> list[Generated]:
     """Continue every prompt. Draws depend on the seed and the prompt alone, so a batch equals its prompts one by one.
-    A `budget` that outlives the call stands in the place of `batch_tokens`. `requests` are those that the prompts are
+    A `budget` that outlives the call takes the place of `batch_tokens`. `requests` are those that the prompts are
     of: a message names the field.
 
     Raises:
@@ -203,7 +203,7 @@ def _result(tok: PreTrainedTokenizerBase, row: _Row) -> Generated:
 
 
 def _text(tok: PreTrainedTokenizerBase, row: _Row) -> str:
-    """What was made, as it stands behind the prompt (a tokenizer may drop the space of a text's first word)."""
+    """What was made, as it follows the prompt (a tokenizer may drop the space of a text's first word)."""
     options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     if row.head is None:
         row.head = str(tok.decode(row.ids, **options))

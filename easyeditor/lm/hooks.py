@@ -5,7 +5,7 @@
     watched(block)                          collect what a block is given
     skipped(modules)                        let modules pass their input on unchanged
     resumed(blocks, layer, passage)         start forwards at a block from what it was given before
-    replaced(module, forward)               let another function stand for a module's forward
+    replaced(module, forward)               put another function in place of a module's forward
     selected_head(model, rows, positions)   send only some positions through the output head
     second_position_first(model)            give the first token of every text the second one's position
     stopping()                              end a forward early from inside a tap (raise StopForward)
@@ -132,7 +132,7 @@ def resumed(blocks: Sequence[nn.Module], layer: int, passage: Passage) -> Iterat
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward` stand for the module's own inside the block; hooks on the module stay in force."""
+    """Put `forward` in place of the module's own inside the block; hooks on the module stay in force."""
     before = module.__dict__.get("forward")
     try:
         module.forward = forward
@@ -160,7 +160,7 @@ def selected_head(model: PreTrainedModel, rows_S: Tensor, positions_S: Tensor) -
 
 @contextmanager
 def second_position_first(model: PreTrainedModel) -> Iterator[None]:
-    """Position id 0 becomes 1 in every forward inside the block: the first token stands where the second does.
+    """Position id 0 becomes 1 in every forward inside the block: the first token has the place of the second.
 
     For learned positions (GPT-2) this equals copying the second row of the position table to the first; rotary models
     turn the first token's queries and keys as they do the second's. Forwards must be given position ids, as all of this

@@ -8,7 +8,7 @@ from typing import Literal
 
 Space = Literal["auto", "always", "never"]
 
-_LOOKED_AT = 200  # characters of a prompt's end; what stands further before it (a context) decides nothing
+_LOOKED_AT = 200  # characters of a prompt's end; what comes further before it (a context) decides nothing
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"  # Thai, Lao, Burmese, Khmer
     "\u2e80-\u312f\u3190-\u31ff\u3220-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f\uffe0-\uffe6"
@@ -17,7 +17,7 @@ _UNSPACED = re.compile(
 _JOINS = re.compile(
     r"""[\s\u200b\u2060¿¡@\\‘]\Z                       # white space, and signs that belong to what follows
     |(?<![\w#])\#\Z                                    # number sign, not "C#"
-    |(?<![^\s([{<=:/–—-])(?:["'’“”„‟«»‹›]|`+|"{3})\Z    # a quote opens: what may stand before it
+    |(?<![^\s([{<=:/–—-])(?:["'’“”„‟«»‹›]|`+|"{3})\Z    # a quote opens: what may come before it
     |(?<=[^\s/&+=|~^_‐‑–—-])[/&+=|~^_‐‑–—-]+\Z           # behind a dash, slash … as before it
     |(?:::|->)\Z""",
     re.VERBOSE,

@@ -100,7 +100,7 @@ class Prefixes:
         return Cache(layers=layers)
 
     def _all(self) -> list[States]:
-        """States for every block; those below `first` stand there for their length."""
+        """States for every block; those below `first` are there for their length."""
         return [self._states[0]] * self.first + self._states
 
 

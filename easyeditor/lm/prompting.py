@@ -1,4 +1,4 @@
-"""How a prompt and its answer become the text a model is given: as they stand, or as two turns of a chat."""
+"""How a prompt and its answer become the text a model is given: as they are, or as two turns of a chat."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Prompting:
     """What is done to every prompt and answer, of requests and of evaluation alike.
 
     With `chat` a prompt is the user's turn in the tokenizer's own chat template, the generation prompt after it, and an
-    answer is the beginning of the assistant's turn. What stands before a prompt (a context, a test-time prefix) stands
+    answer is the beginning of the assistant's turn. What comes before a prompt (a context, a test-time prefix) is
     inside the user's turn, before it; "{subject} is a", which the KL term watches, is a user's turn too. The subject is
-    looked up where the prompt stands in the templated text. Texts of perplexity, statistics and generated contexts are
+    looked up where the prompt is in the templated text. Texts of perplexity, statistics and generated contexts are
     no prompts: they stay as they are. With `eos` an answer ends with the tokenizer's EOS.
     """
 
     chat: bool = False
     eos: bool = False
     space: Space = "auto"
-    """Of `target_space`: what stands between a prompt and its answer where they are no turns of a chat."""
+    """Of `target_space`: what comes between a prompt and its answer where they are no turns of a chat."""
     template_kwargs: str = "{}"
-    """What the template is told beside the turns (`enable_thinking` …), as JSON: a decoding is a key of mappings."""
+    """What the template is told besides the turns (`enable_thinking` …), as JSON: a decoding is a key of mappings."""
 
     @classmethod
     def of(cls, hparams: HyperParams) -> Prompting:
@@ -112,7 +112,7 @@ def assistant_text(tok: PreTrainedTokenizerBase, prompt: str, answer: str, promp
 
 
 def _check_place(tok: PreTrainedTokenizerBase, prompting: Prompting) -> None:
-    """Raise ModelError where an answer would stand among a thinking model's thoughts, or anywhere else than where the
+    """Raise ModelError where an answer would be among a thinking model's thoughts, or anywhere else than where the
     template itself has answers begin."""
     before = _rendered(tok, prompting, MARK)
     told, why = "enable_thinking" in parse_json(prompting.template_kwargs), ""
@@ -124,7 +124,7 @@ def _check_place(tok: PreTrainedTokenizerBase, prompting: Prompting) -> None:
     elif not told:
         whole = _rendered(tok, prompting, MARK, ANSWER).partition(ANSWER)[0]
         if _TAG.findall(before) != _TAG.findall(whole):
-            why = f"the generation prompt ends with {before[-40:]!r}, and an answer of the template's own stands "
+            why = f"the generation prompt ends with {before[-40:]!r}, and an answer of the template's own comes "
             why += f"behind {whole[-40:]!r}"
     if why:
         raise ModelError(

@@ -15,7 +15,7 @@ Question = tuple[str, EditRequest | None]
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A question as the model is given it: the whole `prompt`, which ends with the question; `fact`, the request whose
-    fact stands in it, if one does; `before` tokens more than the bare question's, and `beside` those of questions that
+    fact is in it, if one is; `before` tokens more than the bare question's, and `beside` those of questions that
     were asked first."""
 
     prompt: str

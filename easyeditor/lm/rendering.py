@@ -18,7 +18,7 @@ from typing import Any
 
 SECONDS = 3.0  # of the processor, for one rendering
 MOST_CHARACTERS = 1_000_000  # of a template, and of what it renders
-MOST_BYTES = 256 << 20  # of memory, beside what the process has when it begins
+MOST_BYTES = 256 << 20  # of memory, besides what the process has when it begins
 
 _LOCK = threading.Lock()
 _running: dict[int, subprocess.Popen[bytes]] = {}  # by the process that started it, which may fork

@@ -92,7 +92,7 @@ def without_bos(tok: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str, prompting: Prompting = PLAIN) -> list[int]:
-    """Ids of `target` as they follow `prompt`: the tail of the tokenised whole, so no BOS can stand between them.
+    """Ids of `target` as they follow `prompt`: the tail of the tokenised whole, so no BOS can come between them.
 
     Where the tokenizer merges across the border, the target is encoded alone instead; one that begins without white
     space behind a line's end, or a tokenizer may put a blank before it. An EOS, if wanted, is the last.
@@ -193,7 +193,7 @@ def whole(request: EditRequest) -> str:
 
 
 def answered(requests: Sequence[EditRequest], text: str, by: str = "its answer") -> str:
-    """The field that a text measured came from, as a message names it: the longest prompt that stands in the text."""
+    """The field that a text measured came from, as a message names it: the longest prompt that is in the text."""
     found = [
         (len(prompt), f"request {r.case_id!r}: {name}")
         for r in requests
@@ -215,7 +215,7 @@ def answered(requests: Sequence[EditRequest], text: str, by: str = "its answer")
 def token_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     """Indices sorted by length, cut into batches that waste little.
 
-    A padded batch has at most `most_tokens` positions (a single longer row stands alone), and at most 1/16 of that
+    A padded batch has at most `most_tokens` positions (a single longer row is alone), and at most 1/16 of that
     are pads.
     """
     batches: list[list[int]] = []

@@ -32,7 +32,7 @@ H = TypeVar("H", bound=HyperParams)
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryNeeds:
-    """What a method takes beside the model's weights and its forwards."""
+    """What a method takes besides the model's weights and its forwards."""
 
     matrices: int = 0
     """Matrices (K, K) in float64 that live at every edited layer of a sequence, K the width of a key."""
@@ -153,7 +153,7 @@ class EditMethod(ABC, Generic[H]):
 
     @contextmanager
     def recalling(self, result: EditResult | None) -> Iterator[None]:
-        """`result` in force inside the block, beside the committed edits; None: no edit at all. It matters to edits
+        """`result` in force inside the block, besides the committed edits; None: no edit at all. It matters to edits
         that are looked up: those in the weights are there already.
 
         Raises:

@@ -64,7 +64,7 @@ def fine_tune(
 ) -> list[list[float]]:
     """Train `copies` in place; returns the loss of every row (nats) in every epoch, measured before its batch's step.
 
-    `batches` are those of every epoch, or give those of epoch 1, 2, …; losses stand in the order of their rows.
+    `batches` are those of every epoch, or give those of epoch 1, 2, …; losses are in the order of their rows.
 
     A row's loss is the mean over its labels of -log p(label). A batch whose mean loss is below 0.01 takes no step, and
     training ends with the first epoch whose mean over rows is below that. After each batch every value is clamped to

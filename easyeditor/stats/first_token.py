@@ -1,4 +1,4 @@
-"""Second moments of first tokens' keys and of later tokens' keys: what first-token protection stands on.
+"""Second moments of first tokens' keys and of later tokens' keys: what first-token protection uses.
 
 The first token of a text attends to itself alone, so its key depends on the token and on nothing else: one pass over
 the vocabulary gives the exact second moment of *all* first-token keys,
@@ -11,7 +11,7 @@ Where the tokenizer puts a BOS before every text, the first token is always the 
 Later tokens' keys are ordinary; a few ten thousand of them, from the texts of `data/texts.txt`, which name
 nothing that a request of data/ is about, give C_later.
 
-Both are kept beside the statistics as `<stats_dir>/<model>/first-tokens-…_stats/` and `later-tokens-…_stats/`, in
+Both are kept next to the statistics as `<stats_dir>/<model>/first-tokens-…_stats/` and `later-tokens-…_stats/`, in
 their form (float64), with a manifest that says whose weights they are.
 
 Axes: K key width.

@@ -75,7 +75,7 @@ class FTHyperParams(LayerHyperParams):
             where,
             "target_eos",
             True,
-            f"false with objective_optimization: {objective}; an EOS stands after a target, so say target_new",
+            f"false with objective_optimization: {objective}; an EOS follows a target, so say target_new",
         )
         bound = self.norm_constraint
         right = bound is None or bound is False or (bound is not True and bound > 0)

@@ -20,7 +20,7 @@ from easyeditor.values.edit import EditRequest, EditResult
 C = TypeVar("C", bound=InContextHyperParams)
 
 NEW_FACT = "New Fact: {}\nPrompt: "
-"""What stands before a question, as in EasyEdit."""
+"""What comes before a question, as in EasyEdit."""
 
 
 class InContext(Recalled[C], Generic[C]):
@@ -49,7 +49,7 @@ class InContext(Recalled[C], Generic[C]):
         return next((f for f in reversed(facts) if request is None or f[0].place == request.place), None)
 
     def behind(self, question: str, found: tuple[EditRequest, str] | None, before: str = "", beside: int = 0) -> Asked:
-        """A question behind a fact, and behind what stands `before` that; as it is where no fact was found."""
+        """A question behind a fact, and behind what comes `before` that; as it is where no fact was found."""
         if found is None:
             return Asked(prompt=question, beside=beside)
         prompt = before + NEW_FACT.format(found[1]) + question

@@ -56,12 +56,12 @@ class LocateHyperParams(LayerHyperParams):
     targets_dir: str | None = None
     """Folder that keeps every value search's result, for runs cut short and for variants to share; null: none."""
     protect_first_tokens: bool = False
-    """Hold the keys of first tokens in place beside ordinary ones (docs/findings/first-token-protection.md). Their
+    """Hold the keys of first tokens in place besides ordinary ones (docs/findings/first-token-protection.md). Their
     second moment takes one pass over the vocabulary, made on first use and kept in `stats_dir`."""
     first_token_weight: float = 1.0
     """Weight of first tokens' second moment in what is held in place; 0 leaves it out."""
     later_token_weight: float = 1.0
-    """Weight of later tokens' second moment, which stands for C where no statistics are used; 0 takes the identity."""
+    """Weight of later tokens' second moment, used in place of C where no statistics are used; 0 takes the identity."""
     filters: list[Filter] = field(default_factory=list)
     """What of an update is written, in this order: RECT (the largest relative changes: `rect` as AlphaEdit's lineage
     has it, `rect-official` as its authors), PRUNE, SPHERE, REVIVE."""

@@ -120,7 +120,7 @@ class NormAnchor:
         return [float((v0_D + f.offset_D).norm()) for f, v0_D in zip(found, v0_ND, strict=True)]
 
     def _measured(self) -> float:
-        """The anchor of this model, read where it is kept, else measured and kept beside the statistics.
+        """The anchor of this model, read where it is kept, else measured and kept next to the statistics.
 
         Raises:
             StatsError: what is kept is damaged. ConfigError: it was never measured, and the model holds edits already.

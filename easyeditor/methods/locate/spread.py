@@ -31,7 +31,7 @@ from easyeditor.values.edit import EditRequest, EditResult, LayerTrace, WeightDe
 
 LOG = logging.getLogger(__name__)
 
-CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens beside the bare prompt
+CONTEXT_LENGTH, CONTEXT_COUNT = 10, 5  # MEMIT's contexts: five texts of ten tokens besides the bare prompt
 
 L = TypeVar("L", bound=LocateHyperParams)
 

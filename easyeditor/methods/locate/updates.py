@@ -59,7 +59,7 @@ def joint_update(keys_Kr: Tensor, held: Factored | None, *, ridge: float = 0.0) 
 def answering(keys_KN: Tensor, whitened_KN: Tensor, ridge: float) -> Tensor:
     """W (K^T W + ridge I)^-1, shape (K, N), W = H^-1 K: the right factor of an update, transposed.
 
-    With ridge 1 it is (H + K K^T)^-1 K: MEMIT eq. 14 where H = lambda C, AlphaEdit eq. 11 where H^-1 stands for P / L2
+    With ridge 1 it is (H + K K^T)^-1 K: MEMIT eq. 14 where H = lambda C, AlphaEdit eq. 11 where H^-1 is P / L2
     (Woodbury's identity; P need not be a projection for it). With more keys than they are wide the K x K system
     (W K^T + ridge I)^-1 W, which is the same, is the smaller.
     """

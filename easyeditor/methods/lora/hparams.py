@@ -35,7 +35,7 @@ class LoRAHyperParams(ModuleHyperParams):
     lora_dropout: float = 0.1
     """Share of an adapter's inputs left out in a step, drawn from `seed`."""
     lora_type: Literal["lora", "adalora"] = "lora"
-    """`adalora` stands in EasyEdit's files, whose code never allocates ranks; it is read as `lora`, with a warning."""
+    """`adalora` is in EasyEdit's files, whose code never allocates ranks; it is read as `lora`, with a warning."""
     batch_size: int = 1
     """Requests in one optimiser step."""
     weight_decay: float = 0.0

@@ -76,7 +76,7 @@ def read_archive(name: str | None, parts: Anatomy, *, inner_params: list[str] | 
         spec = NetworkSpec(**{key: coerce(value, types[key], key) for key, value in raw["network"].items()})
         shapes = {w["name"]: (w["inputs"], w["outputs"]) for w in raw["inner_params"]}
         if Path(raw["tensors"]).name != raw["tensors"] or not shapes:
-            raise ValueError(f"tensors {raw['tensors']!r}, {len(shapes)} weights: not one file beside it, or no weight")
+            raise ValueError(f"tensors {raw['tensors']!r}, {len(shapes)} weights: not a file's name, or no weight")
         model, tensors = raw["model"], read_tensors(folder / raw["tensors"])
         _check_size(spec, tensors)
         _check_model(folder, shapes, model, parts)

@@ -16,7 +16,7 @@ from easyeditor.methods.mend.hparams import MENDHyperParams
 from easyeditor.methods.mend.hypernet import Hypernetwork, edited_weights
 from easyeditor.methods.mend.network import NetworkSpec
 
-DERIVED = ("u_std", "v_std")  # upstream keeps the standard deviations beside the sums they come from
+DERIVED = ("u_std", "v_std")  # upstream keeps the standard deviations next to the sums they come from
 
 
 class Inert:

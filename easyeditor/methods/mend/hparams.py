@@ -122,7 +122,7 @@ class MENDHyperParams(ModuleHyperParams):
     tokenizer_class: str | None = None
     """Upstream's key; the checkpoint says the class."""
     tokenizer_name: str | None = None
-    """Upstream's key; the tokenizer beside the model is used."""
+    """Upstream's key; the tokenizer next to the model is used."""
     silent: bool = False
     """No live line in training."""
     verbose: bool = True

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": nn.functional.gelu,
 }
-EPSILON = 1e-7  # beside the standard deviation
+EPSILON = 1e-7  # added to the standard deviation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ class ROME(LocateMethod[ROMEHyperParams]):
     v0; `consistent_value` starts it from the mean output over contexts, so that v* - W kbar is the offset found.
 
     First-token protection (this project, docs/findings/first-token-protection.md): with `protect_first_tokens` the
-    matrix A of `LocateMethod.preserved` stands for C. With `both_keys`, where the subject is the text's first token,
+    matrix A of `LocateMethod.preserved` takes C's place. With `both_keys`, where the subject is the text's first token,
     the offset delta_u found on the bare prompt alone joins the contexts' delta, and one update writes both:
     dW = R (K^T A^-1 K)^-1 (A^-1 K)^T, K = [kbar, k^u], R = [v* - W kbar, v*_u - W k^u].
 
-    `edit` is the way in. An edit's three steps, `search`, `look_up` and `update`, stand alone for experiments: ROME
+    `edit` is the way in. Its three steps, `search`, `look_up` and `update`, can be called alone by experiments: ROME
     and C-ROME, with and without C, share the first two.
     """
 

@@ -20,7 +20,7 @@ class UltraEditHyperParams(ModuleHyperParams):
     batch_size: int = 10
     """Requests whose gradient is that of one mean loss, where `batch_size_once` is not given."""
     batch_size_once: int | None = None
-    """The same under EasyEdit's name; EasyEdit's `batch_size` beside it is then the number of edits in a batch edit."""
+    """The same under EasyEdit's name; EasyEdit's `batch_size` is then the number of edits in a batch edit."""
 
     @property
     def together(self) -> int:
