@@ -207,7 +207,7 @@ def test_a_search_keeps_to_dense_layers() -> None:
     pair = (build("llama4_text"), tokenizer())
     parts = anatomy(pair[0])
     start = Start(
-        method="ROME", model=pair[0], tok=pair[1], parts=parts, values={}, settings=None, own=False, span=2, said=()
+        method="ROME", model=pair[0], tok=pair[1], parts=parts, values={}, settings=None, own=False, span=2, notes=()
     )
     assert (start.allowed, start.layers(2), start.layers(1)) == ([0, 2], [0, 2], [0])
     editor = BaseEditor.from_hparams(rome_hparams(pair, layers=[2]))
