@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, CONTEXTS, build, relative, rome_hparams, tokenizer
+from scipy.optimize import brentq
 
 from easyeditor import EditRequest
 from easyeditor.lm.budget import Budget, Queue
@@ -239,6 +240,22 @@ def test_the_lbfgs_direction_is_that_of_the_dense_inverse_hessian() -> None:
         left = eye - torch.outer(s, y) / (s @ y)
         inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
     assert torch.allclose(found, points[-1] - inverse @ (matrix @ points[-1]), rtol=1e-9)
+
+
+def test_lbfgs_goes_on_along_the_clamp() -> None:
+    """A quadratic whose least value lies outside the clamp: the best place on it solves (A + m) x = A c, |x| = 1."""
+    scale, centre = torch.tensor([1.0, 2, 5, 9, 30, 60]), torch.tensor([2.0, 1, -2, 1, 1, 0.5])
+    most = torch.ones(1)
+    shift = brentq(lambda m: float((scale * centre / (scale + m)).norm()) - 1, 0, 1e4)
+    least = float((scale * (scale * centre / (scale + shift) - centre) ** 2).sum())
+    offset = torch.full((6,), 0.01)
+    optimizer, losses = lbfgs.Lbfgs([offset], most), []
+    for _ in range(30):
+        losses.append(float((scale * (offset - centre) ** 2).sum()))
+        offset.grad = 2 * scale * (offset - centre)
+        optimizer.step(losses[-1:])
+        value_search._clamp([offset], most)
+    assert least <= losses[-1] <= 1.001 * least
 
 
 def test_lbfgs_steps_are_capped_and_a_rise_is_taken_back() -> None:

@@ -21,6 +21,7 @@ RISE = 1.02  # a pass whose loss is more than this times the last accepted one's
 BACK = 0.35  # after a rise: this share of the way from the accepted point
 TWICE = 2  # rises in a row that are taken back
 CURVED = 1e-10  # least s.y of a pair, as a share of s.s
+CLAMPED = 0.9999  # from this share of the largest norm on an offset is as long as it may be
 
 
 @dataclass
@@ -85,10 +86,20 @@ class Lbfgs:
         offsets_RD = torch.stack(list(self._offsets))
         gradients_RD = torch.stack([o.grad for o in self._offsets if o.grad is not None])
         both_2RD = torch.stack([offsets_RD, gradients_RD]).cpu().double()
-        caps = (FIRST * self._most_R).tolist()
         moved = []
-        for offset_D, at_D, gradient_D, loss, cap in zip(self._offsets, *both_2RD, losses, caps, strict=True):
-            memory = self.state.setdefault(offset_D, Memory(cap))
-            moved.append(memory.next(at_D, gradient_D, loss))
+        for offset_D, at_D, gradient_D, loss, most in zip(
+            self._offsets, *both_2RD, losses, self._most_R.tolist(), strict=True
+        ):
+            memory = self.state.setdefault(offset_D, Memory(FIRST * most))
+            moved.append(memory.next(at_D, _along(at_D, gradient_D, most), loss))
         for offset_D, next_D in zip(self._offsets, torch.stack(moved).to(offsets_RD), strict=True):
             offset_D.copy_(next_D)
+
+
+def _along(at_D: Tensor, gradient_D: Tensor, most: float) -> Tensor:
+    """The gradient; where the offset is as long as it may be and would grow, only its part along the sphere, for the
+    clamp undoes the other."""
+    square, outward = at_D @ at_D, at_D @ gradient_D
+    if square < (CLAMPED * most) ** 2 or outward >= 0:
+        return gradient_D
+    return gradient_D - (outward / square) * at_D
