@@ -269,12 +269,12 @@ def test_easyedits_alphaedit_like_run(sequential: bool) -> None:
     assert found["post"]["locality"]["neighborhood_acc"] == pytest.approx(sum(near) / 6)
 
 
-@pytest.mark.parametrize("name", ["IKEHyperParams", "GraceHyperParams", "SERACTrainingHparams", "SafetyDataset"])
+@pytest.mark.parametrize("name", ["KNHyperParams", "GraceHyperParams", "SERACTrainingHparams", "SafetyDataset"])
 def test_what_is_not_here_says_so_at_the_call(name: str) -> None:
     absent = getattr(easyeditor, name)
     uses: list[Callable[[], Any]] = [
         absent,
-        lambda: absent.from_hparams("./hparams/IKE/gpt2-xl"),
+        lambda: absent.from_hparams("./hparams/KN/gpt2-xl"),
         lambda: absent("x", size=3),
     ]
     for use in uses:

@@ -49,6 +49,7 @@ SMALL: dict[str, Any] = {
     "num_steps": 2,
     "lr": 1e-3,
     "rank": 2,
+    "k": 1,
 }
 """Settings by key; a method takes those that it has."""
 FILTERED: dict[str, dict[str, Any]] = {
@@ -83,6 +84,7 @@ def settings(name_: str, kind: str, place: Path) -> dict[str, Any]:
         "inner_params": [rewrite.format(1), rewrite.format(2)],
         "stats_dir": str(place / "stats"),
         "archive": str(place / f"archive-{kind}"),
+        "demonstrations": str(place / "demonstrations.json"),
     }
     if "v_lr" not in known:
         del own["kl_factor"]  # fine-tuning has the key and no such term
@@ -100,6 +102,8 @@ def supplies(kind: str, place: Path) -> Path:
     """Second moments of layers 1 and 2, a MEND archive, of a model whose name is `kind`."""
     model = build(kind)
     parts = anatomy(model)
+    shown = [{"prompt": "Lugo is in", "subject": "Lugo", "target_new": "Mali", "rephrase_prompt": "One sees Lugo in"}]
+    (place / "demonstrations.json").write_text(json.dumps(shown), encoding="utf-8")
     draw = np.random.default_rng(0)
     for layer in (1, 2):
         width = parts.key_width(layer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from easyeditor.commands import mass_edit, ppl, single_case_edit
 from easyeditor.commands import report as report_command
 from easyeditor.lm.generate import Decoding, generate
 from easyeditor.lm.tokens import encode
+from easyeditor.methods.in_context.retriever import retriever
 
 NEAR = {"prompt": ["Lima lies in", "Oslo lies in"], "ground_truth": ["Peru", "Norway"]}
 RICH = [
@@ -134,6 +137,101 @@ def test_a_text_is_written_behind_the_fact_and_shown_without_it() -> None:
     (own,) = generate(made.model, made.tok, [told(RICH[0], prompt)], drawn)
     assert whole == prompt + own.text
     assert own.tokens + len(encode(made.tok, prompt)) == 100
+
+
+# Demonstrations, and what is near
+
+
+def shown(place: Path) -> str:
+    """Three facts to learn from, one of them of a subject that is edited."""
+    records = [
+        {
+            "subject": subject,
+            "prompt": f"{subject} is in",
+            "target_new": "Mali",
+            "rephrase_prompt": f"One sees {subject} in",
+        }
+        | {"locality": {"near": {"prompt": prompt, "ground_truth": "Peru"}}}
+        for subject, prompt in [("Lugo", "Lima lies in"), ("Bay", "Nice lies in"), ("Kiel", "Graz lies in")]
+    ]
+    (place / "shown.json").write_text(json.dumps(records), encoding="utf-8")
+    return str(place / "shown.json")
+
+
+def test_demonstrations_copy_update_and_retain_and_give_nothing_away(tmp_path: Path) -> None:
+    made = editor("IKE", k=16, demonstrations=shown(tmp_path))
+    made.commit(made.compute(RICH))
+    recall = made.method.recall
+    assert recall is not None
+    bay, near, strange = recall.asked([("Bay lies in", RICH[0]), ("Lima lies in", RICH[0]), ("Bay?", FACTS[3])])
+    head, tail = bay.prompt.rsplit("\n\n", 1)
+    assert tail == told(RICH[0], "Bay lies in")
+    lugo, kiel = (
+        [f"New Fact: {s} is in Mali\nPrompt: {q}" for q in qs]
+        for s, qs in (
+            ("Lugo", ("Lugo is in Mali", "One sees Lugo in Mali", "Lima lies in Peru")),
+            ("Kiel", ("Kiel is in Mali", "One sees Kiel in Mali", "Graz lies in Peru")),
+        )
+    )
+    assert sorted(head.split("\n\n")) == sorted([*lugo, *kiel])  # none of Bay
+    assert "Lima lies in Peru" not in near.prompt  # the answer to what is asked
+    assert near.prompt.count("\n\n") == 5
+    assert (strange.prompt, strange.fact) == ("Bay?", None)
+    one = editor("IKE", k=1, demonstrations=shown(tmp_path))
+    one.commit(one.compute(RICH))
+    assert one.asked("Bay?").startswith(head.split("\n\n")[0] + "\n\nNew Fact: ")  # the nearest stands first
+
+
+def test_what_is_near_is_as_computed_plainly() -> None:
+    """Cosine of mean last hidden states less the mean over the texts, one text at a time; BM25 by its formula."""
+    made, texts, asked = editor(), ["Bay lies in Italy", "Oslo is a town", "The sea", "Italy"], ["Bay?", "A town"]
+
+    def mean(text: str) -> torch.Tensor:
+        ids = torch.tensor([encode(made.tok, text)])
+        with torch.no_grad():
+            return made.model(ids, output_hidden_states=True).hidden_states[-1][0].double().mean(0)
+
+    rows = torch.stack([mean(text) for text in texts])
+    near = [torch.cosine_similarity(mean(q) - rows.mean(0), rows - rows.mean(0)) for q in asked]
+    find = retriever("hidden", made.model, made.tok, made.method.budget)
+    assert find.ranked(texts, asked) == [row.argsort(descending=True).tolist() for row in near]
+    assert find.ranked(texts, asked[1:]) == find.ranked(texts, asked)[1:]
+    words = [text.lower().split() for text in ("bay lies in italy", "oslo is a town", "the sea", "italy")]
+    average = sum(map(len, words)) / 4
+
+    def bm25(question: list[str], text: list[str]) -> float:  # Lucene's, k1 1.5, b 0.75
+        score = 0.0
+        for word in question:
+            count, has = text.count(word), sum(word in other for other in words)
+            weight = math.log(1 + (4 - has + 0.5) / (has + 0.5))
+            score += weight * count / (count + 1.5 * (0.25 + 0.75 * len(text) / average))
+        return score
+
+    (order,) = retriever("bm25", made.model, made.tok, made.method.budget).ranked(texts, ["Italy: a bay?"])
+    scores = [bm25(["italy", "a", "bay"], text) for text in words]
+    assert order == sorted(range(4), key=lambda n: -scores[n])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"k": 0}, "k is 0; allowed: 1 or more"),
+        ({"demonstration_facts": 0}, "demonstration_facts is 0; allowed: 1 or more"),
+        ({"retriever": "faiss"}, "retriever is 'faiss'.*allowed: one of 'hidden', 'bm25'"),
+        ({"demonstrations": "nowhere.json"}, "nowhere.json"),
+        ({"demonstrations": ""}, "demonstrations is ''; allowed: a file of records, or null"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(values: dict[str, Any], said: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=said) as caught:
+        editor("IKE", **values)
+    assert "\n" not in str(caught.value)
+
+
+def test_bm25_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(ConfigError, match=r"pip install 'edit-collapse\[retrieve\]'; or retriever: hidden"):
+        editor("IKE", retriever="bm25")
 
 
 # The seam

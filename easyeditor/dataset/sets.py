@@ -80,6 +80,18 @@ def load_normal(normal: str | None, limit: int, seed: int, collapse: RequestSet)
     return RequestSet(name="normal", path=path, requests=tuple(requests))
 
 
+def demonstration_facts(file: str | None, limit: int, seed: int) -> list[EditRequest]:
+    """At most `limit` requests of a file, drawn by `seed`; by default of the split `train` of `data/facts.json`.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    split = "train" if file is None else None
+    return _sample(
+        read_dataset(str(FACTS if file is None else file), split=split, needs_subject=False).requests, limit, seed
+    )
+
+
 def _sample(requests: Sequence[EditRequest], limit: int, seed: int) -> list[EditRequest]:
     """At most `limit` of them, drawn by the seed, in their order."""
     drawn = random.Random(seed).sample(range(len(requests)), min(limit, len(requests)))

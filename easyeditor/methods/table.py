@@ -202,4 +202,13 @@ METHODS: dict[str, MethodRow] = {
         writes=False,
         paper="https://arxiv.org/abs/2307.12976",
     ),
+    "IKE": MethodRow(
+        title="IKE",
+        hparams="easyeditor.methods.in_context.hparams:IKEHyperParams",
+        method="easyeditor.methods.in_context.ike:IKE",
+        needs_subject=False,
+        writes=False,
+        paper="https://arxiv.org/abs/2305.12740",
+        unused=("sentence_model_name", "results_dir", "use_icl_examples"),
+    ),
 }
