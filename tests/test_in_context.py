@@ -23,8 +23,9 @@ from easyeditor.commands import evaluate as evaluate_command
 from easyeditor.commands import export as export_command
 from easyeditor.commands import mass_edit, ppl, single_case_edit
 from easyeditor.commands import report as report_command
-from easyeditor.lm.generate import Decoding, generate
+from easyeditor.lm.generate import Decoding, Generated, generate
 from easyeditor.lm.tokens import encode
+from easyeditor.methods.in_context import scr
 from easyeditor.methods.in_context.retriever import retriever
 
 NEAR = {"prompt": ["Lima lies in", "Oslo lies in"], "ground_truth": ["Peru", "Norway"]}
@@ -106,9 +107,13 @@ def test_a_fact_said_again_counts_as_said_last_and_one_that_is_not_there_is_not_
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_answer_does_not_depend_on_its_neighbours_in_the_batch(side: str) -> None:
+@pytest.mark.parametrize("name", ["ICE", "SCR"])
+def test_an_answer_does_not_depend_on_its_neighbours_in_the_batch(
+    side: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows of another request, with another fact or none, of another length; the tokenizer's own padding side."""
-    made = editor(metrics=("generation", "GE"))
+    monkeypatch.setattr(scr, "named", lambda reply, facts: [*facts, None][len(reply) % (len(facts) + 1)])
+    made = editor(name, metrics=("generation", "GE"))
     made.tok.padding_side = side
     strange = EditRequest.make("{}, far away in the south, is a town of", subject="Lugo", target_new="Mali", case_id=9)
     made.commit(made.compute(RICH))
@@ -210,6 +215,100 @@ def test_what_is_near_is_as_computed_plainly() -> None:
     (order,) = retriever("bm25", made.model, made.tok, made.method.budget).ranked(texts, ["Italy: a bay?"])
     scores = [bm25(["italy", "a", "bay"], text) for text in words]
     assert order == sorted(range(4), key=lambda n: -scores[n])
+
+
+def listed(facts: list[str], question: str) -> str:
+    """What the model is asked first, written anew."""
+    which = "Which fact answers the question? If none does, write: no relevant fact."
+    return "\n".join(["Facts:", *(f"- {fact}" for fact in facts), which, f"Question: {question}", "Fact:"])
+
+
+def test_the_model_chooses_among_the_nearest_facts_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists, hits and tokens as counted by hand from the replies; a request's question may get another's fact."""
+    facts = {r.subject: f"{r.prompt} {r.target_new}" for r in [*RICH, FACTS[3]]}
+    bay, berlin, other = facts.values()
+    replies = {
+        "Bay lies in": bay,
+        "One finds Bay in": f" {berlin}.",
+        "Lima lies in": "No relevant fact",
+        "Bay?": "Rome",
+    }
+    lists: dict[str, str] = {}
+
+    def reply(_model: Any, _tok: Any, prompts: list[str], decoding: Decoding, **_: Any) -> list[Generated]:
+        lists.update({prompt.split("Question: ")[1].split("\n")[0]: prompt for prompt in prompts})
+        assert decoding.tokens >= max(len(encode(made.tok, fact)) for fact in facts.values())
+        said = [replies.get(prompt.split("Question: ")[1].split("\n")[0], other) for prompt in prompts]
+        return [Generated(text=text, whole=text, stop="newline", tokens=7) for text in said]
+
+    monkeypatch.setattr(scr, "generate", reply)
+    made = editor("SCR", k=2, retriever="bm25")
+    made.commit(made.compute([*RICH, FACTS[3]]))
+    row = made.measure(RICH[:1], [None]).rows[0]
+    assert lists["Bay lies in"] == listed([bay, berlin], "Bay lies in")  # both words, one word, no word
+    found = {name: row[f"recall_{name}"].value for name in ("hit", "at_k", "none", "tokens")}
+    assert {name: found[name] for name in ("hit", "at_k", "none")} == {"hit": 0.5, "at_k": 1, "none": 0.5}
+    behind = {
+        "Bay lies in": RICH[0],
+        "One finds Bay in": RICH[1],
+        "Oslo lies in": FACTS[3],
+    }  # a neighbour's, and a fact
+    asked = {question: told(fact, question) for question, fact in behind.items()}
+    each = [
+        len(encode(made.tok, asked.get(q, q))) - len(encode(made.tok, q)) + len(encode(made.tok, lists[q])) + 7
+        for q in (*asked, "Lima lies in")
+    ]
+    assert found["tokens"] == pytest.approx(sum(each) / 4)
+    assert made.asked("Bay?") == "Bay?"
+    assert made.asked("Bay lies in") == asked["Bay lies in"]  # typed by somebody: looked up as well
+
+
+def test_what_the_model_is_asked_first_is_what_it_replies_to_alone() -> None:
+    """The reply of the tiny model to the list, by its own generation; nothing in it is a fact."""
+    made = editor("SCR", k=1)
+    made.commit(made.compute(RICH[:1]))
+    recall = made.method.recall
+    assert recall is not None
+    prompt = listed(["Bay lies in Italy"], "Bay?")
+    limit = 8 + len(encode(made.tok, "Bay lies in Italy"))
+    (text,) = generate(made.model, made.tok, [prompt], Decoding(tokens=limit, stops=("newline",)))
+    (asked,) = recall.asked([("Bay?", RICH[1])])
+    assert (asked.prompt, asked.fact, asked.among) == ("Bay?", None, tuple(RICH[:1]))
+    assert asked.beside == len(encode(made.tok, prompt)) + text.tokens
+
+
+@pytest.mark.parametrize(
+    ("reply", "place"),
+    [
+        (" bay LIES in Italy, so it is", 0),
+        ("Bay lies in Italy and Chad", 1),
+        ("- Bay lies in Italy (no relevant information)", None),
+        ("It is false that Rome is old", 2),
+        ("False", None),
+        ("Bay lies in Spain", None),
+        ("", None),
+    ],
+)
+def test_a_reply_names_the_longest_fact_that_it_repeats(reply: str, place: int | None) -> None:
+    texts = ["Bay lies in Italy", "Bay lies in Italy and Chad", "It is false that Rome is old"]
+    facts = [(FACTS[0], text) for text in texts]
+    assert scr.named(reply, facts) == (None if place is None else facts[place])
+
+
+def test_a_list_has_as_many_facts_as_fit_the_model() -> None:
+    """Of 30 facts those nearest to the question, up to the model's positions, the reply among them."""
+    made = editor("SCR", k=1000, retriever="bm25")
+    many = [EditRequest.make("{} lies in", subject=f"Town {n}", target_new="Italy") for n in range(30)]
+    made.commit(made.compute(many))
+    recall = made.method.recall
+    assert recall is not None
+    (asked,) = recall.asked([("Town 7 lies in", None)])
+    texts = [f"{r.prompt} {r.target_new}" for r in [many[7], *(r for r in many if r is not many[7])]]
+    limit = 8 + max(len(encode(made.tok, text)) for text in texts)
+    sizes = [len(encode(made.tok, listed(texts[:n], "Town 7 lies in"))) + limit for n in range(1, 31)]
+    most = sum(size <= made.model.config.max_position_embeddings for size in sizes)
+    assert 1 < most < 30
+    assert asked.among == (many[7], *(r for r in many if r is not many[7]))[:most]
 
 
 @pytest.mark.parametrize(

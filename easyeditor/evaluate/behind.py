@@ -135,6 +135,14 @@ RECALL = (
         **_looked_up(_edited, lambda r, asked: float(asked.fact is not None and asked.fact.place == r.place)),
     ),
     Metric(
+        name="recall_at_k",
+        formula="share of prompts (rewrite, paraphrases) whose own fact is among those found: the `k` nearest (SCR); "
+        "an oracle finds one",
+        fields="prompt, rephrase_prompt; a memory of facts",
+        blind_to="which of them is chosen",
+        **_looked_up(_edited, lambda r, asked: float(any(one.place == r.place for one in asked.among))),
+    ),
+    Metric(
         name="recall_none",
         formula="share of locality prompts that are asked behind no fact",
         fields="locality; a memory of facts",

@@ -16,12 +16,13 @@ Question = tuple[str, EditRequest | None]
 class Asked:
     """A question as the model is given it: the whole `prompt`, which ends with the question; `fact`, the request whose
     fact is in it, if one is; `before` tokens more than the bare question's, and `beside` those of questions that
-    were asked first."""
+    were asked first; `among`, the requests whose facts were found for it, one of which is `fact` or none."""
 
     prompt: str
     fact: EditRequest | None = None
     before: int = 0
     beside: int = 0
+    among: tuple[EditRequest, ...] = ()
 
 
 class Recall(ABC):

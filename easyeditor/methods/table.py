@@ -211,4 +211,12 @@ METHODS: dict[str, MethodRow] = {
         paper="https://arxiv.org/abs/2305.12740",
         unused=("sentence_model_name", "results_dir", "use_icl_examples"),
     ),
+    "SCR": MethodRow(
+        title="SCR",
+        hparams="easyeditor.methods.in_context.hparams:SCRHyperParams",
+        method="easyeditor.methods.in_context.scr:SCR",
+        needs_subject=False,
+        writes=False,
+        paper="https://arxiv.org/abs/2503.05212",
+    ),
 }

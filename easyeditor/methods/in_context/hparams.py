@@ -32,6 +32,15 @@ class RetrievedHyperParams(InContextHyperParams):
 
 
 @dataclass(kw_only=True)
+class SCRHyperParams(RetrievedHyperParams):
+    """The fact that the model chooses among the `k` nearest to the question."""
+
+    alg_name: str = "SCR"
+    k: int = 5
+    """Facts that the model chooses from."""
+
+
+@dataclass(kw_only=True)
 class IKEHyperParams(RetrievedHyperParams):
     """The request's own fact behind `k` demonstrations."""
 

@@ -59,7 +59,7 @@ class InContext(Recalled[C], Generic[C]):
             return Asked(prompt=question, beside=beside)
         prompt = before + NEW_FACT.format(found[1]) + question
         longer = len(encode(self.tok, prompt, self.prompting)) - len(encode(self.tok, question, self.prompting))
-        return Asked(prompt=prompt, fact=found[0], before=longer, beside=beside)
+        return Asked(prompt=prompt, fact=found[0], before=longer, beside=beside, among=found[:1])
 
     def asked(self, questions: Sequence[Question]) -> list[Asked]:
         facts = self.facts
