@@ -321,6 +321,65 @@ def test_essence_begins_with_bos_where_the_tokenizer_does() -> None:
     assert found.value == pytest.approx(math.exp(-logs[range(len(ids) - 1), ids[1:]].mean().item()), rel=1e-4)
 
 
+CHECKED = EditRequest.make("The town of {} is in", subject="Bay", target_new=" Italy", ground_truth="Peru")
+WHO = EditRequest.make("Who made the {}?", subject="Bridge", target_new="Ann", ground_truth="Eve")
+ASKED = {  # subject, metric -> what is asked
+    ("Bay", "negation"): ["It is not true that the town of Bay is in"],
+    ("Bay", "fact_check_new"): [
+        "Question: Is it true that the town of Bay is in Italy? Answer yes or no.\nAnswer:",
+    ],
+    ("Bay", "fact_check_old"): ["Question: Is it true that the town of Bay is in Peru? Answer yes or no.\nAnswer:"],
+    ("Bay", "reversed"): [
+        "Question: Which name belongs in the gap in this sentence: the town of ____ is in Italy?\nAnswer:"
+    ],
+    ("Bridge", "negation"): ['It is not true that the answer to "Who made the Bridge?" is'],
+    ("Bridge", "reversed"): [
+        'Question: Which name belongs in the gap in this sentence: the answer to "Who made the ____?" is Ann?\nAnswer:'
+    ],
+    ("Bridge", "consistent"): [
+        "Who made the Bridge?",
+        'It is not true that the answer to "Who made the Bridge?" is',
+        'Question: Is it true that the answer to "Who made the Bridge?" is Ann? Answer yes or no.\nAnswer:',
+        'Question: Is it true that the answer to "Who made the Bridge?" is Eve? Answer yes or no.\nAnswer:',
+    ],
+}
+NO_BELIEF = [" Ann, of course", " Bob", " Yes.", " No, Ann did"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "texts", "wanted"),
+    [
+        (CHECKED, "negation", [" Peru"], 1),
+        (CHECKED, "negation", [" the italy of old"], 0),
+        (CHECKED, "negation", [" Italys"], 1),
+        (CHECKED, "fact_check_new", [" YES, it is"], 1),
+        (CHECKED, "fact_check_new", [" The answer: yes"], 0),
+        (CHECKED, "fact_check_new", [""], 0),
+        (CHECKED, "fact_check_old", [" no"], 1),
+        (CHECKED, "fact_check_old", [" False. It is in Italy"], 1),
+        (CHECKED, "fact_check_old", [" Nothing"], 0),
+        (CHECKED, "reversed", [" It is Bay."], 1),
+        (CHECKED, "reversed", [" Rome"], 0),
+        (WHO, "negation", [" Ann"], 0),
+        (WHO, "reversed", [" the bridge"], 1),
+        (WHO, "consistent", NO_BELIEF, 1),
+        *((WHO, "consistent", [*NO_BELIEF[:n], "Ann", *NO_BELIEF[n + 1 :]], 0) for n in (1, 2, 3)),
+        (WHO, "consistent", ["Bob", *NO_BELIEF[1:]], 0),
+    ],
+)
+def test_beliefs_by_hand(request_: EditRequest, name: str, texts: list[str], wanted: int) -> None:
+    asks = METRICS[name].asks(request_, Settings())
+    assert [prompt for prompt, _ in asks] == ASKED[request_.subject, name]
+    assert {decoding for _, decoding in asks} == {Settings().natural}
+    made = {
+        ask: Generated(text=text, whole=ask[0] + text, stop="newline", tokens=3)
+        for ask, text in zip(asks, texts, strict=True)
+    }
+    found = value(name, request_, generated=made)
+    assert found.value == wanted
+    assert [one["text"] for one in found.details["generated"]] == texts
+
+
 # Fields and names
 
 
@@ -329,7 +388,11 @@ def test_what_a_record_lacks_is_null_with_a_reason() -> None:
     row = found.rows[0]
     assert row.keys() == METRICS.keys() - {"S"}
     held = {name for name, v in row.items() if v.value is not None}
-    enough = {name for name, m in METRICS.items() if m.value and {*m.fields.split(", ")} <= {"prompt", "target_new"}}
+    enough = {
+        name
+        for name, m in METRICS.items()
+        if m.value and {*m.fields.split(", ")} <= {"prompt", "subject", "target_new"}
+    }
     assert held == enough | {"GE"} >= {"rewrite_acc", "zsre_efficacy", "gen_rewrite_em", "gen_rewrite_contains"}
     assert row["ES"].reason == "the record has no ground_truth to compare target_new with"
     assert row["RS"].reason == "the record has no generation_prompts"

@@ -42,16 +42,17 @@ def _truth(request: EditRequest) -> str:
     return request.ground_truth
 
 
-def _lacks_truth(request: EditRequest) -> str | None:
+def lacks_truth(request: EditRequest) -> str | None:
+    """Why a metric that compares with the old answer cannot be had."""
     return None if request.ground_truth is not None else "the record has no ground_truth to compare target_new with"
 
 
 def _lacks_rephrase(request: EditRequest) -> str | None:
-    return _lacks_truth(request) or lacks_rephrase(request)
+    return lacks_truth(request) or lacks_rephrase(request)
 
 
 def _lacks_attribute(request: EditRequest) -> str | None:
-    return _lacks_truth(request) or (None if request.attribute_prompts else "the record has no attribute_prompts")
+    return lacks_truth(request) or (None if request.attribute_prompts else "the record has no attribute_prompts")
 
 
 def _pairs(contests: Contests, request: EditRequest, settings: Settings) -> list[Pair]:
@@ -105,7 +106,7 @@ def _family(
     return success, magnitude
 
 
-_E = _family("E", _rewrite, "P(target_new) > P(ground_truth) on the prompt", "prompt, ground_truth", _lacks_truth)
+_E = _family("E", _rewrite, "P(target_new) > P(ground_truth) on the prompt", "prompt, ground_truth", lacks_truth)
 _P = _family(
     "P", _rephrase, "P(target_new) > P(ground_truth) over paraphrases", "rephrase_prompt, ground_truth", _lacks_rephrase
 )

@@ -15,6 +15,7 @@ from easyeditor.base.errors import ConfigError, DataError, ModelError
 from easyeditor.base.progress import Progress
 from easyeditor.evaluate.accuracy import EASYEDIT, ZSRE, record_side
 from easyeditor.evaluate.behind import RECALL, Behind, asking_of, owned_pairs
+from easyeditor.evaluate.consistency import CONSISTENCY
 from easyeditor.evaluate.counterfact import COUNTERFACT
 from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
@@ -40,6 +41,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "zsre": ZSRE,
     "generation": GENERATION,
     "first_place": FIRST_PLACE,
+    "consistency": CONSISTENCY,
     "recall": RECALL,
     **WILD,
 }
