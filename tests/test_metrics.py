@@ -576,6 +576,7 @@ def steered(kind: str, token: int) -> Any:
     ("text", "stops", "stop", "count"),
     [
         ("\n", ("newline",), "newline", 1),
+        ("\n", ("paragraph",), "paragraph", 2),
         ("\n", (), "max_tokens", 5),
         (".", ("newline", "period"), "period", 1),
         (".", ("newline",), "max_tokens", 5),

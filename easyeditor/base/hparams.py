@@ -14,6 +14,7 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import check_value, parse_json
 from easyeditor.base.plain_yaml import parse_yaml
 from easyeditor.base.reading import read_text
+from easyeditor.base.shots import read_shots
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -87,6 +88,9 @@ class HyperParams:
     """Collapse also needs perplexity above this many times the unedited model's: for models whose base is already
     high."""
 
+    mquake_prompts: str | None = None
+    """Folder with MQuAKE's prompt files, behind which the metrics `mquake` ask."""
+
     @classmethod
     def from_dict(cls: type[H], values: Mapping[str, Any], where: str = "hparams") -> H:
         """Build from a mapping, every value brought to its field's declared type ("5e-1" is a float, "5" is not a
@@ -135,10 +139,12 @@ class HyperParams:
 
     def reads(self) -> dict[str, Any]:
         """What is read besides the YAML, by key: the model; files and folders, for the check of what is written."""
-        return {"model_name": self.model_name}
+        return {"model_name": self.model_name, "mquake_prompts": self.mquake_prompts}
 
     def check_files(self) -> None:
-        """Raise ConfigError, which says what to run, if a file that every edit reads is not there."""
+        """Raise ConfigError or DataError, which says what to do, if a file that every edit reads is not there."""
+        if self.mquake_prompts is not None:
+            read_shots(self.mquake_prompts)
 
     def validate(self, where: str) -> None:
         """Cross-checks between fields. Raises ConfigError."""

@@ -27,6 +27,7 @@ from easyeditor.base.errors import ConfigError
 from easyeditor.base.files import parse_json, to_json, write_json
 from easyeditor.base.hparams import coerce
 from easyeditor.base.places import at_least_one, declare
+from easyeditor.base.shots import read_shots
 from easyeditor.commands.cli import Listed, measuring_flags, model_of, parser, quiet_transformers, run
 from easyeditor.results.shown import shown_share
 
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--limit", type=int, help="only the first so many records")
     p.add_argument("--max-new-tokens", type=int, default=50, help="of the texts judged (default: %(default)s)")
     p.add_argument("--stop", nargs="*", choices=("newline", "period"), default=["newline"], help="what ends them too")
+    p.add_argument("--mquake-prompts", metavar="DIR", help="MQuAKE's prompt files, for the metrics `mquake`")
     p.add_argument("--seed", type=int, default=0, help="of the texts drawn for GE and RS (default: %(default)s)")
     p.add_argument("--chat-template", action="store_true", help="prompts through the tokenizer's chat template")
     p.add_argument("--chat-template-kwargs", metavar="JSON", help='what it is told: {"enable_thinking": false} …')
@@ -57,7 +59,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--target-space", choices=spaces, help=f"is a space put before an answer? (default: {own})")
     p.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward (default: %(default)s)")
     p.add_argument("--list", action="store_true", help="print the metrics and exit")
-    declare(p, "model", "edit", "base_model", "data", output="record")
+    declare(p, "model", "edit", "base_model", "data", "mquake_prompts", output="record")
     args = p.parse_args()
     at_least_one(args, "limit", "max_new_tokens", "batch_tokens")
     if args.edit is not None and args.base_model is not None:
@@ -113,6 +115,7 @@ def main() -> int:
             template_kwargs=json.dumps(told, sort_keys=True),
         ),
         judge=judge_for(names),
+        shots=None if args.mquake_prompts is None else read_shots(args.mquake_prompts),
     )
     if hparams.get("chat_template") and not args.chat_template:
         LOG.warning("%s was made with chat_template: true, and is measured without; add --chat-template", args.edit)

@@ -28,7 +28,7 @@ from easyeditor.results.shown import ppl_name, shown_ppl, shown_share
 from easyeditor.runs.session import Session, session, typed_settings
 from easyeditor.runs.settings import RunSettings
 from easyeditor.values.edit import EditRequest
-from easyeditor.values.request import is_text
+from easyeditor.values.texts import is_text
 
 LONGEST = 1_000_000  # characters of a line
 SAID = 40  # tokens of an answer

@@ -11,6 +11,7 @@ from easyeditor.base.files import check_value, read_json
 from easyeditor.dataset.probes import Asked, Reading, empty, first, read_probes
 from easyeditor.values.edit import EditRequest
 from easyeditor.values.request import TEXT_FIELDS
+from easyeditor.values.texts import is_text
 
 Raw = Mapping[str, Any]
 Parse = Callable[[Raw, int | str, Reading], EditRequest | list[EditRequest]]
@@ -123,7 +124,7 @@ def _request(
     given: dict[str, Any] = {
         **{"target_new": target, "ground_truth": first(old), "case_id": case_id},
         **read_probes(raw, target, reading, **more),
-        **{name: raw[name] for name in TEXT_FIELDS if raw.get(name)},
+        **{name: raw[name] for name in (*TEXT_FIELDS, "multi_hop") if raw.get(name)},
     }
     return make_request(_only(prompt), subject, reading, **given)
 
@@ -168,9 +169,24 @@ def _mquake(raw: Raw, case_id: int | str, reading: Reading) -> list[EditRequest]
         raise DataError("requested_rewrite is empty, so there is nothing to edit")
     name = "multi_hop" if len(edits) == 1 else f"multi_hop_{len(edits)}_edits"
     asked: dict[str, Asked] = {"portability": (name, list(questions), [raw["new_answer"] for _ in questions])}
+    hops = _hops(raw)
+    answers = _answers(raw, "new_answer")
+    last = {"questions": list(filter(is_text, questions)) if answers else [], "answers": answers, "hops": hops}
+    asked_of = {hop["question"]: hop["answers"] for hop in hops}
+
+    def own(edit: Raw) -> dict[str, Any]:
+        """What asks for an edit itself; aliases are those of the hop that asks the same."""
+        question, target = edit.get("question"), _target(edit, "target_new")
+        answers = list(dict.fromkeys([target, *asked_of.get(question, [])]))
+        hop = {"question": question, "answers": answers, "relation": edit.get("relation_id") or ""}
+        return {} if empty(question) else {"edit": hop}
+
     return [
         _request(
-            {"rephrase_prompt": edit.get("question")},
+            {
+                "rephrase_prompt": edit.get("question"),
+                "multi_hop": {**own(edit), **(last if number == len(edits) else {})},
+            },
             case_id if len(edits) == 1 else f"{case_id}-{number}",
             reading,
             edit["prompt"],
@@ -181,6 +197,23 @@ def _mquake(raw: Raw, case_id: int | str, reading: Reading) -> list[EditRequest]
         )
         for number, edit in enumerate(edits, 1)
     ]
+
+
+def _hops(raw: Raw) -> list[dict[str, Any]]:
+    """The single hops after the edits, each with the relation of its triple; none where one lacks its answer."""
+    listed = raw.get("new_single_hops") or []
+    triples = (raw.get("orig") or {}).get("new_triples") or []
+    relations = [relation for _, relation, _ in triples] if len(triples) == len(listed) else [""] * len(listed)
+    hops = [
+        {"question": hop.get("question"), "answers": _answers(hop, "answer"), "relation": relation}
+        for hop, relation in zip(listed, relations, strict=True)
+    ]
+    return hops if all(is_text(hop["question"]) and hop["answers"] for hop in hops) else []
+
+
+def _answers(raw: Raw, name: str) -> list[str]:
+    """An answer and its aliases, those that are texts."""
+    return [text for text in (first(raw.get(name)), *(raw.get(f"{name}_alias") or [])) if is_text(text)]
 
 
 def _counterfact(raw: Raw, case_id: int | str, reading: Reading) -> EditRequest | list[EditRequest]:

@@ -11,7 +11,7 @@ from easyeditor.base.errors import DataError
 from easyeditor.base.files import parse_unchecked
 from easyeditor.base.paths import SHIPPED
 from easyeditor.base.reading import read_bytes
-from easyeditor.values.request import is_text
+from easyeditor.values.texts import is_text
 
 DATA = SHIPPED / "data"
 OWN = "sentences_50.json"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easyeditor.base.errors import ConfigError
 from easyeditor.base.hparams import HyperParams
 from easyeditor.base.progress import progress_bar
+from easyeditor.base.shots import read_shots
 from easyeditor.dataset.sentences import Sentences, load_sentences
 from easyeditor.evaluate.behind import RECALL
 from easyeditor.evaluate.examined import State
@@ -81,6 +82,8 @@ class Measuring:
         self._steady: tuple[object, PerplexityReport] | None = None  # of a version of the weights
         self._warned: set[str] = set()
         self._prefixes = random.Random(self.hparams.seed)
+        prompts = self.hparams.mquake_prompts
+        self._shots = None if prompts is None else read_shots(prompts)
         self._method: EditMethod[Any] = method_class(self.hparams.alg_name)(self.model, self.tok, self.hparams)
         self._bound = self.model, self.tok, self.hparams.checked()
 
@@ -218,6 +221,7 @@ class Measuring:
             prompting=self.method.scoring,
             judge=judge_for(self.metrics),
             recall=self.method.recall,
+            shots=self._shots,
         )
 
     @property

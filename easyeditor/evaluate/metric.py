@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from easyeditor.base.endpoint import Endpoint
+from easyeditor.base.shots import Shots
 from easyeditor.evaluate.judge import Judged, Verdict
 from easyeditor.evaluate.scoring import Scored
 from easyeditor.lm.budget import USUAL_TOKENS, Budget
@@ -33,7 +34,7 @@ class Settings:
     with `prefix_rephrase`. `prompting` is done to every prompt and scored answer; `judge` is asked by metrics that want
     a judge. `idf_texts` are the documents RS takes its word weights from; by default the reference texts of the
     requests measured together. `budget` bounds the tokens of a batch, and remembers what did not fit. `recall` is the
-    memory that prompts are asked behind.
+    memory that prompts are asked behind, `shots` the demonstrations that MQuAKE's questions are.
     """
 
     prefix: str | None = None
@@ -46,6 +47,7 @@ class Settings:
     prompting: Prompting = PLAIN
     judge: Endpoint | None = None
     recall: Recall | None = field(default=None, compare=False)
+    shots: Shots | None = None
 
     def rewrite(self, request: EditRequest) -> str:
         """The rewrite prompt, behind the prefix if there is one."""

@@ -21,6 +21,7 @@ from easyeditor.evaluate.first_place import FIRST_PLACE
 from easyeditor.evaluate.generation import GENERATION, TEXTS
 from easyeditor.evaluate.judge import NO_JUDGE, judge_named, verdicts
 from easyeditor.evaluate.metric import Answers, Ask, Metric, Pair, Settings, Value, missing
+from easyeditor.evaluate.mquake import MQUAKE
 from easyeditor.evaluate.perplexity import PerplexityProbe
 from easyeditor.evaluate.scoring import Scored, score
 from easyeditor.evaluate.wild import WILD
@@ -42,6 +43,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "generation": GENERATION,
     "first_place": FIRST_PLACE,
     "consistency": CONSISTENCY,
+    "mquake": MQUAKE,
     "recall": RECALL,
     **WILD,
 }

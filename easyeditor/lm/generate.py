@@ -25,8 +25,8 @@ from easyeditor.lm.prompting import PLAIN, Prompting
 from easyeditor.lm.tokens import answered, check_length, encode, model_inputs
 from easyeditor.values.request import EditRequest
 
-Stop = Literal["newline", "period"]
-STOPS: dict[Stop, str] = {"newline": "\n", "period": "."}
+Stop = Literal["newline", "period", "paragraph"]
+STOPS: dict[Stop, str] = {"newline": "\n", "period": ".", "paragraph": "\n\n"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Decoding:
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """A continuation: `text` without the prompt and without what ended it, `whole` with the prompt, `stop` why it
-    ended (`eos`, `newline`, `period`, `max_tokens`), `tokens` how many were generated, and which (`ids`): a stop among
+    ended (`eos`, one of `STOPS`, `max_tokens`), `tokens` how many were generated, and which (`ids`): a stop among
     them, an end-of-text token not."""
 
     text: str

@@ -14,7 +14,7 @@ from easyeditor.base.reading import open_tensors, read_tensors, read_text
 from easyeditor.values.record import LayerNumbers
 from easyeditor.values.request import EditRequest as EditRequest
 from easyeditor.values.request import Probe as Probe
-from easyeditor.values.request import is_text
+from easyeditor.values.texts import is_text
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype

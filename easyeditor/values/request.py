@@ -9,9 +9,9 @@ from typing import Any
 
 from easyeditor.base.errors import AbsentSubject, DataError
 from easyeditor.base.files import check_value
+from easyeditor.values.multi_hop import MultiHop
+from easyeditor.values.texts import NO_TEXT, as_list, is_text, listed_texts
 
-MAX_TEXT = 100_000
-"""Most characters of a text: a prompt has at most a few thousand tokens, and one long word takes a tokenizer long."""
 TEXT_FIELDS = ("generation_prompts", "attribute_prompts", "reference_texts", "essence_texts")
 
 
@@ -37,7 +37,8 @@ class EditRequest:
     `subject_start` is the character in `prompt` where the subject that is edited begins; with a subject that
     occurs several times it is the last whole-word occurrence, unless the caller marked one with ``{}``.
     For evaluation only: `generation_prompts` to be continued freely, `attribute_prompts` on subjects that have
-    `target_new` already, `reference_texts` on such subjects, `essence_texts` on the request's own subject.
+    `target_new` already, `reference_texts` on such subjects, `essence_texts` on the request's own subject,
+    `multi_hop` as MQuAKE asks.
     Use `EditRequest.make` rather than the constructor: it checks and fills in.
     """
 
@@ -54,6 +55,7 @@ class EditRequest:
     attribute_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     essence_texts: tuple[str, ...] = ()
+    multi_hop: MultiHop | None = None
 
     @staticmethod
     def make(
@@ -71,6 +73,7 @@ class EditRequest:
         attribute_prompts: str | Sequence[str] | None = None,
         reference_texts: str | Sequence[str] | None = None,
         essence_texts: str | Sequence[str] | None = None,
+        multi_hop: MultiHop | Mapping[str, Any] | None = None,
     ) -> EditRequest:
         """Check one request and give it a definite subject position, unless `subject_start` gives it.
 
@@ -95,11 +98,12 @@ class EditRequest:
             target_new=target_new,
             subject_start=start,
             ground_truth=_optional_text(ground_truth, f"{where}: ground_truth"),
-            rephrase_prompts=_listed_texts(rephrase_prompts, f"{where}: rephrase_prompts"),
+            rephrase_prompts=listed_texts(rephrase_prompts, f"{where}: rephrase_prompts"),
             locality=_probes(locality, f"{where}: locality"),
             portability=_probes(portability, f"{where}: portability"),
             case_id=case_id,
-            **{name: _listed_texts(value, f"{where}: {name}") for name, value in zip(TEXT_FIELDS, texts, strict=True)},
+            multi_hop=MultiHop.make(multi_hop, f"{where}: multi_hop"),
+            **{name: listed_texts(value, f"{where}: {name}") for name, value in zip(TEXT_FIELDS, texts, strict=True)},
         )
 
     @property
@@ -130,6 +134,7 @@ class EditRequest:
             "locality": _probes_to_json(self.locality),
             "portability": _probes_to_json(self.portability),
             **{name: list(texts) for name in TEXT_FIELDS if (texts := getattr(self, name))},
+            **({} if self.multi_hop is None else {"multi_hop": self.multi_hop.to_json()}),
         }
 
     @staticmethod
@@ -145,7 +150,7 @@ class EditRequest:
                 raise DataError(f"a saved request's {name} must be a list, found {type(value).__name__}")
         if raw["subject_start"] is None:
             raise DataError("a saved request's subject_start is null")
-        same = {key: raw[key] for key in SAVED if key != "rephrase_prompt"}
+        same = {key: raw[key] for key in (*SAVED, "multi_hop") if key != "rephrase_prompt" and key in raw}
         return EditRequest.make(**{**same, "subject": None if raw["subject"] == "" else raw["subject"]}, **lists)
 
 
@@ -227,7 +232,7 @@ def _required_text(value: Any, where: str) -> None:
     if not value.strip():
         raise DataError(f"{where} is empty; give it at least one visible character")
     if not is_text(value):
-        raise DataError(f"{where} {_NO_TEXT} ({value!r:.80})")
+        raise DataError(f"{where} {NO_TEXT} ({value!r:.80})")
 
 
 def _optional_text(value: Any, where: str) -> str | None:
@@ -238,7 +243,7 @@ def _optional_text(value: Any, where: str) -> str | None:
     if not isinstance(value, str):
         raise DataError(f"{where} must be text, found {type(value).__name__} ({value!r:.80})")
     if value.strip() and not is_text(value):
-        raise DataError(f"{where} {_NO_TEXT} ({value!r:.80})")
+        raise DataError(f"{where} {NO_TEXT} ({value!r:.80})")
     return value
 
 
@@ -255,7 +260,7 @@ def _probes(raw: Any, where: str) -> dict[str, Probe]:
             continue
         if not isinstance(value, Mapping) or "prompt" not in value or "ground_truth" not in value:
             raise DataError(f"{where}.{key} must have 'prompt' and 'ground_truth', found {value!r:.200}")
-        prompts, answers = _texts(value["prompt"]), _texts(value["ground_truth"])
+        prompts, answers = as_list(value["prompt"]), as_list(value["ground_truth"])
         if len(prompts) != len(answers):
             raise DataError(
                 f"{where}.{key}: {len(prompts)} prompts but {len(answers)} ground truths; give one for each"
@@ -265,33 +270,6 @@ def _probes(raw: Any, where: str) -> dict[str, Probe]:
         if prompts:
             probes[key] = Probe(prompts=prompts, answers=answers)
     return probes
-
-
-_NO_TEXT = f"is not UTF-8 text of at most {MAX_TEXT} characters"
-
-
-def is_text(value: Any) -> bool:
-    """Is this a text with something visible in it, that UTF-8 can hold, of at most `MAX_TEXT` characters?"""
-    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
-        return False
-    try:
-        check_value(value)
-    except ValueError:  # half of a surrogate pair
-        return False
-    return True
-
-
-def _listed_texts(value: Any, where: str) -> tuple[str, ...]:
-    texts = _texts(value)
-    if not all(map(is_text, texts)):
-        raise DataError(f"{where} must be non-empty texts, found {texts!r:.200}")
-    return texts
-
-
-def _texts(value: Any) -> tuple[Any, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _probes_to_json(probes: Mapping[str, Probe]) -> dict[str, Any]:
